@@ -1,0 +1,181 @@
+"""Networks against published counts, and what only several chapters of the models room can say together."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reidlab.core.seed import seed_all
+from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS, build_model
+from reidlab.models.cost import count_macs, count_parameters
+
+LITE = {"backbone": "resnet50", "neck": "bn", "embedding": 256, "dropout": 0.5}
+
+
+def on_paper(**names):
+    "A model without numbers: built in no time, whatever its size."
+    with torch.device("meta"):
+        return build_model(**names)
+
+
+# counts published for 751 training people (Market-1501)
+def test_parameter_counts_are_the_published_ones():
+    assert count_parameters(on_paper(backbone="resnet50").backbone) == 23_508_032
+    assert count_parameters(on_paper(backbone="resnet101").backbone) == 42_500_160
+    assert count_parameters(on_paper(backbone="resnet50").backbone.layer4) == 14_964_736
+    assert count_parameters(on_paper(backbone="resnet50")) == 25_050_176
+    assert count_parameters(on_paper(**LITE)) == 24_226_095
+
+
+def test_only_the_bias_of_the_bnneck_is_frozen():
+    model = on_paper(backbone="resnet50")
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["neck.norm.bias"]
+    assert count_parameters(model) - count_parameters(model, trainable=True) == 2_048
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "expected"),
+    [
+        ((256, 128), 2, (2048, 8, 4)),
+        ((256, 128), 1, (2048, 16, 8)),
+        ((384, 128), 2, (2048, 12, 4)),
+        ((384, 128), 1, (2048, 24, 8)),
+        ((224, 224), 2, (2048, 7, 7)),
+        ((224, 224), 1, (2048, 14, 14)),
+        ((384, 384), 2, (2048, 12, 12)),
+        ((384, 384), 1, (2048, 24, 24)),
+    ],
+)
+def test_shapes_of_the_literature(size, stride, expected):
+    model = on_paper(backbone="resnet50", last_stride=stride).eval()
+    images = torch.zeros(1, 3, *size, device="meta")
+    assert model.backbone(images).shape[1:] == expected
+    assert model(images).shape == (1, 2048)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_backbone_keeps_its_promises(backbone, stride):
+    model = on_paper(backbone=backbone, last_stride=stride, n_pids=5)
+    maps = model.backbone(torch.zeros(2, 3, 64, 32, device="meta"))
+    assert maps.dim() == 4 and maps.shape[1] == model.backbone.out_channels
+    assert model.feature_dim == model.backbone.out_channels
+    with torch.device("meta"):
+        (branch,) = model(torch.zeros(2, 3, 64, 32))
+    assert branch.logits.shape == (2, 5) and branch.feat.shape == (2, model.feature_dim)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("embedding", [0, 16])
+def test_every_combination_trains_and_answers(pool, neck, head, embedding):
+    seed_all(0)
+    model = build_model(pool=pool, neck=neck, head=head, embedding=embedding, n_pids=4)
+    branches = model(torch.randn(4, 3, 48, 48))
+    loss = sum(
+        F.cross_entropy(b.logits, torch.arange(4)) + b.feat.square().mean() for b in branches
+    )
+    loss.backward()
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or p.grad is not None, f"{name} learns nothing"
+    features = model.eval()(torch.randn(2, 3, 48, 48))
+    assert features.shape == (2, embedding or 256) and features.dtype == torch.float32
+
+
+def test_the_stem_relu_changes_the_answer_and_no_key():
+    seed_all(0)
+    models = [build_model("resnet18", stem_relu=relu, n_pids=4).eval() for relu in (True, False)]
+    assert list(models[0].state_dict()) == list(models[1].state_dict())
+    models[1].load_state_dict(models[0].state_dict())
+    images = F.interpolate(torch.randn(2, 3, 4, 2), scale_factor=16, mode="bilinear")
+    with torch.no_grad():
+        one, other = (model(images) for model in models)
+    assert (one - other).norm() > 0.1 * one.norm()
+    assert models[0].architecture != models[1].architecture
+
+
+def test_weights_are_a_pure_function_of_the_global_seed():
+    def built(seed, **names):
+        torch.manual_seed(seed)
+        return build_model(**names, n_pids=7).state_dict()
+
+    for names in ({}, {"backbone": "resnet18", "pool": "gem"}, {"neck": "bn", "embedding": 8}):
+        one, again, other = built(3, **names), built(3, **names), built(4, **names)
+        assert all(torch.equal(one[key], again[key]) for key in one)
+        assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_keys_say_whose_they_are():
+    keys = list(on_paper(pool="gem", **LITE).state_dict())
+    assert {key.split(".")[0] for key in keys} == {"backbone", "pool", "neck", "head"}
+    assert "backbone.layer4.0.downsample.0.weight" in keys
+    assert [k for k in keys if not k.startswith("backbone.") and "num_batches" not in k] == [
+        "pool.p",
+        "neck.embed.weight",
+        "neck.embed.bias",
+        "neck.norm.weight",
+        "neck.norm.bias",
+        "neck.norm.running_mean",
+        "neck.norm.running_var",
+        "head.classifier.weight",
+        "head.classifier.bias",
+    ]
+
+
+def test_the_architecture_rebuilds_the_model():
+    seed_all(0)
+    model = build_model(pool="gem", neck="bn", embedding=16, neck_feat="before", n_pids=4).eval()
+    twin = build_model(**model.architecture).eval()
+    twin.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(model(images), twin(images))
+
+
+def test_bfloat16_autocast_stays_near_and_ends_in_float32():
+    seed_all(0)
+    model = build_model(pool="gem", n_pids=4)
+    images = torch.randn(8, 3, 64, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (branch,) = model(images)
+    assert branch.feat.dtype == torch.float32
+    F.cross_entropy(branch.logits.float(), torch.arange(8) % 4).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        full = model.eval()(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(images)
+    assert half.dtype == torch.float32
+    assert F.cosine_similarity(full, half).min() > 0.999
+
+
+def test_channels_last_gives_the_same_features():
+    seed_all(0)
+    model = build_model("resnet18", n_pids=4).eval()
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        plain = model(images)
+        last = model.to(memory_format=torch.channels_last)(
+            images.contiguous(memory_format=torch.channels_last)
+        )
+    torch.testing.assert_close(plain, last, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_graph_without_breaks(training):
+    seed_all(0)
+    model = build_model(pool="gem", n_pids=4).train(training)
+    traced = torch.compile(model, backend="eager", fullgraph=True)
+    images = torch.randn(4, 3, 48, 48)
+    with torch.no_grad():
+        ours, theirs = model(images), traced(images)
+    if training:
+        ours, theirs = ours[0].logits, theirs[0].logits
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_macs_of_resnet50_are_the_known_ones():
+    for size, stride, billions in [((256, 128), 2, 2.67), ((384, 128), 2, 4.00)]:
+        model = on_paper(backbone="resnet50", last_stride=stride)
+        assert count_macs(model, (1, 3, *size)) / 1e9 == pytest.approx(billions, abs=0.005)
+        assert model.training
