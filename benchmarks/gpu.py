@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -34,8 +35,10 @@ from reidlab.models.catalogue import build_model  # noqa: E402
 
 TERMS = {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}
 N_PIDS = 751  # training identities of Market-1501
-COLUMNS = "model size stride precision layout compiled images/s peak_MiB ratio".split()
-RESULTS = "date commit benchmark device torch case measure value ratio against".split()
+COLUMNS = ["model", "size", "stride", "precision", "layout", "compiled"]
+COLUMNS += ["images/s", "peak MiB", "ratio"]
+RESULTS = ["date", "commit", "benchmark", "device", "torch"]  # columns of results.csv
+RESULTS += ["case", "measure", "value", "ratio", "against"]
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,9 @@ def step_seconds(
             break
         step(*batches[i % len(batches)])
     if not cuda:
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        return [b - a for a, b in pairwise(marks)]
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
 
 def measure(
@@ -275,9 +278,8 @@ def table_lines(rows: list[Case], results: dict[Case, Result]) -> list[str]:
                 f"{times:.2f}" if times else "–",
             ]
         )
-    header = [name.replace("_", " ") for name in COLUMNS]
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    lines = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in (header, *body)]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *body, strict=True)]
+    lines = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in (COLUMNS, *body)]
     lines.insert(1, ["-" * w for w in widths])
     return [f"| {' | '.join(line)} |" for line in lines]
 
@@ -346,6 +348,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out and args.out.suffix not in (".json", ".csv"):
         parser.error(f"--out needs a name ending in .json or .csv, got {args.out.name!r}")
+    if args.out and not args.out.resolve().parent.is_dir():
+        parser.error(f"--out names a folder that is not there: {args.out.parent}")
     if args.steps < 2 or args.p < 2 or args.k < 2:
         parser.error("--steps, --p and --k need 2 or more each")
     if not args.tiny and not torch.cuda.is_available():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Share', 'Count', 'Positive', 'SECTION_NAMES', 'CARD', 'Section', 'Synthetic', 'Data', 'Model', 'Loss', 'Train',
-           'Search', 'Evaluate', 'Recipe', 'recipe_names', 'load_recipe', 'recipe_card', 'first_difference',
-           'read_recipe']
+           'Search', 'Evaluate', 'Recipe', 'validated', 'recipe_names', 'undotted', 'load_recipe', 'recipe_card',
+           'first_difference', 'read_recipe']
 
 # %% ../../nbs/0_core/04_recipe.ipynb #7c69fcd8
 import json
@@ -177,8 +177,8 @@ def _problem(error: dict, schema: type[BaseModel]) -> str:
     seen = json.dumps(error.get("input"), default=str)
     return f"{dotted}: {error['msg'].removeprefix('Value error, ')}; got {seen[:80]}."
 
-# %% ../../nbs/0_core/04_recipe.ipynb #e72ae004
-def _validated(name: str, values: dict) -> Recipe:
+# %% ../../nbs/0_core/04_recipe.ipynb #07010404
+def validated(name: str, values: dict) -> Recipe:
     "The recipe, or a ValueError whose lines each name a key, what it needs and what it got."
     try:
         return Recipe.model_validate(values)
@@ -238,8 +238,8 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
         values = _merged(_from_file(base, folder, (*seen, name)), values)
     return _merged(values, rows[row] or {}) if row else values
 
-# %% ../../nbs/0_core/04_recipe.ipynb #f0235f05
-def _undotted(overrides: Mapping[str, Any]) -> dict:
+# %% ../../nbs/0_core/04_recipe.ipynb #dd57360f
+def undotted(overrides: Mapping[str, Any]) -> dict:
     "{'train.lr': 0.1} as the nested mapping it stands for."
     nested: dict = {}
     for dotted, value in overrides.items():
@@ -253,7 +253,7 @@ def _undotted(overrides: Mapping[str, Any]) -> dict:
         nested = _merged(nested, inner)
     return nested
 
-# %% ../../nbs/0_core/04_recipe.ipynb #407705e4
+# %% ../../nbs/0_core/04_recipe.ipynb #1d8eaf67
 def load_recipe(
     name: str,  # as in recipes/, without the ending; file/row for a row
     seed: int = 0,  # the job's seed
@@ -263,12 +263,12 @@ def load_recipe(
     "A recipe with its bases merged, its overrides applied and every value checked."
     folder = Path(folder or settings().recipes_dir)
     over = dict(overrides or {})
-    values = _merged(_from_file(name, folder), _undotted(over))
+    values = _merged(_from_file(name, folder), undotted(over))
     for key in set(values) & {"name", "seed", "overrides"}:
         raise ValueError(
             f"recipe {name!r}: {key} does not belong in the file; it comes from the job."
         )
-    return _validated(name, {**values, "name": name, "seed": seed, "overrides": over})
+    return validated(name, {**values, "name": name, "seed": seed, "overrides": over})
 
 # %% ../../nbs/0_core/04_recipe.ipynb #ba1fe82c
 CARD = ("what", "paper", "should reach", "costs")
@@ -318,11 +318,11 @@ def first_difference(
             return f"{key} is {one.get(key, 'absent')!r} here and {two.get(key, 'absent')!r} there"
     return None
 
-# %% ../../nbs/0_core/04_recipe.ipynb #9496f6f9
+# %% ../../nbs/0_core/04_recipe.ipynb #2c22b317
 def read_recipe(
     path: str | Path,  # a run's recipe.yaml
 ) -> Recipe:
     "The resolved recipe that a run wrote down."
     path = Path(path)
     values = _read(path)
-    return _validated(str(values.get("name", path.parent.name)), values)
+    return validated(str(values.get("name", path.parent.name)), values)

@@ -123,7 +123,7 @@ class RankResult:
         values = ", ".join(f"{k} {v:.4f}" for k, v in list(self.summary().items())[:-1])
         return f"RankResult({values}; {self.n_valid} of {len(self.valid)} queries valid)"
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #58836dc2
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #d08437fb
 def summarise(
     parts: Iterable[QueryScores],  # in query order
     q_pids: np.ndarray,  # (Q,)
@@ -132,6 +132,8 @@ def summarise(
     strict: bool = False,  # refuse queries without a match instead of skipping them
 ) -> RankResult:
     "Join the scores of groups of queries into one result."
+    if max_rank < 1:
+        raise ValueError(f"max_rank is 1 or more, got {max_rank}.")
     scores = QueryScores(*map(np.concatenate, zip(*parts, strict=True)))
     valid = scores.first_hit >= 0
     lost = [(int(q), int(q_pids[q]), int(q_camids[q])) for q in np.flatnonzero(~valid)]
@@ -194,7 +196,7 @@ def check_labels(
         arrays.append(array.astype(np.int64))
     return arrays
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #f52a8e5c
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #b3a0d913
 def evaluate_rank(
     distmat: Tensor | np.ndarray,  # (Q, G) distances, small means alike
     q_pids: Tensor | np.ndarray,  # (Q,) person of each query
@@ -209,8 +211,6 @@ def evaluate_rank(
     dist = as_array(distmat)
     if dist.ndim != 2:
         raise ValueError(f"distmat needs shape (Q, G), got {dist.shape}.")
-    if max_rank < 1:
-        raise ValueError(f"max_rank is 1 or more, got {max_rank}.")
     labels = check_labels(*dist.shape, q_pids, g_pids, q_camids, g_camids)
     if np.isnan(dist).any():
         q, g = np.argwhere(np.isnan(dist))[0]

@@ -146,7 +146,7 @@ def _resume(
             torch.cuda.set_rng_state(mine["cuda"].cpu())
     return content["progress"]
 
-# %% ../../nbs/4_training/06_loop.ipynb #6f5c1ba9
+# %% ../../nbs/4_training/06_loop.ipynb #18741f48
 PULSE = 0.5  # seconds between two beats of status.json
 ASK = 16  # steps between two looks at the clock, which all ranks take together
 
@@ -186,10 +186,10 @@ def train_epoch(
                 images_per_s=speed,
                 seconds_left=ahead * sampler.p * sampler.k / speed,
             )
-        if last and step + 1 < steps and step % ASK == ASK - 1:
-            if from_rank_zero(now - saved > 60 * train.checkpoint_minutes):
-                saved = now
-                save()
+        asked = last and step + 1 < steps and step % ASK == ASK - 1
+        if asked and from_rank_zero(now - saved > 60 * train.checkpoint_minutes):
+            saved = now
+            save()
     seconds = time.monotonic() - began
     _finite(progress, steps)
     record = {k: float(mean_over_world(v)) / steps for k, v in progress["sums"].items()}
@@ -261,7 +261,7 @@ def _chosen(recipe: Recipe, validate: Callable | None, epoch: int) -> bool:
     wanted = validate is not None and every and recipe.data.val_fraction > 0
     return bool(wanted and (epoch % every == 0 or epoch == recipe.train.epochs))
 
-# %% ../../nbs/4_training/06_loop.ipynb #d4b5dfb8
+# %% ../../nbs/4_training/06_loop.ipynb #0b689b7b
 def fit_from_recipe(
     recipe: Recipe,
     folder: str | Path,  # an opened run folder
@@ -315,11 +315,14 @@ def fit_from_recipe(
             if _chosen(recipe, validate, epoch + 1):
                 scores = validate(trainer.model, recipe=recipe, data=data, device=device)
                 record |= {f"val_{k}": v for k, v in scores.items() if isinstance(v, int | float)}
+            if (
+                rank() == 0
+            ):  # logged before it is saved: an epoch run twice is logged twice, never lost
+                run.log("epoch", **record)
+                run.beat(epoch=epoch + 1, loss=record["loss"], images_per_s=record["images_per_s"])
             _keep_best(recipe, record, progress, save)
             save()
             if rank() == 0:
-                run.log("epoch", **record)
-                run.beat(epoch=epoch + 1, loss=record["loss"], images_per_s=record["images_per_s"])
                 for draw in on_epoch:
                     draw(run.path, record)
         if rank() == 0:
