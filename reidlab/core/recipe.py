@@ -128,7 +128,7 @@ class Train(Section):
 class Search(Section):
     "Architecture search; filled by the nas room."
 
-# %% ../../nbs/0_core/04_recipe.ipynb #783b5d66
+# %% ../../nbs/0_core/04_recipe.ipynb #a64c603f
 class Evaluate(Section):
     "How photos are compared and counted."
 
@@ -138,6 +138,7 @@ class Evaluate(Section):
     flip: bool = False  # average with the mirrored photo
     max_rank: Annotated[int, Field(ge=1)] = 50  # length of the CMC curve
     batch_size: Annotated[int, Field(ge=1)] = 128  # photos at a time; changes speed, not numbers
+    baselines: bool = True  # also rank by colour histogram and by chance
 
 # %% ../../nbs/0_core/04_recipe.ipynb #ef94506f
 class Recipe(Section):

@@ -627,7 +627,7 @@ def write_synthetic(
     rows = [(s.path, s.pid, s.camid, s.split) for s in shots]
     return pd.DataFrame(rows, columns=["path", "pid", "camid", "split"])
 
-# %% ../../nbs/1_data/04_synthetic.ipynb #e899f7a3
+# %% ../../nbs/1_data/04_synthetic.ipynb #bc3b911d
 GENERATOR_VERSION = 1  # raised whenever the same arguments would give other bytes
 
 
@@ -660,13 +660,14 @@ def prepare_synthetic(
         test_pids=test_pids,
         cameras=cameras,
         photos_per_camera=photos_per_camera,
-        difficulty=float(difficulty),
+        difficulty=difficulty,
         seed=seed,
         distractors=distractors,
         junk=junk,
     )
     check_arguments(**arguments)
-    digest = sha256(repr((GENERATOR_VERSION, sorted(arguments.items()))).encode()).hexdigest()[:10]
+    told = repr((GENERATOR_VERSION, sorted((k, float(v)) for k, v in arguments.items())))
+    digest = sha256(told.encode()).hexdigest()[:10]
     folder = Path(data_dir) / f"synthetic-{digest}"
     if (folder / "manifest.json").exists():
         return folder

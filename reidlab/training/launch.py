@@ -70,14 +70,14 @@ class _Line:
                 self.seen = key
                 os.write(self.console, f"{text}\n".encode())
 
-# %% ../../nbs/4_training/04_launch.ipynb #11a7caea
+# %% ../../nbs/4_training/04_launch.ipynb #7f225477
 @contextmanager
 def watching(
-    folder: str | Path | None,  # a run folder; None: nothing to show
+    folder: str | Path | None,  # a run folder; None, or a finished run: nothing to show
     every: float = 0.5,  # seconds
 ) -> Iterator[None]:
     "Show a run's pulse while the block works."
-    if folder is None:
+    if folder is None or RunFolder(folder).finished:
         yield
         return
     run, line, over = RunFolder(folder), _Line(), threading.Event()

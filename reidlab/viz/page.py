@@ -32,14 +32,15 @@ def with_mathml(
     formula = r"\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?P<line>[^$\n]+?)(?<!\\)\$(?!\d)"
     return re.sub(f"{code}|{formula}", one, text, flags=re.DOTALL)
 
-# %% ../../nbs/7_viz/06_page.ipynb #712774f6
+# %% ../../nbs/7_viz/06_page.ipynb #7e233924
 _OUTSIDE = re.compile(
     r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["']?(?:https?:)?//[^>]*>""", re.I
 )
 
 
 def _still(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    "A copy whose formulas are MathML and whose outputs need no kernel."
+    "A copy whose formulas are MathML and whose outputs need no kernel; raw cells are for tools."
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "raw"]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = with_mathml(cell.source)

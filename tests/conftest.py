@@ -1,0 +1,110 @@
+"""What several tests share: a laboratory of their own, tiny photos to fill it, a way to run jobs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from reidlab.core.recipe import load_recipe
+from reidlab.core.run import open_run
+from reidlab.data.loaders import find_manifest, open_data
+from reidlab.training.loop import fit_from_recipe
+
+TINY = {  # fourteen people before three cameras; two epochs of four batches
+    "data.synthetic.train_pids": 10,
+    "data.synthetic.test_pids": 4,
+    "data.synthetic.cameras": 3,
+    "data.p": 4,
+    "data.height": 64,
+    "data.width": 32,
+    "data.pad": 4,
+    "data.val_fraction": 0.2,
+    "train.epochs": 2,
+}
+
+
+def tiny_recipe(seed=0, **more):
+    "The smoke recipe at the smallest size that still trains; more overrides with __ for the dot."
+    changes = {key.replace("__", "."): value for key, value in more.items()}
+    return load_recipe("smoke", seed=seed, overrides=TINY | changes)
+
+
+def facts(folder):
+    "Every file under a folder, with its bytes and the time of its last change."
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def run_job(page, out, *words, **parameters):
+    "Call a job as its users do, from the project's root; its exit code and all that it said."
+    root = Path(__file__).parents[1]
+    given = []
+    for name, value in parameters.items():
+        given += ["-p", name, json.dumps(value) if isinstance(value, dict) else str(value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", page, str(out), *words, *given, "--no-progress-bar"],
+        cwd=root,
+        env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=580,
+    )
+    return SimpleNamespace(rc=done.returncode, text=done.stdout, last=said(done.stdout))
+
+
+def said(text):
+    "The error message at the end of a traceback."
+    return text.rstrip().rsplit("\n\n", 1)[-1].rsplit("Error: ", 1)[-1]
+
+
+def laboratory(root, patch):
+    "Point every setting at folders under `root`."
+    for key in [k for k in os.environ if k.startswith("REIDLAB_")]:
+        patch.delenv(key)
+    folders = {name: root / name for name in ("data", "runs", "results", "weights")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        patch.setenv(f"REIDLAB_{name.upper()}_DIR", str(folder))
+    patch.setenv("REIDLAB_RAW_DIRS", str(root / "raw"))
+    patch.setenv("REIDLAB_DEVICE", "auto")
+    patch.setenv("REIDLAB_WORKERS", "0")
+    (root / "raw").mkdir()
+    return SimpleNamespace(root=root, raw=root / "raw", **folders)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    "The tiny recipe's photos, drawn once: a data_dir to be read or copied, not written."
+    folder = tmp_path_factory.mktemp("photos")
+    find_manifest(tiny_recipe().data, folder)
+    return folder
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    "Data, runs and results of this test alone, all empty."
+    return laboratory(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def stocked(lab, photos):
+    "A laboratory with its own copy of the tiny photos."
+    shutil.copytree(photos, lab.data, dirs_exist_ok=True)
+    return lab
+
+
+@pytest.fixture(scope="session")
+def finished(photos, tmp_path_factory):
+    "A run that ended well, to be copied: (its folder, its recipe)."
+    recipe = tiny_recipe(train__epochs=1, data__val_fraction=0.0)
+    data = open_data(recipe.data, recipe.seed, photos)
+    root = tmp_path_factory.mktemp("runs")
+    run = open_run("done", recipe, verb="train", data=data.fingerprint, root=root)
+    fit_from_recipe(recipe, run.path, workers=0, data_dir=photos)
+    return run.path, recipe
