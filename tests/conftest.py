@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
+import matplotlib.pyplot as plt
+import nbformat
 import pytest
 
 from reidlab.core.recipe import load_recipe
@@ -15,6 +18,7 @@ from reidlab.core.run import open_run
 from reidlab.data.loaders import find_manifest, open_data
 from reidlab.training.loop import fit_from_recipe
 
+matplotlib.use("Agg")
 TINY = {  # fourteen people before three cameras; two epochs of four batches
     "data.synthetic.train_pids": 10,
     "data.synthetic.test_pids": 4,
@@ -61,6 +65,19 @@ def run_job(page, out, *words, **parameters):
 def said(text):
     "The error message at the end of a traceback."
     return text.rstrip().rsplit("\n\n", 1)[-1].rsplit("Error: ", 1)[-1]
+
+
+def walk(page, **parameters):
+    "A job's cells one after the other in this process: as papermill runs them, in a tenth of the time."
+    root = Path(__file__).parents[1]
+    names = {"__name__": "page"}
+    for cell in nbformat.read(root / page, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, page, "exec"), names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= parameters
+    plt.close("all")
+    return names
 
 
 def laboratory(root, patch):

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['FACTORS', 'REFUSED', 'count_parameters', 'conv_macs', 'product_macs', 'MacCounter', 'count_macs', 'cost_table']
 
-# %% ../../nbs/2_models/90_cost.ipynb #ee23b90d
-import math
+# %% ../../nbs/2_models/90_cost.ipynb #340c3bd7
 from collections import Counter
 from typing import Any
 

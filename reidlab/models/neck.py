@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['centred_norm', 'free_norm', 'embedding_layer', 'Neck', 'bnneck', 'bn', 'no_neck']
 
-# %% ../../nbs/2_models/03_neck.ipynb #d31c0522
+# %% ../../nbs/2_models/03_neck.ipynb #2e8db428
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 # %% ../../nbs/2_models/03_neck.ipynb #05016c36

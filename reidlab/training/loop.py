@@ -52,14 +52,14 @@ def joint(
     ]
     return whole, gather_rows(pids)
 
-# %% ../../nbs/4_training/06_loop.ipynb #5b58e401
+# %% ../../nbs/4_training/06_loop.ipynb #fbf40ff7
 class Trainer:
     "A network, its loss and its optimiser, and the steps they make together."
 
     def __init__(self, model: nn.Module, loss: Callable, train: Train, device: str = "cpu"):
         self.kind = torch.device(device).type
         self.device, self.loss, self.train = device, loss, train
-        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.layout = torch.channels_last if train.channels_last else torch.preserve_format
         self.model = model.to(device, memory_format=self.layout)
         if train.sync_bn:
             self.model = convert_sync_batchnorm(self.model, device)

@@ -1,0 +1,341 @@
+"""Bad input, where a user meets it: one clear line each, and nothing that lay there is touched."""
+
+import shutil
+from contextlib import contextmanager
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, facts, run_job, tiny_recipe, walk
+
+from reidlab.core.recipe import load_recipe
+from reidlab.core.run import RunFolder, open_run, read_json, write_json
+from reidlab.core.settings import settings
+from reidlab.data import loaders
+from reidlab.data.loaders import open_data
+from reidlab.data.manifest import COLUMNS, read_manifest, write_manifest
+from reidlab.retrieval.evaluate import evaluate_split
+from reidlab.training.checkpoint import read_last
+from reidlab.training.loop import fit_from_recipe
+
+TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
+
+
+def clear(text, *words):
+    "Assert that a message is one short line with all that the reader needs."
+    assert "\n" not in text.strip(), text
+    assert len(text) < 400, text
+    assert all(word in text for word in words), (text, words)
+
+
+@contextmanager
+def refused(*words):
+    "The block must raise, and say these words in one line."
+    try:
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            yield caught
+    finally:
+        plt.close("all")
+    clear(str(caught.value), *words)
+
+
+def empty(folder):
+    return not list(folder.iterdir())
+
+
+@pytest.fixture
+def done(stocked, finished):
+    "A laboratory with a finished run: (its folder, the overrides that it ran with)."
+    shutil.copytree(finished[0], stocked.runs / "done")
+    return stocked.runs / "done", finished[1].overrides
+
+
+# --- parameters, recipes, settings -----------------------------------------------------------
+
+
+def test_unknown_parameter_ends_the_job(lab, tmp_path):
+    job = run_job(TRAIN, tmp_path / "out.ipynb", gpu=4)
+    assert job.rc != 0
+    clear(job.last, "parameter 'gpu' not found", "Close names: gpus")
+    assert empty(lab.runs) and empty(lab.data)
+
+
+@pytest.mark.parametrize(
+    "page, wrong, words",
+    [
+        (TRAIN, {"gpus": "four"}, ("gpus", "'four'")),
+        (TRAIN, {"overrides": "train.lr=0.1"}, ("overrides", "JSON")),
+        (TRAIN, {"overrides": '{"train.epoch": 5}'}, ("train.epoch", "Close names: train.epochs")),
+        (TRAIN, {"overrides": '{"trian.lr": 5}'}, ("trian.lr", "Close names: train")),
+        (TRAIN, {"overrides": TINY, "run": "../elsewhere"}, ("run", "'../elsewhere'")),
+        (EVALUATE, {"recipe": "smoke"}, ("parameter 'recipe' not found", "run, dataset")),
+        (EVALUATE, {"run": "smoke-train-s1"}, ("run 'smoke-train-s1' not found", "train.ipynb")),
+        (MARKET, {"sorce": "x.zip"}, ("parameter 'sorce' not found", "Close names: source")),
+    ],
+)
+def test_wrong_values_are_named(page, wrong, words, stocked):
+    with refused(*words):
+        walk(page, **wrong)
+    assert empty(stocked.runs) and empty(stocked.results)
+
+
+def test_misspelt_recipe(lab):
+    with refused("recipe 'smoek' not found in recipes/", "Close names: smoke"):
+        walk(TRAIN, recipe="smoek")
+    assert empty(lab.runs) and empty(lab.data)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("train: {epochs: many}", ("train.epochs", "integer", '"many"')),
+        ("train: {epochs: true}", ("train", "epochs needs a number", "true")),
+        ("train: {epochs: 0}", ("train.epochs", "greater than or equal to 1", "got 0")),
+        ("data: {name: [market1501]}", ("data.name", "string", "market1501")),
+        ("model: 50", ("model", "got 50")),
+        ("train: {epoch: 3}", ("key 'train.epoch' not found", "Close names: train.epochs")),
+        ("trian: {epochs: 3}", ("key 'trian' not found", "Close names: train")),
+        ("seed: 3", ("seed", "comes from the job")),
+        ("base: smok", ("recipe 'smok' not found", "Known: mine")),
+        ("- train", ("mine.yaml", "sections")),
+        ("train: {epochs: 3", ("mine.yaml is not YAML",)),
+    ],
+)
+def test_wrong_type_or_unknown_key_in_a_recipe(text, words, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with refused("mine", *words):
+        load_recipe("mine", folder=tmp_path)
+
+
+@pytest.mark.parametrize("model", [{"backbone": "resnet5O"}, {"pool": "averge"}, {"neck": "bnnek"}])
+def test_unknown_part_of_a_network(model, stocked, tmp_path):
+    changes = {f"model.{key}": value for key, value in model.items()}
+    with refused(*model, *model.values(), "Close names"):
+        walk(TRAIN, overrides=TINY | changes)
+
+
+def test_unknown_setting(lab, monkeypatch, tmp_path):
+    monkeypatch.setenv("REIDLAB_DATADIR", "elsewhere")
+    with refused("setting 'datadir' not found", "REIDLAB_DATADIR", "Close names: data_dir"):
+        walk(TRAIN)
+    monkeypatch.delenv("REIDLAB_DATADIR")
+    (tmp_path / "settings.ini").write_text("[reidlab]\nrun_dir = runs\n")
+    with refused("setting 'run_dir' not found in settings.ini", "Close names: runs_dir"):
+        settings(tmp_path)
+    monkeypatch.setenv("REIDLAB_WORKERS", "two")
+    with refused("workers", "REIDLAB_WORKERS", "'two'"):
+        walk(TRAIN)
+    assert empty(lab.runs)
+
+
+@pytest.mark.parametrize("page", [TRAIN, EVALUATE])
+def test_too_many_gpus(page, lab):
+    here = torch.cuda.device_count()
+    with refused(f"{here + 1} GPUs", f"{here} visible", f"-p gpus {here}", "-p device cpu"):
+        walk(page, gpus=here + 1)
+    with refused("'cuda'", "-p gpus 1", "-p device cpu"):
+        walk(page, device="cuda")
+    assert empty(lab.runs) and empty(lab.data)
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+def test_missing_data_set(lab):
+    with refused(
+        "data set 'market1501' not found in data/", "data_prep/market1501.ipynb", "source"
+    ):
+        walk(TRAIN, overrides={"data.name": "market1501"})
+    assert empty(lab.runs) and empty(lab.data)
+
+
+def test_missing_source(lab):
+    with refused("'market1501' is not here", "Market-1501-v15.09.15.zip", "raw", "-p source"):
+        walk(MARKET)
+    with refused("source 'nowhere.zip' does not exist", "Market-1501-v15.09.15.zip"):
+        walk(MARKET, source="nowhere.zip")
+    assert empty(lab.data)
+
+
+def test_source_that_is_no_data_set(lab):
+    (lab.raw / "mine" / "photos").mkdir(parents=True)
+    with refused("mine", "bounding_box_train, query, bounding_box_test", "-p source"):
+        walk(MARKET, name="mine")
+    (lab.raw / "torn.zip").write_bytes(b"PK\x03\x04 and then the line went dead")
+    with refused("torn.zip", "neither a zip nor a tar", "download it again"):
+        walk(MARKET, name="torn")
+    assert not list(lab.data.rglob("manifest.*"))
+
+
+def without(split, name, lab, photos):
+    "The tiny photos as a data set of its own that lacks a split."
+    whole = read_manifest(next(photos.iterdir()))
+    rows = whole.frame[whole.frame["split"] != split]
+    write_manifest(lab.data / name, name, rows[list(COLUMNS)], whole.root)
+
+
+def test_empty_split(lab, photos, finished):
+    without("train", "untaught", lab, photos)
+    with refused("'untaught' has no train photos", "'query': 8", "Prepare it again"):
+        walk(TRAIN, overrides=TINY | {"data.name": "untaught"})
+    assert empty(lab.runs)
+    without("query", "unasked", lab, photos)
+    shutil.copytree(finished[0], lab.runs / "done")
+    before = facts(lab.runs)
+    with refused("'unasked' has no query photos", "'gallery': 124", "Prepare it again"):
+        walk(EVALUATE, run="done", dataset="unasked")
+    assert facts(lab.runs) == before
+
+
+def test_empty_split_of_a_download(lab, photos):
+    tree = next(photos.iterdir())
+    for folder in ("bounding_box_train", "bounding_box_test"):
+        shutil.copytree(tree / folder, lab.raw / "half" / folder)
+    (lab.raw / "half" / "query").mkdir()
+    with refused("half has no photos for query", "whole?"):
+        walk(MARKET, name="half")
+    assert not list(lab.data.rglob("manifest.*"))
+
+
+def test_no_held_out_people(photos):
+    recipe = tiny_recipe(data__val_fraction=0.0)
+    data = open_data(recipe.data, recipe.seed, photos)
+    with refused("val split", "0 queries", "Set data.val_fraction above 0"):
+        evaluate_split(None, recipe, "val", data=data)
+
+
+def test_fewer_people_than_a_batch_needs(lab, stocked):
+    with refused("PKSampler needs 16 identities", "the training set has 8", "data.p"):
+        walk(TRAIN, overrides=TINY | {"data.p": 16})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kept", [True, False], ids=["memory", "disk"])
+def test_unreadable_photo_is_named(workers, kept, stocked, monkeypatch):
+    monkeypatch.setattr(loaders, "KEEP_BYTES", 2**29 if kept else 0)
+    recipe = tiny_recipe()
+    data = open_data(recipe.data, recipe.seed)
+    torn = data.train.root / data.train.paths[5]
+    torn.write_bytes(torn.read_bytes()[:300])
+    run = open_run("torn", recipe, verb="train", data=data.fingerprint)
+    with pytest.raises(ValueError) as caught:
+        fit_from_recipe(recipe, run.path, workers=workers)
+    clear(str(caught.value), torn.name, "cannot be read", "Replace the file")
+    status = run.status()
+    assert status["state"] == "crashed" and torn.name in status["error"]
+    assert not list(run.path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_query_is_named(workers, done, stocked, monkeypatch):
+    monkeypatch.setenv("REIDLAB_WORKERS", str(workers))
+    torn = next(stocked.data.glob("*/query/*.jpg"))
+    torn.write_bytes(b"not a photo")
+    before = facts(stocked.runs)
+    with refused(torn.name, "cannot be read", "Replace the file"):
+        walk(EVALUATE, run="done")
+    assert facts(stocked.runs) == before
+
+
+# --- runs and checkpoints --------------------------------------------------------------------
+
+
+def test_finished_run_with_another_recipe(done, stocked):
+    path, ran = done
+    before = facts(stocked.runs)
+    with refused("'done'", "train.epochs is 3 here and 1 there", "-p run NAME"):
+        walk(TRAIN, run="done", overrides=ran | {"train.epochs": 3, "train.lr": 0.5})
+    with refused("'done'", "seed is 1 here and 0 there"):
+        walk(TRAIN, run="done", overrides=ran, seed=1)
+    assert facts(stocked.runs) == before
+
+
+def test_finished_run_with_other_data(done, stocked):
+    path, ran = done
+    before = facts(stocked.runs)
+    (about,) = stocked.data.glob("*/manifest.json")
+    write_json(about, read_json(about) | {"fingerprint": "f00d" * 16})
+    with refused("'done'", "the data's fingerprint is f00df00df00d here", "-p run NAME"):
+        walk(TRAIN, run="done", overrides=ran)
+    assert facts(stocked.runs) == before
+
+
+def test_run_that_is_not_finished_is_not_evaluated(done):
+    path, ran = done
+    RunFolder(path).beat("crashed")
+    with refused("'done' is crashed, not finished", "continues"):
+        walk(EVALUATE, run="done")
+    assert not (path / "evaluate").exists()
+
+
+def continued(done, **changes):
+    "A run folder that begins with another run's checkpoints; (its folder, its overrides)."
+    path, ran = done
+    overrides = ran | {key.replace("__", "."): value for key, value in changes.items()}
+    recipe = load_recipe("smoke", overrides=overrides)
+    data = open_data(recipe.data, recipe.seed)
+    run = open_run("other", recipe, verb="train", data=data.fingerprint)
+    shutil.copytree(path / "checkpoints", run.path / "checkpoints")
+    return run.path, overrides
+
+
+def test_checkpoint_of_another_architecture_is_not_continued(done):
+    path, overrides = continued(done, model__pool="max", data__height=80)
+    before = facts(path / "checkpoints")
+    words = "pool is 'avg' there and 'max' here", "size is [64, 32] there and [80, 32] here"
+    with refused("last.pt", *words, "its own recipe"):
+        walk(TRAIN, run="other", overrides=overrides)
+    assert facts(path / "checkpoints") == before
+    assert RunFolder(path).status()["state"] == "crashed"
+
+
+def test_checkpoint_of_another_architecture_is_not_evaluated(done):
+    path, ran = done
+    recipe = path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("neck_feat: after", "neck_feat: before"))
+    before = facts(path)
+    with refused("best.pt of done", "neck_feat is 'after' there and 'before' here"):
+        walk(EVALUATE, run="done")
+    assert facts(path) == before
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def foreign(file):
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, file)
+
+
+def pickled(file):
+    torch.save({"architecture": {}, "model": pd.DataFrame({"a": [1]})}, file)
+
+
+@pytest.mark.parametrize("harm", [cut, foreign, pickled])
+def test_unreadable_checkpoint(harm, done):
+    path, overrides = continued(done, train__epochs=3)
+    harm(path / "checkpoints" / "last.pt")
+    before = facts(path / "checkpoints")
+    with refused("last.pt", "not written by reidlab"):
+        walk(TRAIN, run="other", overrides=overrides)
+    assert facts(path / "checkpoints") == before
+
+
+def test_checkpoint_cut_off_gives_way_to_the_one_before(done):
+    folder = done[0] / "checkpoints"
+    shutil.copy(folder / "last.pt", folder / "previous.pt")
+    cut(folder / "last.pt")
+    with pytest.warns(
+        UserWarning, match=r"last\.pt cannot be read .* Continuing from previous\.pt"
+    ):
+        assert read_last(folder)["epoch"] == 1
+
+
+def test_checkpoint_of_a_newer_format(done):
+    file = done[0] / "checkpoints" / "best.pt"
+    torch.save(torch.load(file, weights_only=True) | {"format": 9}, file)
+    before = facts(done[0])
+    with refused("best.pt", "format 9", "up to 1", "Update reidlab"):
+        walk(EVALUATE, run="done")
+    assert facts(done[0]) == before

@@ -1,0 +1,224 @@
+"""The jobs end to end, as their users call them: prepare, train, evaluate."""
+
+import re
+import shutil
+import zipfile
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, facts, laboratory, run_job, walk
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from reidlab.core.run import RunFolder, load_runs, read_json
+from reidlab.data.manifest import load_manifest, read_manifest
+from reidlab.retrieval.evaluate import load_embeddings
+
+TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
+
+
+def done(job):
+    assert job.rc == 0, job.text[-3000:]
+    return job
+
+
+def pictures(page):
+    "How many figures an executed page shows, once it is known to hold no error."
+    outputs = [o for c in nbformat.read(page, as_version=4).cells for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o.output_type == "error"]
+    return sum("image/png" in o.get("data", {}) for o in outputs)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    "A laboratory after train and evaluate, each called once with papermill."
+    with pytest.MonkeyPatch.context() as patch:
+        lab = laboratory(tmp_path_factory.mktemp("chain"), patch)
+        patch.setenv("REIDLAB_WORKERS", "2")
+        lab.train, lab.evaluate = lab.root / "train.ipynb", lab.root / "evaluate.ipynb"
+        lab.console = done(run_job(TRAIN, lab.train, overrides=TINY)).text
+        done(run_job(EVALUATE, lab.evaluate))
+        lab.run = RunFolder(lab.runs / "smoke-train-s0")
+        yield lab
+
+
+def test_train_leaves_a_run_folder(chain):
+    run = chain.run
+    assert [p.name for p in chain.runs.iterdir()] == [run.name]
+    assert pictures(chain.train) == 2  # a batch, the curves
+    assert re.search(r"epoch 2/2 · loss \d+\.\d+ · \d+ images/s · 0:00:00 left", chain.console)
+    assert run.recipe.overrides == TINY and run.recipe.train.epochs == 2
+    made = {"python", "packages", "device", "threads", "commit", "dirty", "data", "command"}
+    assert made <= run.environment.keys()
+    pulse = {"epoch", "step", "images_per_s", "seconds_left", "pid", "host", "beat"}
+    assert pulse <= run.status().keys() and run.status()["state"] == "finished"
+    history = run.history()
+    assert list(history["epoch"]) == [1, 2] and history["val_mAP"].between(0, 1).all()
+    final = run.metrics()
+    about = {"format", "run", "recipe", "seed", "commit", "dirty", "device", "dataset", "seconds"}
+    assert about <= final.keys() and {"val_mAP", "params", "macs"} <= final["metrics"].keys()
+    assert final["metrics"]["val_mAP"] == history["val_mAP"].max()
+
+
+def test_checkpoints_hold_what_is_promised(chain):
+    files = {
+        p.stem: torch.load(p, weights_only=True) for p in chain.run.path.glob("checkpoints/*.pt")
+    }
+    assert files.keys() == {"best", "last", "previous"}
+    promised = {"format", "kind", "model", "architecture", "recipe", "epoch", "selection"}
+    assert all(promised <= content.keys() for content in files.values())
+    assert {"optimizer", "scaler", "random", "progress"} <= files["last"].keys()
+    assert [files[stem]["epoch"] for stem in ("previous", "last")] == [1, 2]
+    assert files["best"]["kind"] == "best" and "val_mAP" in files["best"]["selection"]
+
+
+def test_checkpoints_carry_the_fingerprint(chain):
+    content = torch.load(chain.run.path / "checkpoints" / "best.pt", weights_only=True)
+    assert "fingerprint" in content, "formats.md: best.pt {…, architecture, recipe, fingerprint, …}"
+
+
+def test_tensorboard_reads_back(chain):
+    board = EventAccumulator(str(chain.run.path / "tensorboard")).Reload()
+    history = chain.run.history()
+    for tag, column in (("train/loss", "loss"), ("val/mAP", "val_mAP")):
+        scalars = board.Scalars(tag)
+        assert [s.step for s in scalars] == [1, 2]
+        np.testing.assert_allclose([s.value for s in scalars], history[column], rtol=1e-6)
+
+
+def test_evaluate_leaves_metrics_and_embeddings(chain):
+    folder = chain.run.path / "evaluate" / "synthetic"
+    assert {p.name for p in folder.iterdir()} == {"metrics.json", "embeddings.npz"}
+    assert pictures(chain.evaluate) == 4  # CMC, APs, hardest, easiest
+    stored = read_json(folder / "metrics.json")
+    about = {"format", "run", "recipe", "seed", "commit", "dirty", "device", "dataset", "split"}
+    assert about <= stored.keys() and stored["split"] == "test"
+    card = stored["protocol"]
+    rules = {"version", "fingerprint", "counts", "ap_rule", "metric", "normalised", "flip"}
+    rules |= {"multi_query", "rerank", "checkpoint", "chosen", "times_opened"}
+    assert rules <= card.keys() and card["times_opened"] == 1
+    assert card["fingerprint"] == chain.run.environment["data"]
+    figures = stored["metrics"]
+    names = {"mAP", "mAP_trapezoidal", "mINP", "R1", "R5", "R10", "params", "macs"}
+    assert names | {"cmc", "queries_without_match"} <= figures.keys()
+    assert all(0 <= v <= 1 for k, v in figures.items() if k[0] in "mR" and k != "macs")
+    assert figures["cmc"][0] == figures["R1"] and len(figures["cmc"]) == card["max_rank"]
+    (prepared,) = chain.data.iterdir()
+    manifest, features = read_manifest(prepared), load_embeddings(folder / "embeddings.npz")
+    for side, split in (("q", "query"), ("g", "gallery")):
+        photos, columns = manifest.photos(split), features._asdict()
+        assert columns[f"{side}_feats"].dtype == np.float32
+        assert columns[f"{side}_paths"].tolist() == photos.paths
+        np.testing.assert_array_equal(columns[f"{side}_pids"], photos.pids)
+    row = load_runs([chain.run.name], [chain.runs]).loc[chain.run.name]
+    assert (
+        row["mAP"] == figures["mAP"] and row["val_mAP"] == chain.run.metrics()["metrics"]["val_mAP"]
+    )
+
+
+def test_evaluation_says_how_long_and_how_sure(chain):
+    stored = read_json(chain.run.path / "evaluate" / "synthetic" / "metrics.json")
+    missing = {"intervals", "seconds"} - stored.keys()
+    assert not missing, f"formats.md: metrics.json {{…, metrics, intervals, seconds}}; no {missing}"
+
+
+def test_train_again_shows_the_finished_run(chain, tmp_path):
+    before = facts(chain.run.path)
+    done(run_job(TRAIN, tmp_path / "again.ipynb", overrides=TINY))
+    assert facts(chain.run.path) == before
+    assert pictures(tmp_path / "again.ipynb") == 2
+    assert chain.run.metrics()["selection"] in (tmp_path / "again.ipynb").read_text()
+
+
+def test_evaluate_again_does_not_open_the_test_split(chain):
+    before = facts(chain.run.path)
+    walk(EVALUATE)
+    assert facts(chain.run.path) == before
+
+
+def test_two_processes_measure_the_same(chain, tmp_path):
+    folder = chain.run.path / "evaluate"
+    shutil.move(folder, tmp_path / "alone")
+    try:
+        done(run_job(EVALUATE, tmp_path / "two.ipynb", device="cpu", gpus=2))
+        two = read_json(folder / "synthetic" / "metrics.json")
+        shared = load_embeddings(folder / "synthetic" / "embeddings.npz")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "alone", folder)
+    one = read_json(folder / "synthetic" / "metrics.json")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["metrics"] == two["metrics"]
+    alone = load_embeddings(folder / "synthetic" / "embeddings.npz")
+    np.testing.assert_allclose(alone.q_feats, shared.q_feats, rtol=1e-4, atol=1e-5)
+    assert alone.g_paths.tolist() == shared.g_paths.tolist()
+
+
+def test_two_processes_train(chain, tmp_path):
+    done(run_job(TRAIN, tmp_path / "out.ipynb", run="pair", device="cpu", gpus=2, overrides=TINY))
+    pair = RunFolder(chain.runs / "pair")
+    assert pair.finished and pair.environment["processes"] == 2
+    assert list(pair.history()["epoch"]) == [1, 2]  # written once, by rank 0
+    rows = [line.split('"epoch": ')[1][0] for line in (pair.path / "metrics.jsonl").open()]
+    assert rows == ["1", "2"]
+    assert len(EventAccumulator(str(pair.path / "tensorboard")).Reload().Scalars("train/loss")) == 2
+    assert len(torch.load(pair.path / "checkpoints/last.pt", weights_only=True)["random"]) == 2
+
+
+MINIATURE = {  # path: (pid, camid, split)
+    "bounding_box_train/0002_c1s1_000451_03.jpg": (2, 0, "train"),
+    "bounding_box_train/0002_c2s1_000301_01.jpg": (2, 1, "train"),
+    "bounding_box_train/0007_c6s3_077242_02.jpg": (7, 5, "train"),
+    "query/0001_c1s1_001051_00.jpg": (1, 0, "query"),
+    "bounding_box_test/-1_c3s2_028512_04.jpg": (-1, 2, "gallery"),
+    "bounding_box_test/0000_c4s1_014202_02.jpg": (0, 3, "gallery"),
+    "bounding_box_test/0001_c2s3_011742_01.jpg": (1, 1, "gallery"),
+    "gt_bbox/0001_c1s1_001051_00.jpg": (1, 0, "multi_query"),
+}
+
+
+def test_market1501_from_a_folder_and_from_an_archive(lab, tmp_path):
+    tree = lab.raw / "mini"
+    rng = np.random.default_rng(0)
+    for path in MINIATURE:
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 16, 3), dtype=np.uint8)).save(tree / path)
+    (tree / "bounding_box_test" / "Thumbs.db").write_bytes(b"left by a file browser")
+    Image.new("RGB", (16, 32)).save(tree / "query" / "overview.jpg")
+    archive = tmp_path / "as downloaded.zip"
+    with zipfile.ZipFile(archive, "w") as box:
+        for file in sorted(p for p in tree.rglob("*") if p.is_file()):
+            box.write(file, "Mini-v1/" + file.relative_to(tree).as_posix())
+    sources = facts(lab.raw), archive.read_bytes()
+
+    done(run_job(MARKET, tmp_path / "folder.ipynb", name="mini"))
+    walk(MARKET, name="packed", source=str(archive))
+
+    assert (facts(lab.raw), archive.read_bytes()) == sources
+    assert pictures(tmp_path / "folder.ipynb") == 2
+    assert "query/overview.jpg" in (tmp_path / "folder.ipynb").read_text()
+    assert sorted(p.name for p in (lab.data / "mini").iterdir()) == [
+        "manifest.csv",
+        "manifest.json",
+    ]
+    found = load_manifest("mini")
+    assert {r.path: (r.pid, r.camid, r.split) for r in found.frame.itertuples()} == MINIATURE
+    order = found.frame["split"].map(["train", "query", "gallery", "multi_query"].index)
+    assert order.is_monotonic_increasing and found.photos("gallery").pids.tolist() == [-1, 0, 1]
+    assert found.about["counts"]["gallery photos"]["ours"] == 3
+
+    packed = load_manifest("packed")
+    for file in ("mini", "packed"):
+        assert {"format", "name", "version", "protocol", "counts", "fingerprint", "findings"} <= (
+            read_json(lab.data / file / "manifest.json").keys()
+        )
+    csv = [(lab.data / name / "manifest.csv").read_bytes() for name in ("mini", "packed")]
+    assert csv[0] == csv[1] and found.fingerprint == packed.fingerprint
+    assert packed.root == lab.data / "packed" / "unpacked" / "Mini-v1"
+    assert all(
+        (packed.root / path).read_bytes() == (tree / path).read_bytes() for path in MINIATURE
+    )
+    walk(MARKET, name="packed", source=str(archive))  # unpacked once, prepared again
+    assert load_manifest("packed").fingerprint == packed.fingerprint
