@@ -242,7 +242,7 @@ def test_unreadable_query_is_named(workers, done, stocked, monkeypatch):
 
 
 def test_finished_run_with_another_recipe(done, stocked):
-    path, ran = done
+    ran = done[1]
     before = facts(stocked.runs)
     with refused("'done'", "train.epochs is 3 here and 1 there", "-p run NAME"):
         walk(TRAIN, run="done", overrides=ran | {"train.epochs": 3, "train.lr": 0.5})
@@ -252,7 +252,7 @@ def test_finished_run_with_another_recipe(done, stocked):
 
 
 def test_finished_run_with_other_data(done, stocked):
-    path, ran = done
+    ran = done[1]
     before = facts(stocked.runs)
     (about,) = stocked.data.glob("*/manifest.json")
     write_json(about, read_json(about) | {"fingerprint": "f00d" * 16})
@@ -262,7 +262,7 @@ def test_finished_run_with_other_data(done, stocked):
 
 
 def test_run_that_is_not_finished_is_not_evaluated(done):
-    path, ran = done
+    path = done[0]
     RunFolder(path).beat("crashed")
     with refused("'done' is crashed, not finished", "continues"):
         walk(EVALUATE, run="done")
@@ -291,7 +291,7 @@ def test_checkpoint_of_another_architecture_is_not_continued(done):
 
 
 def test_checkpoint_of_another_architecture_is_not_evaluated(done):
-    path, ran = done
+    path = done[0]
     recipe = path / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("neck_feat: after", "neck_feat: before"))
     before = facts(path)

@@ -142,7 +142,7 @@ def test_two_processes_measure_the_same(chain, tmp_path):
     folder = chain.run.path / "evaluate"
     shutil.move(folder, tmp_path / "alone")
     try:
-        done(run_job(EVALUATE, tmp_path / "two.ipynb", device="cpu", gpus=2))
+        walk(EVALUATE, device="cpu", gpus=2)
         two = read_json(folder / "synthetic" / "metrics.json")
         shared = load_embeddings(folder / "synthetic" / "embeddings.npz")
     finally:

@@ -312,7 +312,7 @@ def find_run(
         + " Make one: papermill nbs/train.ipynb out.ipynb"
     )
 
-# %% ../../nbs/0_core/06_run.ipynb #788a97f5
+# %% ../../nbs/0_core/06_run.ipynb #290d1c3a
 def _row(folder: RunFolder) -> dict[str, Any]:
     "One run as a row: what it is, its figures (train's, then each evaluation's), its provenance."
     recipe, made, status = folder.recipe, folder.environment, folder.status()
@@ -327,18 +327,18 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     if (folder.path / "metrics.json").is_file():
         final = folder.metrics()
         row |= final["metrics"] | {"seconds": final.get("seconds")}
-    for path in sorted(folder.path.glob("evaluate/*/metrics.json")):
-        test = read_json(path)
-        same = (
-            len(list(folder.path.glob("evaluate/*/metrics.json"))) == 1
-            or test["dataset"] == recipe.data.name
-        )
-        prefix = "" if same else f"{test['dataset']}_"
-        row |= {
-            f"{prefix}{key}": value
-            for key, value in test["metrics"].items()
-            if not isinstance(value, list)
+    tests = [read_json(path) for path in sorted(folder.path.glob("evaluate/*/metrics.json"))]
+    for test in tests:
+        own = len(tests) == 1 or test["dataset"] == recipe.data.name
+        floors = {
+            f"{name}_mAP": scores["mAP"] for name, scores in test.get("baselines", {}).items()
         }
+        figures = {k: v for k, v in test["metrics"].items() if not isinstance(v, list)} | floors
+        row |= {
+            f"{'' if own else test['dataset'] + '_'}{key}": value for key, value in figures.items()
+        }
+        if own:
+            row["rerank"] = test["protocol"]["rerank"]
     return row | {key: made.get(key) for key in ("device", "threads", "commit", "dirty", "started")}
 
 # %% ../../nbs/0_core/06_run.ipynb #f7055dbb

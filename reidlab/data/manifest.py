@@ -205,7 +205,7 @@ def labels(
     names, label = np.unique(pids, return_inverse=True)
     return label.astype("int64"), names
 
-# %% ../../nbs/1_data/02_manifest.ipynb #3361d1c3
+# %% ../../nbs/1_data/02_manifest.ipynb #b9c6992e
 def hold_out(
     train: Photos,
     fraction: float = 0.1,  # share of the identities
@@ -229,4 +229,5 @@ def hold_out(
     query = spot.sort_values("u").drop_duplicates(["pid", "camid"]).index.to_numpy()
     is_query = np.zeros(len(aside.pids), bool)
     is_query[query] = True
-    return rest, aside.take(is_query), aside.take(~is_query)
+    alone = spot.groupby(["pid", "camid"])["u"].transform("size").to_numpy() == 1
+    return rest, aside.take(is_query), aside.take(~is_query | alone)
