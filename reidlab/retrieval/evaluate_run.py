@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['evaluation_recipe', 'evaluate_run', 'ranking_of']
 
-# %% ../../nbs/6_retrieval/07_evaluate_run.ipynb #0277114c
+# %% ../../nbs/6_retrieval/07_evaluate_run.ipynb #4cde966b
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _put_aside(path: Path) -> None:
         n += 1
     path.rename(aside)
 
-# %% ../../nbs/6_retrieval/07_evaluate_run.ipynb #d8b70063
+# %% ../../nbs/6_retrieval/07_evaluate_run.ipynb #7c98e533
 def evaluate_run(
     folder: str | Path,  # a finished training run
     dataset: str = "",  # another data set; empty: the one it was trained on
@@ -104,6 +105,7 @@ def evaluate_run(
     barrier()
     if stored and _same(stored, rules):
         return stored
+    began = time.monotonic()
     times = 1 + (stored["protocol"]["times_opened"] if stored else 0)
     workers = settings().workers if workers is None else workers
     embeddings = embed_split(model, recipe, data, "test", device, workers)
@@ -124,6 +126,7 @@ def evaluate_run(
             version=data.manifest.about.get("version", ""),
         )
         record = _record(run, recipe, card.to_dict(), result, device)
+        record["seconds"] = round(time.monotonic() - began, 2)
         if recipe.evaluate.baselines:
             floor = {n: rank_baseline(n, data.query, data.gallery).summary() for n in BASELINES}
             record["baselines"] = floor

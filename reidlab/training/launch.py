@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['status_line', 'watching', 'launch', 'describe_process']
 
-# %% ../../nbs/4_training/04_launch.ipynb #2988167b
+# %% ../../nbs/4_training/04_launch.ipynb #e6303f06
+import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -100,10 +102,13 @@ def watching(
             if os.isatty(line.console):
                 os.write(line.console, b"\n")
 
-# %% ../../nbs/4_training/04_launch.ipynb #2b21c6cb
+# %% ../../nbs/4_training/04_launch.ipynb #7cd5857e
 @record
 def _process(work: Callable, device: str, threads: int, plain: dict[str, Any]) -> Any:
     "One of several processes."
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # its readers start as anywhere, not by spawning
     local = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
         torch.cuda.set_device(local)
@@ -130,7 +135,7 @@ def _own_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/4_training/04_launch.ipynb #d00b96b3
+# %% ../../nbs/4_training/04_launch.ipynb #b576184d
 def launch(
     work: Callable,  # a library function that takes `device` and the rest by name
     gpus: int = 0,  # processes, one a GPU; 0: here, on the CPU
@@ -159,6 +164,8 @@ def launch(
             start_method="spawn",
         )
         threads = max(1, torch.get_num_threads() // gpus)
+        quiet = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+        quiet.setLevel(logging.CRITICAL)  # a failure is told once, by the error below
         try:
             with _own_signals():
                 return elastic_launch(config, _process)(work, device, threads, plain)[0]

@@ -261,7 +261,7 @@ def _chosen(recipe: Recipe, validate: Callable | None, epoch: int) -> bool:
     wanted = validate is not None and every and recipe.data.val_fraction > 0
     return bool(wanted and (epoch % every == 0 or epoch == recipe.train.epochs))
 
-# %% ../../nbs/4_training/06_loop.ipynb #0b689b7b
+# %% ../../nbs/4_training/06_loop.ipynb #3627040d
 def fit_from_recipe(
     recipe: Recipe,
     folder: str | Path,  # an opened run folder
@@ -319,7 +319,14 @@ def fit_from_recipe(
                 rank() == 0
             ):  # logged before it is saved: an epoch run twice is logged twice, never lost
                 run.log("epoch", **record)
-                run.beat(epoch=epoch + 1, loss=record["loss"], images_per_s=record["images_per_s"])
+                run.beat(
+                    epoch=epoch + 1,
+                    epochs=recipe.train.epochs,
+                    step=len(loader.batch_sampler.batches),
+                    loss=record["loss"],
+                    images_per_s=record["images_per_s"],
+                    seconds_left=(recipe.train.epochs - epoch - 1) * record["seconds"],
+                )
             _keep_best(recipe, record, progress, save)
             save()
             if rank() == 0:

@@ -1,0 +1,45 @@
+"""Every number on the front page has its run under results/."""
+
+import re
+
+import pytest
+
+from reidlab.core.run import RunFolder, read_json
+from reidlab.core.settings import project_root
+
+ROW = re.compile(r"^\| `(?P<run>[\w.\-]+)` \|(?P<cells>.+)\|$", re.M)
+
+
+def rows() -> list[tuple[str, list[str]]]:
+    text = (project_root() / "README.md").read_text(encoding="utf-8")
+    return [(m["run"], [c.strip() for c in m["cells"].split("|")]) for m in ROW.finditer(text)]
+
+
+def test_there_is_something_to_check():
+    assert len(rows()) >= 2
+
+
+@pytest.mark.parametrize(("run", "cells"), rows())
+def test_a_row_of_the_front_page_is_its_record(run, cells):
+    folder = RunFolder(project_root() / "results" / run)
+    (path,) = folder.path.glob("evaluate/*/metrics.json")
+    record = read_json(path)
+    figures = [f"{100 * record['metrics'][key]:.1f}" for key in ("mAP", "R1", "mINP")]
+    histogram = f"{100 * record['baselines']['histogram']['mAP']:.1f}"
+    minutes = f"{folder.metrics()['seconds'] / 60:.1f}"
+    assert cells[1:6] == [*figures, histogram, minutes]
+    assert record["commit"] and record["device"] and record["seed"] == folder.recipe.seed
+
+
+@pytest.mark.parametrize(
+    "path", sorted((project_root() / "results").iterdir()), ids=lambda p: p.name
+)
+def test_a_record_is_small_and_whole(path):
+    files = [p for p in path.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 100_000
+    assert {"recipe.yaml", "environment.json", "metrics.json", "metrics.jsonl"} <= {
+        p.name for p in files
+    }
+    assert not [p.name for p in files if p.suffix in {".pt", ".npz", ".jpg", ".png"}]
+    folder = RunFolder(path)
+    assert folder.finished and folder.environment["commit"] and not folder.environment["dirty"]
