@@ -119,7 +119,7 @@ def test_evaluate_leaves_metrics_and_embeddings(chain):
     )
 
 
-def test_evaluation_says_how_long_and_how_sure(chain):
+def test_evaluation_says_how_long_it_took(chain):
     stored = read_json(chain.run.path / "evaluate" / "synthetic" / "metrics.json")
     assert stored["seconds"] > 0
 
