@@ -364,7 +364,7 @@ def provenance(
     table["hours"] = (runs["seconds"] / 3600).round(3) if "seconds" in runs else float("nan")
     return table
 
-# %% ../../nbs/0_core/06_run.ipynb #f5e950d1
+# %% ../../nbs/0_core/06_run.ipynb #d196f382
 KEPT = (
     "recipe.yaml",
     "environment.json",
@@ -398,4 +398,6 @@ def keep_run(
         place = target / file.relative_to(folder.path)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
+    status = {k: v for k, v in folder.status().items() if k not in ("format", "pid", "host")}
+    write_json(target / "status.json", status)  # which process it was is nobody's business later
     return target
