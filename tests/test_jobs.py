@@ -4,6 +4,7 @@ import re
 import shutil
 import zipfile
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from conftest import TINY, facts, laboratory, run_job, walk
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from reidlab.core.run import RunFolder, load_runs, read_json
+from reidlab.core.run import RunFolder, keep_run, load_runs, read_json
+from reidlab.data.loaders import open_data
 from reidlab.data.manifest import load_manifest, read_manifest
 from reidlab.retrieval.evaluate import load_embeddings
+from reidlab.retrieval.evaluate_run import ranking_of, read_ranking
+from reidlab.viz.ranking import show_recorded_ranks
 
 TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
 
@@ -91,7 +95,8 @@ def test_tensorboard_reads_back(chain):
 
 def test_evaluate_leaves_metrics_and_embeddings(chain):
     folder = chain.run.path / "evaluate" / "synthetic"
-    assert {p.name for p in folder.iterdir()} == {"metrics.json", "embeddings.npz"}
+    files = {"metrics.json", "embeddings.npz", "ranking.json"}
+    assert {p.name for p in folder.iterdir()} == files
     assert pictures(chain.evaluate) == 4  # CMC, APs, hardest, easiest
     stored = read_json(folder / "metrics.json")
     about = {"format", "run", "recipe", "seed", "commit", "dirty", "device", "dataset", "split"}
@@ -117,6 +122,58 @@ def test_evaluate_leaves_metrics_and_embeddings(chain):
     assert (
         row["mAP"] == figures["mAP"] and row["val_mAP"] == chain.run.metrics()["metrics"]["val_mAP"]
     )
+
+
+def test_the_kept_queries_are_those_of_the_whole_ranking(chain):
+    record, (query, gallery, ranks) = read_ranking(chain.run.path), ranking_of(chain.run.path)
+    stored = read_json(chain.run.path / "evaluate" / "synthetic" / "metrics.json")
+    assert (record["format"], record["n"], record["queries"]) == (1, 5, len(query.paths))
+    assert (record["run"], record["dataset"]) == (chain.run.name, "synthetic")
+    assert record["mAP"] == stored["metrics"]["mAP"]
+    assert record["checkpoint"] == stored["protocol"]["checkpoint"]
+    assert record["ap"] == [None if np.isnan(v) else round(v, 4) for v in ranks.ap.tolist()]
+    for end, sign in (("worst", 1), ("best", -1)):
+        order = sorted((sign * v, q) for q, v in enumerate(ranks.ap.tolist()) if v == v)[:5]
+        assert len(record[end]) == len(order) > 1
+        for kept, (ap, q) in zip(record[end], order, strict=True):
+            named = query.paths[q], query.pids[q], query.camids[q], sign * ap
+            assert (kept["path"], kept["pid"], kept["camid"], kept["ap"]) == named
+            listed = [g for g in ranks.top[q] if g >= 0]
+            assert len(listed) == len(kept["ranks"]) == 10
+            for entry, g in zip(kept["ranks"], listed, strict=True):
+                same = gallery.pids[g] == query.pids[q]
+                named = gallery.paths[g], gallery.pids[g], gallery.camids[g], same
+                assert (entry["path"], entry["pid"], entry["camid"], entry["match"]) == named
+                assert entry["pid"] != -1 and not (same and entry["camid"] == kept["camid"])
+
+
+def test_a_kept_record_draws_its_queries_without_embeddings(chain):
+    root = open_data(chain.run.recipe.data).manifest.root
+    kept = keep_run(chain.run.name)
+    files = {p.name for p in (kept / "evaluate" / "synthetic").iterdir()}
+    assert files == {"metrics.json", "ranking.json"}
+    record = read_ranking(kept)
+    assert record == read_ranking(chain.run.path)
+    for end in ("best", "worst"):
+        ax = show_recorded_ranks(record, root, end)
+        solid = [frame.get_linestyle() == "-" for frame in ax.patches]
+        assert solid == [entry["match"] for q in record[end] for entry in q["ranks"]]
+    plt.close("all")
+    with pytest.raises(ValueError, match="Prepare 'synthetic' and hand in its root"):
+        show_recorded_ranks(record, kept)
+
+
+def test_an_older_evaluation_gets_its_ranking_from_its_embeddings(chain, tmp_path):
+    folder = chain.run.path / "evaluate" / "synthetic"
+    before = facts(folder)
+    shutil.move(folder / "ranking.json", tmp_path)
+    with pytest.raises(ValueError, match="Evaluate it again: papermill"):
+        read_ranking(chain.run.path)
+    walk(EVALUATE, device="cpu", gpus=2)
+    after = facts(folder)
+    assert after.keys() == before.keys()
+    assert after["ranking.json"][0] == before["ranking.json"][0]
+    assert all(after[name] == before[name] for name in ("metrics.json", "embeddings.npz"))
 
 
 def test_evaluation_says_how_long_it_took(chain):

@@ -1,5 +1,8 @@
 """Ranking against a definition that is slow and plain, on galleries drawn to be awkward."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from reidlab.data.manifest import Photos
 from reidlab.retrieval.distance import GEMM_ROWS, distance_blocks, distances
 from reidlab.retrieval.embed import dealt, embed_photos
 from reidlab.retrieval.evaluate import rank_features
+from reidlab.retrieval.evaluate_run import AP_QUERIES, ranking_record
 from reidlab.retrieval.metrics import evaluate_rank
 
 ARRAYS = ("cmc", "ap", "ap_trapezoidal", "inp", "valid", "first_hit", "top")
@@ -116,6 +120,46 @@ def test_top_is_the_head_of_the_plain_list(case):
     for q in range(len(q_pids)):
         order = plain_list(dist[q], q_pids[q], q_camids[q], g_pids, g_camids)[:6]
         assert list(r.top[q]) == order + [-1] * (6 - len(order))
+
+
+def named_photos(side, pids, camids):
+    return Photos(Path(), [f"{side}{i}" for i in range(len(pids))], pids, camids)
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases(), st.integers(1, 4))
+def test_the_record_keeps_the_ends_of_the_plain_ranking(case, n):
+    dist, q_pids, g_pids, q_camids, g_camids = case
+    try:
+        r = evaluate_rank(*case)
+    except ValueError:
+        assume(False)
+    query, gallery = named_photos("q", q_pids, q_camids), named_photos("g", g_pids, g_camids)
+    record = ranking_record(query, gallery, r, n, dataset="awkward")
+    lists = [
+        plain_list(dist[q], q_pids[q], q_camids[q], g_pids, g_camids) for q in range(len(q_pids))
+    ]
+    hits = [[bool(g_pids[g] == q_pids[q]) for g in order] for q, order in enumerate(lists)]
+    ap = {q: plain_scores(h)[0] for q, h in enumerate(hits) if any(h)}
+    assert record["ap"] == [
+        pytest.approx(ap[q], abs=6e-5) if q in ap else None for q in range(len(q_pids))
+    ]
+    for end, sign in (("best", -1), ("worst", 1)):
+        order = sorted(ap, key=lambda q: (sign * r.ap[q], q))[:n]
+        assert [shown["path"] for shown in record[end]] == [f"q{q}" for q in order]
+        for shown, q in zip(record[end], order, strict=True):
+            assert [e["path"] for e in shown["ranks"]] == [f"g{g}" for g in lists[q][:10]]
+            assert [e["match"] for e in shown["ranks"]] == hits[q][:10]
+    json.dumps(record, allow_nan=False)  # plain values alone
+
+
+@pytest.mark.parametrize(("n", "kept"), [(AP_QUERIES, True), (AP_QUERIES + 1, False)])
+def test_a_record_of_many_queries_stays_small(n, kept):
+    ones, query = np.ones(n, dtype=int), named_photos("q", np.ones(n, int), np.zeros(n, int))
+    r = evaluate_rank(np.zeros((n, 1)), ones, [1], 0 * ones, [1])
+    record = ranking_record(query, named_photos("g", np.array([1]), np.array([1])), r)
+    assert (record["ap"] == [1.0] * n) if kept else record["ap"] is None
+    assert len(json.dumps(record, indent=1)) < 50_000
 
 
 @settings(max_examples=60, deadline=None)

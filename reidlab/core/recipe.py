@@ -7,7 +7,7 @@ __all__ = ['Share', 'Count', 'Positive', 'SECTION_NAMES', 'CARD', 'Section', 'Sy
            'Search', 'Evaluate', 'Recipe', 'validated', 'recipe_names', 'undotted', 'load_recipe', 'recipe_card',
            'first_difference', 'read_recipe']
 
-# %% ../../nbs/0_core/04_recipe.ipynb #7c69fcd8
+# %% ../../nbs/0_core/04_recipe.ipynb #435792ef
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .names import unknown
 from .settings import settings
 
-# %% ../../nbs/0_core/04_recipe.ipynb #2bc60608
+# %% ../../nbs/0_core/04_recipe.ipynb #1097daf6
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
-# %% ../../nbs/0_core/04_recipe.ipynb #6735f728
+# %% ../../nbs/0_core/04_recipe.ipynb #341234b9
 class Section(BaseModel):
     "A part of a recipe: typed, complete, unchangeable, and closed to unknown keys."
 
@@ -39,7 +39,7 @@ class Section(BaseModel):
                 raise ValueError(f"{key} needs a number, got {str(value).lower()}")
         return values
 
-# %% ../../nbs/0_core/04_recipe.ipynb #492c7c46
+# %% ../../nbs/0_core/04_recipe.ipynb #539f2181
 class Synthetic(Section):
     "The drawn pedestrians, used when data.name is 'synthetic'."
 
@@ -49,7 +49,7 @@ class Synthetic(Section):
     difficulty: Share = 0.5  # 0 clean, 1 hard
     seed: Count = 0  # which people; not the seed of the training
 
-# %% ../../nbs/0_core/04_recipe.ipynb #810006dd
+# %% ../../nbs/0_core/04_recipe.ipynb #b98fa4e7
 class Data(Section):
     "Which photos, how large, in which batches, how varied."
 
@@ -70,7 +70,7 @@ class Data(Section):
     erase_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3  # height/width from this to its inverse
     brightness: Share = 0.0  # jitter: factor from 1−b to 1+b
 
-# %% ../../nbs/0_core/04_recipe.ipynb #0bfe8126
+# %% ../../nbs/0_core/04_recipe.ipynb #382e5199
 class Model(Section):
     "The network: names that the models room knows."
 
@@ -84,8 +84,16 @@ class Model(Section):
     head: str = "linear"
     embedding: Count = 0  # width of the embedding layer; 0: the pooled feature itself
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the classifier
+    genotype: str = ""  # derived: auto_reid, random:3, run:NAME of a search, or a file's path
+    macro: Literal["resnet", "darts"] = "resnet"  # cells: where they stand
+    init_channels: Annotated[int, Field(ge=1)] = 64  # derived: width of the first stage
+    cells_per_stage: tuple[Annotated[int, Field(ge=1)], ...] = (2, 2, 2, 2)  # derived, resnet
+    layers: Annotated[int, Field(ge=3)] = 20  # derived, darts: cells in all
+    stem: str = ""  # cells: resnet, conv3x2, conv3_s2, conv3; empty: the macro's own
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # derived: reached at the last epoch
+    pool_norm: bool = True  # derived: batch norm behind a pooling
 
-# %% ../../nbs/0_core/04_recipe.ipynb #20c9dbbc
+# %% ../../nbs/0_core/04_recipe.ipynb #3dedfa8d
 class Loss(Section):
     "A weighted sum of named terms: {name: {weight: 1.0, …options}}."
 
@@ -94,7 +102,7 @@ class Loss(Section):
         "triplet": {"weight": 1.0, "margin": 0.3},
     }
 
-# %% ../../nbs/0_core/04_recipe.ipynb #9255686e
+# %% ../../nbs/0_core/04_recipe.ipynb #c0b40b58
 class Train(Section):
     "How long, how fast, in which precision, and which epoch is kept."
 
@@ -124,11 +132,38 @@ class Train(Section):
     select: Literal["mAP", "R1", "mINP", "last"] = "mAP"  # which validation figure picks best.pt
     checkpoint_minutes: Positive = 10.0  # also between epochs, on a clock
 
-# %% ../../nbs/0_core/04_recipe.ipynb #bdf9f097
+# %% ../../nbs/0_core/04_recipe.ipynb #6e097d6c
 class Search(Section):
-    "Architecture search; filled by the nas room."
+    "How an architecture is searched; macro, stem, last_stride, pool and neck are the model's."
 
-# %% ../../nbs/0_core/04_recipe.ipynb #a64c603f
+    strategy: Literal["darts"] = "darts"  # first order (Liu et al. 2019)
+    space: str = "reid"  # reid or darts: the operations on offer
+    ops: tuple[str, ...] = ()  # instead of the space's
+    nodes: Annotated[int, Field(ge=1)] = 4  # of a cell, its inputs not counted
+    init_channels: Annotated[int, Field(ge=1)] = 8  # width of the supernet's first stage
+    cells_per_stage: tuple[Annotated[int, Field(ge=1)], ...] = (1, 1, 1, 1)  # resnet macro
+    layers: Annotated[int, Field(ge=3)] = 8  # darts macro
+    p: Count = 0  # people in a batch, over all processes; 0: as data.p
+    k: Count = 0  # photos of each; 0: as data.k
+    epochs: Annotated[int, Field(ge=1)] = 12
+    warmup: Annotated[int, Field(ge=0)] = 3  # epochs in which only the weights learn
+    loss: dict[str, dict[str, float | int | bool | str]] = {
+        "softmax": {"weight": 0.5, "smoothing": 0.0},
+        "triplet": {"weight": 0.5, "margin": 0.3},
+    }
+    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"  # of the weights
+    lr: Positive = 0.1
+    lr_min: Annotated[float, Field(ge=0)] = 0.001  # where the cosine ends
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-5
+    clip: Annotated[float, Field(ge=0)] = 5.0  # largest gradient norm; 0: no clipping
+    alpha_lr: Positive = 0.02  # Adam
+    alpha_betas: tuple[Share, Share] = (0.5, 0.999)
+    alpha_weight_decay: Annotated[float, Field(ge=0)] = 5e-5
+    rule: Literal["softmax", "raw_logit"] = "softmax"  # how a genotype is read off the alphas
+    validate_every: Annotated[int, Field(ge=0)] = 2  # epochs; 0: never
+
+# %% ../../nbs/0_core/04_recipe.ipynb #81778dfb
 class Evaluate(Section):
     "How photos are compared and counted."
 
@@ -140,7 +175,7 @@ class Evaluate(Section):
     batch_size: Annotated[int, Field(ge=1)] = 128  # photos at a time; changes speed, not numbers
     baselines: bool = True  # also rank by colour histogram and by chance
 
-# %% ../../nbs/0_core/04_recipe.ipynb #ef94506f
+# %% ../../nbs/0_core/04_recipe.ipynb #d890dce1
 class Recipe(Section):
     "A complete experiment: six sections, its name, its seed and what was overridden."
 
@@ -163,7 +198,7 @@ class Recipe(Section):
 
     __str__ = __repr__
 
-# %% ../../nbs/0_core/04_recipe.ipynb #c3bd9372
+# %% ../../nbs/0_core/04_recipe.ipynb #066b23ac
 SECTION_NAMES = tuple(k for k in Recipe.model_fields if k not in ("name", "seed", "overrides"))
 
 
@@ -178,7 +213,7 @@ def _problem(error: dict, schema: type[BaseModel]) -> str:
     seen = json.dumps(error.get("input"), default=str)
     return f"{dotted}: {error['msg'].removeprefix('Value error, ')}; got {seen[:80]}."
 
-# %% ../../nbs/0_core/04_recipe.ipynb #07010404
+# %% ../../nbs/0_core/04_recipe.ipynb #0afc8dac
 def validated(name: str, values: dict) -> Recipe:
     "The recipe, or a ValueError whose lines each name a key, what it needs and what it got."
     try:
@@ -187,14 +222,14 @@ def validated(name: str, values: dict) -> Recipe:
         lines = [_problem(e, Recipe) for e in wrong.errors(include_url=False)]
         raise ValueError(f"recipe {name!r}: " + "\n".join(lines)) from None
 
-# %% ../../nbs/0_core/04_recipe.ipynb #76d71c02
+# %% ../../nbs/0_core/04_recipe.ipynb #597aaff5
 def _merged(base: Any, over: Any) -> Any:
     "`over` laid upon `base`: mappings merge, everything else replaces."
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
     return over
 
-# %% ../../nbs/0_core/04_recipe.ipynb #030e5c22
+# %% ../../nbs/0_core/04_recipe.ipynb #87515133
 def _read(path: Path) -> dict:
     "A YAML file's mapping; a ValueError that names the file when it is none."
     try:
@@ -205,7 +240,7 @@ def _read(path: Path) -> dict:
         raise ValueError(f"{path.name} needs sections (train: …), got {str(values)[:60]!r}.")
     return values
 
-# %% ../../nbs/0_core/04_recipe.ipynb #8cf54347
+# %% ../../nbs/0_core/04_recipe.ipynb #34a82256
 def recipe_names(
     folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
 ) -> list[str]:  # sorted; rows as file/row
@@ -221,7 +256,7 @@ def recipe_names(
         names += [stem, *(f"{stem}/{row}" for row in rows)]
     return names
 
-# %% ../../nbs/0_core/04_recipe.ipynb #856d5924
+# %% ../../nbs/0_core/04_recipe.ipynb #48934c86
 def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
     "The merged values of a recipe's file, its row and its bases."
     if name in seen:
@@ -239,7 +274,7 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
         values = _merged(_from_file(base, folder, (*seen, name)), values)
     return _merged(values, rows[row] or {}) if row else values
 
-# %% ../../nbs/0_core/04_recipe.ipynb #dd57360f
+# %% ../../nbs/0_core/04_recipe.ipynb #4e151f32
 def undotted(overrides: Mapping[str, Any]) -> dict:
     "{'train.lr': 0.1} as the nested mapping it stands for."
     nested: dict = {}
@@ -254,7 +289,7 @@ def undotted(overrides: Mapping[str, Any]) -> dict:
         nested = _merged(nested, inner)
     return nested
 
-# %% ../../nbs/0_core/04_recipe.ipynb #1d8eaf67
+# %% ../../nbs/0_core/04_recipe.ipynb #46cbd355
 def load_recipe(
     name: str,  # as in recipes/, without the ending; file/row for a row
     seed: int = 0,  # the job's seed
@@ -271,7 +306,7 @@ def load_recipe(
         )
     return validated(name, {**values, "name": name, "seed": seed, "overrides": over})
 
-# %% ../../nbs/0_core/04_recipe.ipynb #ba1fe82c
+# %% ../../nbs/0_core/04_recipe.ipynb #a4b17b90
 CARD = ("what", "paper", "should reach", "costs")
 
 
@@ -293,7 +328,7 @@ def recipe_card(
             )
     return {key: line.split(": ", 1)[1] for key, line in zip(CARD, lines, strict=True)}
 
-# %% ../../nbs/0_core/04_recipe.ipynb #fbd8310e
+# %% ../../nbs/0_core/04_recipe.ipynb #bdfefa3d
 def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
     "Nested mappings with dotted keys."
     flat = {}
@@ -319,7 +354,7 @@ def first_difference(
             return f"{key} is {one.get(key, 'absent')!r} here and {two.get(key, 'absent')!r} there"
     return None
 
-# %% ../../nbs/0_core/04_recipe.ipynb #2c22b317
+# %% ../../nbs/0_core/04_recipe.ipynb #163ceeca
 def read_recipe(
     path: str | Path,  # a run's recipe.yaml
 ) -> Recipe:

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'PACKAGES', 'STALE', 'KEPT', 'KEPT_BYTES', 'write_bytes', 'write_json', 'read_json', 'commit', 'environment',
            'RunFolder', 'open_run', 'find_run', 'load_runs', 'provenance', 'keep_run']
 
-# %% ../../nbs/0_core/06_run.ipynb #780874ad
+# %% ../../nbs/0_core/06_run.ipynb #1ca0b353
 import json
 import os
 import platform
@@ -30,7 +30,7 @@ from .names import unknown
 from .recipe import Recipe, first_difference, read_recipe
 from .settings import project_root, settings
 
-# %% ../../nbs/0_core/06_run.ipynb #a11b1cc5
+# %% ../../nbs/0_core/06_run.ipynb #a03d7f74
 FORMAT = 1  # of every JSON file written here; a reader refuses a newer one
 
 
@@ -44,7 +44,7 @@ def write_bytes(
     beside.write_bytes(content)
     os.replace(beside, path)
 
-# %% ../../nbs/0_core/06_run.ipynb #4b70155c
+# %% ../../nbs/0_core/06_run.ipynb #427599dc
 def write_json(
     path: Path,  # where the file goes
     values: dict,  # plain values; "format" is added
@@ -53,7 +53,7 @@ def write_json(
     text = json.dumps({"format": FORMAT, **values}, indent=1, ensure_ascii=False, default=str)
     write_bytes(path, text.encode())
 
-# %% ../../nbs/0_core/06_run.ipynb #a64818c6
+# %% ../../nbs/0_core/06_run.ipynb #9f319f0a
 def read_json(path: Path) -> dict:
     "Read a JSON file of ours; a newer format is refused by name."
     values = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict:
         )
     return values
 
-# %% ../../nbs/0_core/06_run.ipynb #dd1fd271
+# %% ../../nbs/0_core/06_run.ipynb #9906334a
 PACKAGES = ("reidlab", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic")
 
 
@@ -82,7 +82,7 @@ def commit() -> tuple[str, bool]:
     "The project's git commit (empty outside git), and whether tracked files differ from it."
     return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
 
-# %% ../../nbs/0_core/06_run.ipynb #95b157e7
+# %% ../../nbs/0_core/06_run.ipynb #6373e4aa
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
@@ -117,7 +117,7 @@ def environment(
         else "page",
     }
 
-# %% ../../nbs/0_core/06_run.ipynb #ae8c50b0
+# %% ../../nbs/0_core/06_run.ipynb #5bac366b
 STALE = 120.0  # seconds without a pulse after which a run on another host counts as dead
 
 
@@ -228,7 +228,7 @@ class RunFolder:
         self.beat("finished")
         return record
 
-# %% ../../nbs/0_core/06_run.ipynb #987429df
+# %% ../../nbs/0_core/06_run.ipynb #1b04cfdc
 def _alive(status: dict) -> bool:
     "Whether another process still writes this run."
     if status.get("state") != "running" or status.get("pid") == os.getpid():
@@ -243,14 +243,14 @@ def _alive(status: dict) -> bool:
         return True
     return True
 
-# %% ../../nbs/0_core/06_run.ipynb #d9e3d449
+# %% ../../nbs/0_core/06_run.ipynb #ef9181ec
 def _named(run: str) -> str:
     "A run's name, if it is one: letters, digits, dot, dash, underscore."
     if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", run):
         raise ValueError(f"run needs a plain folder name (letters, digits, . _ -), got {run!r}.")
     return run
 
-# %% ../../nbs/0_core/06_run.ipynb #b8edb687
+# %% ../../nbs/0_core/06_run.ipynb #d261d5d4
 def open_run(
     run: str,  # folder name under runs/; empty: recipe, verb and seed
     recipe: Recipe,  # what is to run
@@ -296,7 +296,7 @@ def open_run(
     folder.beat("new", verb=verb, epoch=0)
     return folder
 
-# %% ../../nbs/0_core/06_run.ipynb #e69c7276
+# %% ../../nbs/0_core/06_run.ipynb #f8bcc3b8
 def find_run(
     name: str,  # a run's name
     roots: Iterable[str | Path] = (),  # where to look; empty: runs_dir, then results_dir
@@ -312,7 +312,12 @@ def find_run(
         + " Make one: papermill nbs/train.ipynb out.ipynb"
     )
 
-# %% ../../nbs/0_core/06_run.ipynb #290d1c3a
+# %% ../../nbs/0_core/06_run.ipynb #d06e199e
+def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    "The figures that fit into a table's cell: no curves, no nested tables."
+    return {k: v for k, v in figures.items() if not isinstance(v, list | dict)}
+
+
 def _row(folder: RunFolder) -> dict[str, Any]:
     "One run as a row: what it is, its figures (train's, then each evaluation's), its provenance."
     recipe, made, status = folder.recipe, folder.environment, folder.status()
@@ -323,17 +328,19 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "verb": status.get("verb"),
         "state": status.get("state"),
     }
-    row |= {"backbone": recipe.model.backbone, "dataset": recipe.data.name}
+    searched = row["verb"] == "search"  # its network is no backbone yet
+    row["backbone"] = f"{recipe.search.space} supernet" if searched else recipe.model.backbone
+    row["dataset"] = recipe.data.name
     if (folder.path / "metrics.json").is_file():
         final = folder.metrics()
-        row |= final["metrics"] | {"seconds": final.get("seconds")}
+        row |= _numbers(final["metrics"]) | {"seconds": final.get("seconds")}
     tests = [read_json(path) for path in sorted(folder.path.glob("evaluate/*/metrics.json"))]
     for test in tests:
         own = len(tests) == 1 or test["dataset"] == recipe.data.name
         floors = {
             f"{name}_mAP": scores["mAP"] for name, scores in test.get("baselines", {}).items()
         }
-        figures = {k: v for k, v in test["metrics"].items() if not isinstance(v, list)} | floors
+        figures = _numbers(test["metrics"]) | floors
         row |= {
             f"{'' if own else test['dataset'] + '_'}{key}": value for key, value in figures.items()
         }
@@ -341,7 +348,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
             row["rerank"] = test["protocol"]["rerank"]
     return row | {key: made.get(key) for key in ("device", "threads", "commit", "dirty", "started")}
 
-# %% ../../nbs/0_core/06_run.ipynb #f7055dbb
+# %% ../../nbs/0_core/06_run.ipynb #b1a5dd2a
 def load_runs(
     names: Iterable[str] = (),  # runs; empty: all there are
     roots: Iterable[str | Path] = (),  # where to look; empty: runs_dir, then results_dir
@@ -352,7 +359,7 @@ def load_runs(
     rows = [_row(find_run(name, roots)) for name in names]
     return pd.DataFrame(rows, columns=None if rows else ["run"]).set_index("run")
 
-# %% ../../nbs/0_core/06_run.ipynb #22b50f0f
+# %% ../../nbs/0_core/06_run.ipynb #addbf2ee
 def provenance(
     runs: pd.DataFrame,  # from load_runs
 ) -> pd.DataFrame:
@@ -364,16 +371,28 @@ def provenance(
     table["hours"] = (runs["seconds"] / 3600).round(3) if "seconds" in runs else float("nan")
     return table
 
-# %% ../../nbs/0_core/06_run.ipynb #d196f382
-KEPT = (
+# %% ../../nbs/0_core/06_run.ipynb #0023d4ed
+KEPT = (  # patterns within the run's folder
     "recipe.yaml",
     "environment.json",
     "status.json",
     "metrics.json",
     "metrics.jsonl",
     "genotype.json",
+    "genotypes/epoch_*.json",
+    "evaluate/*/metrics.json",
+    "evaluate/*/ranking.json",
 )
 KEPT_BYTES = 100_000  # a record larger than this is refused
+
+
+def _weighed(folder: Path, files: Iterable[Path]) -> dict[str, int]:
+    "Bytes of the files directly in a run and of each of its folders, the heaviest first."
+    weight: dict[str, int] = {}
+    for file in files:
+        part = file.relative_to(folder).parts[0]
+        weight[part] = weight.get(part, 0) + file.stat().st_size
+    return dict(sorted(weight.items(), key=lambda item: -item[1]))
 
 
 def keep_run(
@@ -387,11 +406,13 @@ def keep_run(
         raise ValueError(
             f"run {name!r} is {folder.status().get('state')}; only a finished run is kept."
         )
-    files = [folder.path / f for f in KEPT] + sorted(folder.path.glob("evaluate/*/metrics.json"))
-    files = [f for f in files if f.is_file()]
-    if (size := sum(f.stat().st_size for f in files)) > KEPT_BYTES:
+    files = [f for pattern in KEPT for f in sorted(folder.path.glob(pattern))]
+    weight = _weighed(folder.path, files)
+    if (size := sum(weight.values())) > KEPT_BYTES:
+        heaviest = ", ".join(f"{part} {n}" for part, n in list(weight.items())[:3])
         raise ValueError(
-            f"the record of {name!r} has {size} bytes, {KEPT_BYTES} allowed. Shorten metrics.jsonl."
+            f"the record of {name!r} has {size} bytes, {KEPT_BYTES} allowed; heaviest: {heaviest}. "
+            "Thin out what no page quotes, such as every second epoch."
         )
     target = Path(to or settings().results_dir) / name
     for file in files:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTORS', 'REFUSED', 'count_parameters', 'conv_macs', 'product_macs', 'MacCounter', 'count_macs', 'cost_table']
 
-# %% ../../nbs/2_models/90_cost.ipynb #340c3bd7
+# %% ../../nbs/2_models/90_cost.ipynb #fa8d00f0
 from collections import Counter
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# %% ../../nbs/2_models/90_cost.ipynb #c7127893
+# %% ../../nbs/2_models/90_cost.ipynb #d660df7d
 def count_parameters(
     model: nn.Module,  # any network; a parameter used twice counts once
     trainable: bool = False,  # True leaves out what is frozen, such as a BNNeck's bias
@@ -23,7 +23,7 @@ def count_parameters(
     "Number of parameters; running statistics are not among them."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
-# %% ../../nbs/2_models/90_cost.ipynb #dfbd9c2c
+# %% ../../nbs/2_models/90_cost.ipynb #c4e2c1da
 def conv_macs(
     inputs: Tensor,  # (B, C, …)
     weight: Tensor,  # (C_out, C/g, k…), or (C, C_out/g, k…) when transposed
@@ -33,7 +33,7 @@ def conv_macs(
     "Multiply-accumulates of a convolution in any number of dimensions."
     return (inputs if transposed else outputs).numel() * weight[0].numel()
 
-# %% ../../nbs/2_models/90_cost.ipynb #9fee9f73
+# %% ../../nbs/2_models/90_cost.ipynb #e2cfa79b
 def product_macs(
     left: Tensor,  # (…, n, m) or (m,)
     right: Tensor,  # (…, m, p) or (m,)
@@ -41,10 +41,10 @@ def product_macs(
     "Multiply-accumulates of a matrix, vector or batched product."
     return left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
 
-# %% ../../nbs/2_models/90_cost.ipynb #6bc95834
+# %% ../../nbs/2_models/90_cost.ipynb #27a5cf8d
 FACTORS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "addmv": 1}
 
-# %% ../../nbs/2_models/90_cost.ipynb #5be5936f
+# %% ../../nbs/2_models/90_cost.ipynb #c35b5275
 REFUSED = {
     "attention": "write it as two matrix products while counting (sdpa_kernel(SDPBackend.MATH))",
     "convolution_backward": "count a forward pass; training costs about three of them",
@@ -82,11 +82,12 @@ class MacCounter(TorchDispatchMode):
             self.by_op[name] += conv_macs(args[0], args[1], outputs, transposed=args[6])
         return outputs
 
-# %% ../../nbs/2_models/90_cost.ipynb #1e62b848
+# %% ../../nbs/2_models/90_cost.ipynb #5e91d723
 def count_macs(
     model: nn.Module,  # any network that takes one image tensor
     input_size: tuple[int, ...] = (1, 3, 256, 128),  # (B, 3, H, W)
     device: str = "meta",  # "cpu" really computes: for networks that look at their numbers
+    classifier: bool = False,  # True: with the classifier, which evaluation leaves out
 ) -> int:
     "Multiply-accumulates of one evaluation forward pass; batch norm, activation, pooling are free."
     modes = {m: m.training for m in model.modules()}
@@ -96,13 +97,16 @@ def count_macs(
     images = torch.zeros(input_size, dtype=dtype, device=device)
     try:
         with torch.no_grad(), MacCounter() as tally:
-            functional_call(model.eval(), stand_ins, (images,))
+            model.eval()
+            if classifier:
+                model.head.train()
+            functional_call(model, stand_ins, (images,))
     finally:
         for module, mode in modes.items():
             module.training = mode
     return tally.total
 
-# %% ../../nbs/2_models/90_cost.ipynb #3d974346
+# %% ../../nbs/2_models/90_cost.ipynb #f767d72e
 def cost_table(
     models: dict[str, nn.Module],  # {name: network}
     input_size: tuple[int, ...] = (1, 3, 256, 128),  # (B, 3, H, W)

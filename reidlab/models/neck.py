@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['centred_norm', 'free_norm', 'embedding_layer', 'Neck', 'bnneck', 'bn', 'no_neck']
 
-# %% ../../nbs/2_models/03_neck.ipynb #2e8db428
+# %% ../../nbs/2_models/03_neck.ipynb #619f7d4c
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-# %% ../../nbs/2_models/03_neck.ipynb #05016c36
+# %% ../../nbs/2_models/03_neck.ipynb #0d90fc10
 def centred_norm(
     dim: int,  # D
 ) -> nn.BatchNorm1d:
@@ -19,7 +20,7 @@ def centred_norm(
     norm.bias.requires_grad_(False)
     return norm
 
-# %% ../../nbs/2_models/03_neck.ipynb #84fb40bf
+# %% ../../nbs/2_models/03_neck.ipynb #156c8ff9
 def free_norm(
     dim: int,  # D
 ) -> nn.BatchNorm1d:
@@ -28,7 +29,7 @@ def free_norm(
     nn.init.normal_(norm.weight, 1.0, 0.02)
     return norm
 
-# %% ../../nbs/2_models/03_neck.ipynb #88f78ebc
+# %% ../../nbs/2_models/03_neck.ipynb #18caf193
 def embedding_layer(
     in_dim: int,  # C of the pooled feature
     out_dim: int,  # D of the embedding
@@ -39,7 +40,7 @@ def embedding_layer(
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../../nbs/2_models/03_neck.ipynb #77f0fab8
+# %% ../../nbs/2_models/03_neck.ipynb #24d9684a
 class Neck(nn.Module):
     "An optional embedding, then a norm; hands on the feature before and after the norm."
 
@@ -57,11 +58,12 @@ class Neck(nn.Module):
     def forward(
         self,
         pooled: Tensor,  # (B, C)
-    ) -> tuple[Tensor, Tensor]:  # (B, D) before the norm, (B, D) after it, both float32
-        before = self.embed(pooled).float()
+    ) -> tuple[Tensor, Tensor]:  # (B, D) before the norm, (B, D) after it, float32 or float64
+        before = self.embed(pooled)
+        before = before.to(torch.promote_types(before.dtype, torch.float32))
         return before, self.norm(before)
 
-# %% ../../nbs/2_models/03_neck.ipynb #3f932443
+# %% ../../nbs/2_models/03_neck.ipynb #794ff387
 def bnneck(
     in_dim: int,  # C of the pooled feature
     embedding: int = 0,  # D of a linear layer before the norm; 0: none
@@ -69,7 +71,7 @@ def bnneck(
     "Batch norm with its bias frozen at 0, between triplet and classifier (Luo et al., 2019)."
     return Neck(in_dim, embedding, centred_norm)
 
-# %% ../../nbs/2_models/03_neck.ipynb #9a4dd5f7
+# %% ../../nbs/2_models/03_neck.ipynb #c1918400
 def bn(
     in_dim: int,  # C of the pooled feature
     embedding: int = 0,  # D of a linear layer before the norm; 0: none
@@ -77,7 +79,7 @@ def bn(
     "Batch norm with a free bias, as in the heads of pytorch-reid-lite."
     return Neck(in_dim, embedding, free_norm)
 
-# %% ../../nbs/2_models/03_neck.ipynb #62884c9e
+# %% ../../nbs/2_models/03_neck.ipynb #a66cc157
 def no_neck(
     in_dim: int,  # C of the pooled feature
     embedding: int = 0,  # D of a linear layer; 0: none

@@ -6,14 +6,13 @@
 __all__ = ['rank_features', 'Embeddings', 'rank_embeddings', 'save_embeddings', 'load_embeddings', 'split_photos', 'embed_split',
            'evaluate_split', 'protocol_card']
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e629c8e4
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e3e73f96
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.names import unknown
@@ -22,16 +21,14 @@ from ..data.loaders import DataSet, open_data
 from ..data.manifest import Photos
 from .distance import distance_blocks, l2_normalise
 from .embed import embed_photos
-from reidlab.retrieval.metrics import (
-    QueryScores,
-    RankResult,
-    check_labels,
-    score_queries,
-    summarise,
-)
+from .metrics import QueryScores, RankResult
 from .protocol import ProtocolCard, protocol_counts
+from ..training.world import rank
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #d43a492c
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #4184ece3
+from .metrics import check_labels, score_queries, summarise
+
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #7cdd29a9
 def _scored(
     blocks: Iterable[tuple[int, Tensor]], labels: list[np.ndarray], top: int
 ) -> Iterable[QueryScores]:
@@ -42,7 +39,7 @@ def _scored(
             block.cpu().numpy(), q_pids[rows], g_pids, q_camids[rows], g_camids, top
         )
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #98e0f1c4
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #ee482b88
 def rank_features(
     query: Tensor | np.ndarray,  # (Q, D) used as given: normalise first if that is wanted
     gallery: Tensor | np.ndarray,  # (G, D)
@@ -61,7 +58,7 @@ def rank_features(
     blocks = distance_blocks(query, gallery, metric, tile)
     return summarise(_scored(blocks, labels, top), labels[0], labels[2], max_rank, strict)
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #5197367b
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #ee7a3cc1
 class Embeddings(NamedTuple):
     "Features of a query and a gallery, with all that ranking needs."
 
@@ -74,7 +71,7 @@ class Embeddings(NamedTuple):
     q_paths: np.ndarray  # (Q,) str, relative to the data set's root
     g_paths: np.ndarray  # (G,) str
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #9d0a9896
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #374b7aa6
 def rank_embeddings(
     embeddings: Embeddings,
     metric: str = "euclidean",  # "euclidean", "sqeuclidean" or "cosine"
@@ -98,7 +95,7 @@ def rank_embeddings(
         top=top,
     )
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #3422d137
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #4393c4d8
 def save_embeddings(
     path: str | Path,  # ends in .npz; its folder is made
     embeddings: Embeddings,
@@ -118,7 +115,7 @@ def save_embeddings(
     os.replace(beside, path)
     return path
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #02e4eac0
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e9a5bdbb
 def load_embeddings(
     path: str | Path,
 ) -> Embeddings:
@@ -136,7 +133,7 @@ def load_embeddings(
             raise ValueError(f"{path} holds columns of different lengths: {lengths}.")
     return embeddings
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #60e5170a
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e9cb7f79
 def split_photos(
     data: DataSet,
     split: str,  # "val" or "test"
@@ -155,7 +152,7 @@ def split_photos(
         )
     return tuple(sides)
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #6d876f36
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #b28d76c8
 def embed_split(
     model: nn.Module,
     recipe: Recipe,  # its data and evaluate sections are read
@@ -185,7 +182,7 @@ def embed_split(
     columns = [np.asarray(getattr(p, name)) for name in ("pids", "camids", "paths") for p in sides]
     return Embeddings(*feats, *columns)
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #96df5142
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #26cbdb0d
 def evaluate_split(
     model: nn.Module,
     recipe: Recipe,
@@ -198,14 +195,13 @@ def evaluate_split(
     "Score a model on a split by the rules of its recipe."
     data = open_data(recipe.data, recipe.seed) if data is None else data
     embeddings = embed_split(model, recipe, data, split, device, workers)
-    first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
-    if folder is not None and first:
+    if folder is not None and rank() == 0:
         save_embeddings(Path(folder) / "embeddings.npz", embeddings)
     rules = recipe.evaluate
     result = rank_embeddings(embeddings, rules.metric, rules.normalise, rules.max_rank)
     return result.summary()
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #738cdfc3
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #9ff5ab21
 def protocol_card(
     recipe: Recipe,
     data: DataSet,

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['average_precision', 'trapezoidal_precision', 'inverse_negative_penalty', 'ranked_gallery', 'QueryScores',
-           'score_queries', 'RankResult', 'summarise', 'as_array', 'check_labels', 'evaluate_rank']
+           'score_queries', 'RankResult', 'summarise', 'as_array', 'check_labels', 'evaluate_rank', 'worst_queries',
+           'best_queries']
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #03ae5e26
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #c90743e5
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from .protocol import kept, without_match_message
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #24c9c7f2
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #dd0a7d95
 def average_precision(
     ranks: np.ndarray,  # (n,) filtered ranks of the matches, from 0, ascending
 ) -> float:  # 0 … 1
     "Mean precision at the matches (standard AP)."
     return float(np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1.0)))
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #81a47269
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #a019dc3d
 def trapezoidal_precision(
     ranks: np.ndarray,  # (n,) filtered ranks of the matches, from 0, ascending
 ) -> float:  # 0 … 1, never above the standard AP
@@ -32,14 +33,14 @@ def trapezoidal_precision(
     before = np.divide(i, ranks, out=np.ones_like(i), where=np.asarray(ranks) > 0)
     return float(np.mean((before + (i + 1) / (ranks + 1.0)) / 2))
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #aa35acab
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #a1c3196c
 def inverse_negative_penalty(
     ranks: np.ndarray,  # (n,) filtered ranks of the matches, from 0, ascending
 ) -> float:  # 0 … 1
     "Matches over entries read until the last of them (Ye et al., 2021)."
     return float(len(ranks) / (ranks[-1] + 1.0))
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #bf5045a0
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #e54e6d5e
 def ranked_gallery(
     dist: np.ndarray,  # (G,) distances of one query
     stays: np.ndarray,  # (G,) bool, see `protocol.kept`
@@ -48,7 +49,7 @@ def ranked_gallery(
     positions = np.flatnonzero(stays)
     return positions[np.argsort(dist[positions], kind="stable")]
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #6a2d0ba3
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #d68be521
 class QueryScores(NamedTuple):
     "What is known of some queries, one row each; nan and −1 where there is no match."
 
@@ -58,7 +59,7 @@ class QueryScores(NamedTuple):
     first_hit: np.ndarray  # (Q,) int64, filtered rank from 0
     top: np.ndarray  # (Q, k) int64, gallery positions; −1 beyond the end of a short list
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #70bf2fbf
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #ece9e23b
 def score_queries(
     dist: np.ndarray,  # (Q, G)
     q_pids: np.ndarray,  # (Q,)
@@ -83,7 +84,7 @@ def score_queries(
             scores.first_hit[q] = ranks[0]
     return scores
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #ee1d7231
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #13a43e60
 @dataclass(frozen=True, eq=False)
 class RankResult:
     "Scores of a ranking, fractions 0 … 1; means over the valid queries."
@@ -109,21 +110,21 @@ class RankResult:
         "Share of valid queries with a match among the first k."
         return float(np.mean(self.first_hit[self.valid] < k))
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | int]:
         "The headline, as it goes into metrics.json."
         return {
             "mAP": self.mAP,
             "mAP_trapezoidal": self.mAP_trapezoidal,
             "mINP": self.mINP,
             **{f"R{k}": self.rank(k) for k in (1, 5, 10)},
-            "queries_without_match": float(len(self.without_match)),
+            "queries_without_match": len(self.without_match),
         }
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k} {v:.4f}" for k, v in list(self.summary().items())[:-1])
         return f"RankResult({values}; {self.n_valid} of {len(self.valid)} queries valid)"
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #d08437fb
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #b32ce2f1
 def summarise(
     parts: Iterable[QueryScores],  # in query order
     q_pids: np.ndarray,  # (Q,)
@@ -159,7 +160,7 @@ def summarise(
         **scores._asdict(),
     )
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #f4ee5529
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #a1500cec
 def as_array(x: Tensor | np.ndarray | list) -> np.ndarray:
     "A numpy array of a tensor (any device, any precision), an array or a list."
     if isinstance(x, Tensor):
@@ -167,7 +168,7 @@ def as_array(x: Tensor | np.ndarray | list) -> np.ndarray:
         x = x.float() if x.is_floating_point() else x
     return np.asarray(x)
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #debe5921
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #ac61acbd
 def check_labels(
     n_query: int,  # rows of the distance matrix
     n_gallery: int,  # its columns
@@ -196,7 +197,7 @@ def check_labels(
         arrays.append(array.astype(np.int64))
     return arrays
 
-# %% ../../nbs/6_retrieval/04_metrics.ipynb #b3a0d913
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #2e2e991d
 def evaluate_rank(
     distmat: Tensor | np.ndarray,  # (Q, G) distances, small means alike
     q_pids: Tensor | np.ndarray,  # (Q,) person of each query
@@ -220,3 +221,20 @@ def evaluate_rank(
         )
     scores = score_queries(dist, *labels, top=top)
     return summarise([scores], labels[0], labels[2], max_rank, strict)
+
+# %% ../../nbs/6_retrieval/04_metrics.ipynb #da4ab590
+def worst_queries(
+    ap: np.ndarray,  # (Q,) average precision of each query, nan where nothing could match
+    n: int = 5,
+) -> np.ndarray:  # (≤ n,) positions, lowest AP first
+    "The queries with the lowest AP; those without a match are passed over."
+    ap = np.asarray(ap, dtype=float)
+    return np.argsort(ap, kind="stable")[: min(n, np.isfinite(ap).sum())]
+
+
+def best_queries(
+    ap: np.ndarray,  # (Q,)
+    n: int = 5,
+) -> np.ndarray:  # (≤ n,) positions, highest AP first
+    "The queries with the highest AP; those without a match are passed over."
+    return worst_queries(-np.asarray(ap, dtype=float), n)
