@@ -1,5 +1,6 @@
 """Bad input, where a user meets it: one clear line each, and nothing that lay there is touched."""
 
+import json
 import shutil
 from contextlib import contextmanager
 
@@ -15,9 +16,12 @@ from reidlab.core.settings import settings
 from reidlab.data import loaders
 from reidlab.data.loaders import open_data
 from reidlab.data.manifest import COLUMNS, read_manifest, write_manifest
+from reidlab.models.genotype import PUBLISHED
+from reidlab.nas.derive import derive
+from reidlab.nas.supernet import supernet_from_recipe
 from reidlab.retrieval.evaluate import evaluate_split
 from reidlab.training.checkpoint import read_last
-from reidlab.training.loop import fit_from_recipe
+from reidlab.training.loop import fit_from_recipe, with_genotype
 
 TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
 
@@ -339,3 +343,179 @@ def test_checkpoint_of_a_newer_format(done):
     with refused("best.pt", "format 9", "up to 1", "Update reidlab"):
         walk(EVALUATE, run="done")
     assert facts(done[0]) == before
+
+
+# --- genotypes and search spaces -------------------------------------------------------------
+
+CELLS = {  # the smallest network of a genotype
+    "model.backbone": "derived",
+    "model.init_channels": 4,
+    "model.cells_per_stage": [1, 1],
+    "model.stem": "conv3x2",
+}
+
+
+def written(folder, **changes):
+    "The published genotype with other fields, as a file; its path."
+    file = folder / "genotype.json"
+    file.write_text(json.dumps(json.loads(PUBLISHED["auto_reid"].to_json()) | changes))
+    return file
+
+
+def with_edge(*edge):
+    "The published normal cell with another first edge."
+    cell = PUBLISHED["auto_reid"].plain()["normal"]
+    return [[list(edge), cell[0][1]], *cell[1:]]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"normal": with_edge("sep_conv_3x4", 0)},
+            ("op 'sep_conv_3x4' not found", "Close names: sep_conv_3x3"),
+        ),
+        ({"normal": with_edge("sep_conv_3x3", 2)}, ("normal node 2", "from node 2", "0 to 1")),
+        ({"normal": with_edge("sep_conv_3x3")}, ("normal node 2", "(op, source)", "3x3']")),
+        (
+            {"ops": ["sep_conv_3x3", "skip_connect", "none"]},
+            ("op of space reid 'dil_conv_3x3' not found", "Close names: sep_conv_3x3"),
+        ),
+        ({"normal_concat": [2, 3, 6]}, ("normal_concat", "from 2 to 5", "got [2, 3, 6]")),
+        ({"reduce_concat": [2, 2]}, ("reduce_concat", "different nodes", "got [2, 2]")),
+        ({"format": 9}, ("format 9", "up to 1", "Update reidlab")),
+    ],
+    ids=["op", "source", "edge", "ops", "concat", "concat-twice", "newer"],
+)
+def test_wrong_genotype_file(changes, words, stocked, tmp_path):
+    file = written(tmp_path, **changes)
+    before = file.read_bytes()
+    with refused(file.name, tmp_path.name, *words):
+        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(file)})
+    assert file.read_bytes() == before
+    assert not [*stocked.runs.rglob("*.pt"), *stocked.runs.rglob("genotype.json")]
+    (run,) = stocked.runs.iterdir()
+    assert RunFolder(run).status()["state"] == "crashed"
+
+
+def test_genotype_of_layers_where_cells_are_needed(stocked, tmp_path):
+    file = written(tmp_path, space="cdnet", layers=[[3, 5, 1]])
+    with refused("'derived' needs a genotype of cells", "'cdnet'", "a list of layers"):
+        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(file)})
+    assert not list(stocked.runs.rglob("*.pt"))
+
+
+def test_genotype_file_cut_off(stocked, tmp_path):
+    file = written(tmp_path)
+    cut(file)
+    before = file.read_bytes()
+    with refused(file.name, tmp_path.name, "JSON"):
+        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(file)})
+    assert file.read_bytes() == before
+    assert not list(stocked.runs.rglob("genotype.json"))
+
+
+def test_missing_genotype_file(stocked, tmp_path):
+    with refused("no genotype file at", "elsewhere.json", "Search first"):
+        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(tmp_path / "elsewhere.json")})
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("auto_ried", ("genotype 'auto_ried' not found", "Close names: auto_reid")),
+        ("", ("genotype '(empty)' not found", "Known: auto_reid")),
+        ("random:many", ("genotype 'random:many' not found", "random:SEED")),
+    ],
+)
+def test_misspelt_genotype(name, words, stocked):
+    with refused(*words, "run:NAME", "the path of a genotype.json"):
+        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": name})
+    assert not [*stocked.runs.rglob("*.pt"), *stocked.runs.rglob("genotype.json")]
+
+
+def test_genotype_of_a_run_that_has_none(done, stocked):
+    before = facts(done[0])
+    with refused("run 'done' holds no genotype.json", "nbs/search.ipynb", "-p run done"):
+        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": "run:done"})
+    assert facts(done[0]) == before
+    with refused("run 'dome' not found in runs/", "Close names: done"):
+        walk(TRAIN, run="other", overrides=TINY | CELLS | {"model.genotype": "run:dome"})
+    assert facts(done[0]) == before
+
+
+@pytest.mark.parametrize("option", [{"genotype": "auto_reid"}, {"init_channels": 16}])
+def test_genotype_without_cells_to_put_it_in(option, stocked):
+    ((key, value),) = option.items()
+    with refused(f"'small_cnn' has no option {key!r}", f"got {value!r}", "another backbone"):
+        walk(TRAIN, overrides=TINY | {"model.backbone": "small_cnn", f"model.{key}": value})
+
+
+def test_channels_too_few_for_part_aware(stocked):
+    words = "part_aware needs 3 channels", "got 2", "Raise init_channels"
+    thin = {"model.genotype": "auto_reid", "model.init_channels": 1}
+    with refused(*words):
+        walk(TRAIN, overrides=TINY | CELLS | thin)
+    with refused(*words):
+        supernet_from_recipe(tiny_recipe(search__init_channels=2), n_pids=8)
+
+
+@pytest.mark.parametrize(
+    "search, words",
+    [
+        (
+            {"ops": ["sep_conv_3x3", "skip_connect"]},
+            ("needs 'none'", "got sep_conv_3x3, skip_connect", "add 'none'"),
+        ),
+        ({"ops": ["none"]}, ("an op besides 'none'",)),
+        ({"ops": ["none", "sep_conv_3x3", "none"]}, ("'none' stands twice", "name each once")),
+        (
+            {"ops": ["sep_conv_3x4", "none"]},
+            ("op 'sep_conv_3x4' not found", "Close names: sep_conv_3x3"),
+        ),
+        ({"space": "ried"}, ("search space 'ried' not found", "Close names: reid")),
+    ],
+)
+def test_wrong_search_space(search, words):
+    recipe = tiny_recipe(**{f"search__{key}": value for key, value in search.items()})
+    with refused(*words):
+        supernet_from_recipe(recipe, n_pids=8)
+
+
+def test_alphas_without_none_have_no_softmax_rule():
+    alpha = torch.zeros(14, 2)
+    with refused("needs 'none'", "got sep_conv_3x3, skip_connect", "add 'none'"):
+        derive(alpha, alpha, ("sep_conv_3x3", "skip_connect"))
+    with refused("2 columns", "3 ops", "Name the ops"):
+        derive(alpha, alpha, ("sep_conv_3x3", "skip_connect", "none"))
+
+
+def test_genotype_that_changed_behind_its_reference(stocked, tmp_path):
+    file = written(tmp_path)
+    recipe = load_recipe("smoke", overrides=TINY | CELLS | {"model.genotype": str(file)})
+    data = open_data(recipe.data, recipe.seed)
+    run = open_run("begun", recipe, verb="train", data=data.fingerprint)
+    with_genotype(recipe, run.path)
+    copy = (run.path / "genotype.json").read_bytes()
+    written(tmp_path, normal=with_edge("dil_conv_3x3", 0))
+    with refused("genotype.json", "no longer the genotype", "'begun'", "Choose a new run name"):
+        fit_from_recipe(recipe, run.path, workers=0)
+    assert (run.path / "genotype.json").read_bytes() == copy
+    assert not list(run.path.rglob("*.pt"))
+
+
+def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
+    recipe = tiny_recipe(
+        **{key.replace(".", "__"): value for key, value in CELLS.items()},
+        model__genotype="auto_reid",
+        train__epochs=1,
+        data__val_fraction=0.0,
+    )
+    data = open_data(recipe.data, recipe.seed)
+    run = open_run("derived", recipe, verb="train", data=data.fingerprint)
+    fit_from_recipe(recipe, run.path, workers=0)
+    cut(run.path / "genotype.json")
+    before = facts(stocked.runs)
+    with refused("genotype.json", "derived", "JSON"):
+        walk(EVALUATE, run="derived")
+    assert facts(stocked.runs) == before

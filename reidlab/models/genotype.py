@@ -20,10 +20,17 @@ from ..core.run import find_run
 from ..core.seed import rng
 from .ops import SPACES, check_ops
 
-# %% ../../nbs/2_models/09_genotype.ipynb #b0419f37
+# %% ../../nbs/2_models/09_genotype.ipynb #d11c3a31
 Edge = tuple[str, int]  # operation, source node
 Cell = tuple[tuple[Edge, ...], ...]  # for each node from 2 on, its edges
 ALIASES = {"partial_aware_1x1": "part_aware"}  # other people's names for the same slot
+
+
+def _items(values: Any, what: str) -> Sequence:
+    "A list or tuple, or an error that says what should have been one."
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{what}, got {values!r}.")
+    return values
 
 
 def _cell(
@@ -32,11 +39,13 @@ def _cell(
 ) -> Cell:
     "A checked cell; a third member of an edge (its strength) is left out."
     cell = []
-    for j, edges in enumerate(nodes, 2):
+    for j, edges in enumerate(_items(nodes, f"{kind} needs a list of nodes"), 2):
+        needs = f"{kind} node {j} needs edges (op, source)"
         checked = []
-        for edge in edges:
-            if len(edge) < 2 or not isinstance(edge[0], str) or not isinstance(edge[1], int):
-                raise ValueError(f"{kind} node {j} needs edges (op, source), got {edge!r}.")
+        for edge in _items(edges, needs):
+            pair = _items(edge, needs)
+            if len(pair) < 2 or not isinstance(pair[0], str) or type(pair[1]) is not int:
+                raise ValueError(f"{needs}, got {edge!r}.")
             op, source = ALIASES.get(edge[0], edge[0]), edge[1]
             check_ops([op])
             if not 0 <= source < j:
@@ -56,21 +65,22 @@ def _concat(concat: Sequence[int], cell: Cell, kind: str) -> tuple[int, ...]:
     "The nodes that make the output, if they are nodes of this cell."
     last = len(cell) + 1
     known = range(2, last + 1)
+    _items(concat, f"{kind}_concat needs a list of nodes")
     if not concat or [c for c in concat if c not in known] or len(set(concat)) != len(concat):
         raise ValueError(
             f"{kind}_concat needs different nodes from 2 to {last}, got {list(concat)}."
         )
     return tuple(concat)
 
-# %% ../../nbs/2_models/09_genotype.ipynb #3715c285
+# %% ../../nbs/2_models/09_genotype.ipynb #0e07762e
 @dataclass(frozen=True)
 class Genotype:
     "A normal and a reduction cell (DARTS, Liu et al., 2019; Auto-ReID, Quan et al., 2019)."
 
     normal: Cell  # for each node from 2 on: ((op, source), …)
     reduce: Cell
-    normal_concat: tuple[int, ...] = ()  # nodes that make the output; empty: all
-    reduce_concat: tuple[int, ...] = ()
+    normal_concat: tuple[int, ...] | None = None  # nodes that make the output; None: all
+    reduce_concat: tuple[int, ...] | None = None
     space: str = ""  # reid or darts; empty: the first that has all its ops
     ops: tuple[str, ...] = ()  # what was on offer; empty: those of the space
     about: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -81,7 +91,8 @@ class Genotype:
             cell = _cell(getattr(self, kind), kind)
             every = tuple(range(2, len(cell) + 2))
             put(kind, cell)
-            put(f"{kind}_concat", _concat(getattr(self, f"{kind}_concat") or every, cell, kind))
+            given = getattr(self, f"{kind}_concat")
+            put(f"{kind}_concat", _concat(every if given is None else given, cell, kind))
         used = {op for cell in (self.normal, self.reduce) for node in cell for op, _ in node}
         fitting = [name for name, ops in SPACES.items() if used <= set(ops)]
         put("space", self.space or next(iter(fitting), ""))
@@ -149,7 +160,7 @@ class LayerGenotype:
         ]
         return "{\n " + ",\n ".join(lines) + "\n}\n"
 
-# %% ../../nbs/2_models/09_genotype.ipynb #fc16d0b9
+# %% ../../nbs/2_models/09_genotype.ipynb #50185ed6
 def _literal(text: str) -> dict[str, Any]:
     "`Genotype(normal=[…], …)` as a mapping, without running it."
     text = text.strip().partition("=")[2] if re.match(r"\s*\w+\s*=\s*Genotype", text) else text
@@ -174,22 +185,35 @@ def _value(node: ast.expr) -> Any:
 
 def _nested(cell: Sequence) -> list:
     "A flat list of 2B edges, as DARTS prints it, by node."
-    if cell and isinstance(cell[0], Sequence) and isinstance(cell[0][0], str):
+    first = cell[0] if isinstance(cell, list | tuple) and cell else None
+    if isinstance(first, list | tuple) and first and isinstance(first[0], str):
         return [cell[i : i + 2] for i in range(0, len(cell), 2)]
-    return list(cell)
+    return cell
+
+
+def _values(text: str | Mapping) -> dict[str, Any]:
+    "The fields of a genotype, whichever way they are written."
+    if not isinstance(text, str):
+        return dict(text)
+    if not text.lstrip().startswith("{"):
+        return _literal(text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as wrong:
+        raise ValueError(
+            f"the genotype is not whole JSON ({wrong.msg}, line {wrong.lineno}). "
+            "The file is cut off or was edited; copy it again, or take the last of genotypes/."
+        ) from None
 
 
 def genotype_from(
     text: str | Mapping,  # JSON text, Python's print, or a mapping
 ) -> Genotype | LayerGenotype:
     "A genotype from any of the forms it is written in."
-    if isinstance(text, str):
-        values = json.loads(text) if text.lstrip().startswith("{") else _literal(text)
-    else:
-        values = dict(text)
-    if values.get("format", 1) > 1:
+    values = _values(text)
+    if values.get("format", 1) != 1:
         raise ValueError(
-            f"the genotype has format {values['format']}, this reidlab reads up to 1. Update reidlab."
+            f"the genotype has format {values['format']!r}, this reidlab reads up to 1. Update reidlab."
         )
     if "layers" in values:
         about = {k: v for k, v in values.items() if k not in ("format", "space", "layers")}
@@ -203,10 +227,11 @@ def genotype_from(
     about = {k: v for k, v in values.items() if k not in (*own, "format")}
     given = {k: values[k] for k in own if k in values}
     for kind in ("normal", "reduce"):
-        strengths = [[e[2] for e in node if len(e) > 2] for node in _nested(given[kind])]
+        nodes = given[kind] = _nested(given[kind])
+        _cell(nodes, kind)
+        strengths = [[e[2] for e in node if len(e) > 2] for node in nodes]
         if any(strengths):
             about.setdefault("strengths", {})[kind] = strengths
-        given[kind] = _nested(given[kind])
     return Genotype(**given, about=about)
 
 # %% ../../nbs/2_models/09_genotype.ipynb #f029aa09
@@ -329,7 +354,18 @@ def random_genotype(
     ]
     return Genotype(*cells, space=space, ops=ops, about={"rule": f"random, seed {seed}"})
 
-# %% ../../nbs/2_models/09_genotype.ipynb #d2190188
+# %% ../../nbs/2_models/09_genotype.ipynb #2245bc22
+def _searched(name: str) -> Path:
+    "The folder of a search run."
+    try:
+        return find_run(name).path
+    except ValueError as wrong:
+        first = str(wrong).partition(" Make one:")[0]
+        raise ValueError(
+            f"{first} Search first: papermill nbs/search.ipynb out.ipynb -p run {name}"
+        ) from None
+
+
 def find_genotype(
     reference: str | Genotype | LayerGenotype,  # "auto_reid", "random:3", "run:NAME", a path
 ) -> Genotype | LayerGenotype:  # a genotype is handed through
@@ -342,7 +378,7 @@ def find_genotype(
     if kind == "random" and name.isdecimal():
         return random_genotype(int(name))
     if kind == "run" and name:
-        path = find_run(name).path / "genotype.json"
+        path = _searched(name) / "genotype.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"run {name!r} holds no genotype.json yet; finish its search: papermill nbs/search.ipynb out.ipynb -p run {name}"
@@ -365,6 +401,8 @@ def read_genotype(
         raise FileNotFoundError(f"no genotype file at {path}. Search first, or name another.")
     try:
         return genotype_from(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} in {path.parent} is no text; a genotype is JSON.") from None
     except (ValueError, TypeError, KeyError, IndexError) as wrong:
         raise ValueError(f"{path.name} in {path.parent}: {wrong}") from None
 
