@@ -550,6 +550,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'reidlab/models/reid.py'),
                                      'reidlab.models.reid.ReIDModel.forward': ( '2_models/reid.html#reidmodel.forward',
                                                                                 'reidlab/models/reid.py')},
+            'reidlab.nas.controls': { 'reidlab.nas.controls.control_seeds': ( '5_nas/controls.html#control_seeds',
+                                                                              'reidlab/nas/controls.py')},
             'reidlab.nas.darts': { 'reidlab.nas.darts.Circle': ('5_nas/darts.html#circle', 'reidlab/nas/darts.py'),
                                    'reidlab.nas.darts.Circle.__init__': ('5_nas/darts.html#circle.__init__', 'reidlab/nas/darts.py'),
                                    'reidlab.nas.darts.Circle.next': ('5_nas/darts.html#circle.next', 'reidlab/nas/darts.py'),
