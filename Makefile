@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN := smoke-train-s0
+LOOK := first_look
+ROWS := searched random handmade
+# the report on what the demo has just run, and on nothing else
+export FRESH := {searches: [$(LOOK)-search-s0], searched: [$(LOOK).searched-train-s0], random: [$(LOOK).random-train-s0], handmade: [$(LOOK).handmade-train-s0]}
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: install demo test chapters lab board readme lock
@@ -15,12 +18,17 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[lab,test]"
 	touch $@
 
-# drawn pedestrians, a network trained on them, its test figures, and a page to read
+# drawn pedestrians, a search on them, what it found and two controls trained and ranked, and a page that compares them
 demo: install
-	mkdir -p runs/$(RUN)
-	papermill nbs/train.ipynb runs/$(RUN)/train.ipynb
-	papermill nbs/evaluate.ipynb runs/$(RUN)/evaluate.ipynb -p run $(RUN)
-	@python -c "from reidlab.viz.page import write_html; print('\nThe result is in', write_html('runs/$(RUN)/evaluate.ipynb', 'runs/$(RUN)/evaluate.html'))"
+	mkdir -p reports/html runs/$(LOOK)-search-s0 $(foreach row,$(ROWS),runs/$(LOOK).$(row)-train-s0)
+	papermill nbs/search.ipynb runs/$(LOOK)-search-s0/search.ipynb -p recipe $(LOOK)
+	for row in $(ROWS); do \
+	  run=$(LOOK).$$row-train-s0; \
+	  papermill nbs/train.ipynb runs/$$run/train.ipynb -p recipe $(LOOK)/$$row || exit 1; \
+	  papermill nbs/evaluate.ipynb runs/$$run/evaluate.ipynb -p run $$run || exit 1; \
+	done
+	papermill reports/01_first_look.ipynb reports/html/01_first_look.ipynb --cwd reports -y "$$FRESH"
+	@python -c "from reidlab.viz.page import write_html; print('\nThe report is', write_html('reports/html/01_first_look.ipynb', 'reports/html/01_first_look.html'))"
 
 test: install chapters
 	pytest
