@@ -7,9 +7,9 @@ __all__ = ['Share', 'Count', 'Positive', 'SECTION_NAMES', 'CARD', 'Section', 'Sy
            'Search', 'Evaluate', 'Recipe', 'validated', 'recipe_names', 'undotted', 'load_recipe', 'recipe_card',
            'first_difference', 'read_recipe']
 
-# %% ../../nbs/0_core/04_recipe.ipynb #435792ef
+# %% ../../nbs/0_core/04_recipe.ipynb #68d23191
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,9 +132,9 @@ class Train(Section):
     select: Literal["mAP", "R1", "mINP", "last"] = "mAP"  # which validation figure picks best.pt
     checkpoint_minutes: Positive = 10.0  # also between epochs, on a clock
 
-# %% ../../nbs/0_core/04_recipe.ipynb #6e097d6c
+# %% ../../nbs/0_core/04_recipe.ipynb #81991321
 class Search(Section):
-    "How an architecture is searched; macro, stem, last_stride, pool and neck are the model's."
+    "How an architecture is searched; macro, last_stride, pool and neck are the model's."
 
     strategy: Literal["darts"] = "darts"  # first order (Liu et al. 2019)
     space: str = "reid"  # reid or darts: the operations on offer
@@ -143,6 +143,7 @@ class Search(Section):
     init_channels: Annotated[int, Field(ge=1)] = 8  # width of the supernet's first stage
     cells_per_stage: tuple[Annotated[int, Field(ge=1)], ...] = (1, 1, 1, 1)  # resnet macro
     layers: Annotated[int, Field(ge=3)] = 8  # darts macro
+    stem: str = ""  # of the supernet; empty: as model.stem
     p: Count = 0  # people in a batch, over all processes; 0: as data.p
     k: Count = 0  # photos of each; 0: as data.k
     epochs: Annotated[int, Field(ge=1)] = 12
@@ -328,7 +329,7 @@ def recipe_card(
             )
     return {key: line.split(": ", 1)[1] for key, line in zip(CARD, lines, strict=True)}
 
-# %% ../../nbs/0_core/04_recipe.ipynb #bdfefa3d
+# %% ../../nbs/0_core/04_recipe.ipynb #71da4a29
 def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
     "Nested mappings with dotted keys."
     flat = {}
@@ -344,11 +345,11 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
 def first_difference(
     here: Recipe,  # what is asked for
     there: Recipe,  # what was run
+    without: Iterable[str] = (),  # sections that do not matter
 ) -> str | None:  # "train.epochs is 12 here and 5 there", or None
     "The first value in which two recipes differ, names and overrides aside."
-    one, two = (
-        _flat(json.loads(r.model_dump_json(exclude={"name", "overrides"}))) for r in (here, there)
-    )
+    aside = {"name", "overrides", *without}
+    one, two = (_flat(json.loads(r.model_dump_json(exclude=aside))) for r in (here, there))
     for key in [*one, *two]:
         if one.get(key) != two.get(key):
             return f"{key} is {one.get(key, 'absent')!r} here and {two.get(key, 'absent')!r} there"

@@ -250,7 +250,7 @@ def _named(run: str) -> str:
         raise ValueError(f"run needs a plain folder name (letters, digits, . _ -), got {run!r}.")
     return run
 
-# %% ../../nbs/0_core/06_run.ipynb #d261d5d4
+# %% ../../nbs/0_core/06_run.ipynb #ffc0d3fa
 def open_run(
     run: str,  # folder name under runs/; empty: recipe, verb and seed
     recipe: Recipe,  # what is to run
@@ -265,7 +265,8 @@ def open_run(
     folder = RunFolder(Path(root or settings().runs_dir) / name)
     if (folder.path / "recipe.yaml").is_file():
         status, before = folder.status(), folder.environment
-        change = first_difference(recipe, folder.recipe)
+        aside = ("search",) if verb == "train" else ()  # a training asks nothing of it
+        change = first_difference(recipe, folder.recipe, without=aside)
         if not change and data != before["data"]:
             change = f"the data's fingerprint is {data[:12] or 'none'} here and {before['data'][:12] or 'none'} there"
         if not change and status.get("verb", verb) != verb:

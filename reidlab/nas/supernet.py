@@ -134,7 +134,7 @@ class Supernet(nn.Module):
     ) -> Tensor:  # (B, C, h, w) feature map
         return self.stack(images, self.mixing())
 
-# %% ../../nbs/5_nas/01_supernet.ipynb #57b8e8b3
+# %% ../../nbs/5_nas/01_supernet.ipynb #9307bf36
 def supernet_from_recipe(
     recipe: Recipe,
     n_pids: int,  # identities of the classifier
@@ -148,7 +148,7 @@ def supernet_from_recipe(
         "init_channels": s.init_channels,
         "cells_per_stage": list(s.cells_per_stage),
         "layers": s.layers,
-        "stem": m.stem,
+        "stem": s.stem or m.stem,
         "last_stride": m.last_stride,
     }
     maps = Supernet(s.ops or space_ops(s.space), **options)
