@@ -18,7 +18,9 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[lab,test]"
 	touch $@
 
-# drawn pedestrians, a search on them, what it found and two controls trained and ranked, and a page that compares them
+# drawn pedestrians, a search on them, what it found and two controls trained and ranked, and a page that compares them;
+# one thread: these networks are too small to share, and the figures do not depend on how many cores there are
+demo: export OMP_NUM_THREADS = 1
 demo: install
 	mkdir -p reports/html runs/$(LOOK)-search-s0 $(foreach row,$(ROWS),runs/$(LOOK).$(row)-train-s0)
 	papermill nbs/search.ipynb runs/$(LOOK)-search-s0/search.ipynb -p recipe $(LOOK)
