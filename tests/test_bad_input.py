@@ -393,9 +393,7 @@ def test_wrong_genotype_file(changes, words, stocked, tmp_path):
     with refused(file.name, tmp_path.name, *words):
         walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(file)})
     assert file.read_bytes() == before
-    assert not [*stocked.runs.rglob("*.pt"), *stocked.runs.rglob("genotype.json")]
-    (run,) = stocked.runs.iterdir()
-    assert RunFolder(run).status()["state"] == "crashed"
+    assert empty(stocked.runs)
 
 
 def test_genotype_of_layers_where_cells_are_needed(stocked, tmp_path):

@@ -1,4 +1,4 @@
-"""The jobs end to end, as their users call them: prepare, train, evaluate."""
+"""The jobs end to end, as their users call them: prepare, search, train, evaluate."""
 
 import re
 import shutil
@@ -16,11 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from reidlab.core.run import RunFolder, keep_run, load_runs, read_json
 from reidlab.data.loaders import open_data
 from reidlab.data.manifest import load_manifest, read_manifest
+from reidlab.models.genotype import genotypes_of, read_genotype
+from reidlab.nas.derive import derive
 from reidlab.retrieval.evaluate import load_embeddings
 from reidlab.retrieval.evaluate_run import ranking_of, read_ranking
 from reidlab.viz.ranking import show_recorded_ranks
 
 TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
+SEARCH = "nbs/search.ipynb"
 
 
 def done(job):
@@ -279,3 +282,115 @@ def test_market1501_from_a_folder_and_from_an_archive(lab, tmp_path):
     )
     walk(MARKET, name="packed", source=str(archive))  # unpacked once, prepared again
     assert load_manifest("packed").fingerprint == packed.fingerprint
+
+
+CELLS = TINY | {  # a search of two epochs, of which the first leaves the alphas alone
+    "model.stem": "conv3x2",
+    "model.cells_per_stage": [1, 1],
+    "model.init_channels": 8,
+    "search.cells_per_stage": [1, 1],
+    "search.init_channels": 6,
+    "search.nodes": 2,
+    "search.epochs": 2,
+    "search.warmup": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    "A laboratory after a search, called once with papermill."
+    with pytest.MonkeyPatch.context() as patch:
+        lab = laboratory(tmp_path_factory.mktemp("searched"), patch)
+        lab.page = lab.root / "search.ipynb"
+        lab.console = done(run_job(SEARCH, lab.page, overrides=CELLS)).text
+        lab.run = RunFolder(lab.runs / "smoke-search-s0")
+        yield lab
+
+
+def test_search_leaves_genotypes_and_their_history(searched):
+    run = searched.run
+    assert [p.name for p in searched.runs.iterdir()] == [run.name]
+    assert pictures(searched.page) == 4  # a batch, the curves, the alphas, their entropy
+    assert searched.page.read_text().count("image/svg+xml") == 1  # the answer
+    assert re.search(r"epoch 2/2 · loss \d+\.\d+", searched.console)
+    names = [p.name for p in sorted((run.path / "genotypes").iterdir())]
+    assert names == ["epoch_000.json", "epoch_001.json", "epoch_002.json"]
+    first, warm, final = genotypes_of(run.path)
+    assert read_genotype(run.path / "genotype.json") == final
+    assert (run.path / "genotype.json").read_bytes() == (
+        run.path / "genotypes" / names[-1]
+    ).read_bytes()
+    assert first.about["alphas"] == warm.about["alphas"] != final.about["alphas"]
+    assert {kind: np.shape(a) for kind, a in final.about["alphas"].items()} == {
+        "normal": (5, 7),
+        "reduce": (5, 7),
+    }
+    made = {"run": run.name, "recipe": "smoke", "seed": 0, "epoch": 2}
+    assert (final.about["rule"], final.about["made_by"]) == ("softmax", made)
+    assert final.nodes == 2 and final.about["cost"]["input"] == [64, 32]
+    derived = derive(*final.about["alphas"].values(), final.ops)
+    assert (derived.normal, derived.reduce) == (final.normal, final.reduce)
+
+
+def test_search_writes_its_records(searched):
+    run, stored = searched.run, searched.run.metrics()
+    about = {"format", "run", "recipe", "seed", "commit", "dirty", "device", "dataset", "seconds"}
+    assert about <= stored.keys() and stored["verb"] == "search"
+    assert "alphas after the last epoch, 2" in stored["selection"]
+    history, cost = run.history(), genotypes_of(run.path)[-1].about["cost"]
+    assert list(history["epoch"]) == [1, 2] and (history["alpha_drift"] == 0).all()
+    assert history["alpha_loss"].isna().tolist() == [True, False]
+    assert history["val_mAP"].between(0, 1).iloc[-1]
+    assert stored["metrics"]["macs"] == cost["macs"] == history["macs"].iloc[-1]
+    assert stored["metrics"]["params"] == cost["params"] < stored["metrics"]["supernet_params"]
+    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    for tag, column in (("train/loss", "loss"), ("train/entropy_normal", "entropy_normal")):
+        scalars = board.Scalars(tag)
+        assert [s.step for s in scalars] == [1, 2]
+        np.testing.assert_allclose([s.value for s in scalars], history[column], rtol=1e-6)
+    (picture,) = board.Tags()["images"]
+    assert [s.step for s in board.Images(picture)] == [1, 2]
+    last = torch.load(run.path / "checkpoints" / "last.pt", weights_only=True)
+    assert {"alpha_optimizer", "circle", "optimizer", "random", "progress"} <= last.keys()
+
+
+def test_what_was_searched_is_trained_and_ranked(searched):
+    before = facts(searched.run.path)
+    own = CELLS | {"model.backbone": "derived", "model.genotype": "run:smoke-search-s0"}
+    walk(TRAIN, overrides=own | {"train.epochs": 1})
+    walk(EVALUATE, run="smoke-train-s0")
+    assert facts(searched.run.path) == before
+    run, found = RunFolder(searched.runs / "smoke-train-s0"), genotypes_of(searched.run.path)[-1]
+    assert read_genotype(run.path / "genotype.json") == found
+    ranked = read_json(run.path / "evaluate" / "synthetic" / "metrics.json")["metrics"]
+    for figures in (run.metrics()["metrics"], ranked):  # what the search said it would cost
+        assert figures["macs"] == found.about["cost"]["macs"]
+    assert 0 < ranked["mAP"] <= 1
+    shutil.move(searched.run.path, searched.root / "elsewhere")
+    try:  # the run stands on its own
+        shutil.rmtree(run.path / "evaluate")
+        walk(EVALUATE, run="smoke-train-s0")
+    finally:
+        shutil.move(searched.root / "elsewhere", searched.run.path)
+    again = read_json(run.path / "evaluate" / "synthetic" / "metrics.json")["metrics"]
+    assert again == ranked
+
+
+def test_search_again_shows_the_finished_run(searched):
+    before = facts(searched.run.path)
+    names = walk(SEARCH, overrides=CELLS)
+    assert facts(searched.run.path) == before
+    assert names["folder"].path == searched.run.path
+    assert names["found"] == genotypes_of(searched.run.path)[-1]
+
+
+def test_two_processes_search(searched):
+    walk(SEARCH, run="pair", device="cpu", gpus=2, overrides=CELLS)
+    pair = RunFolder(searched.runs / "pair")
+    history, alone = pair.history(), searched.run.history()
+    assert pair.finished and pair.environment["processes"] == 2
+    assert list(history["epoch"]) == [1, 2] and (history["alpha_drift"] == 0).all()
+    np.testing.assert_allclose(history["loss"].iloc[0], alone["loss"].iloc[0], rtol=1e-3)
+    assert len(genotypes_of(pair.path)) == 3
+    starts = [genotypes_of(r.path)[0].about["alphas"] for r in (pair, searched.run)]
+    assert starts[0] == starts[1]

@@ -230,11 +230,24 @@ def _merged(base: Any, over: Any) -> Any:
         return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
     return over
 
-# %% ../../nbs/0_core/04_recipe.ipynb #87515133
+# %% ../../nbs/0_core/04_recipe.ipynb #34f3f1ed
+class _OnceLoader(yaml.SafeLoader):
+    "YAML in which a key stands once; the plain loader keeps the last of two in silence."
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"{key.value!r} stands twice, again in line {line}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict:
     "A YAML file's mapping; a ValueError that names the file when it is none."
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader) or {}
     except yaml.YAMLError as wrong:
         raise ValueError(f"{path.name} is not YAML: {' '.join(str(wrong).split())}.") from None
     if not isinstance(values, dict):

@@ -87,21 +87,37 @@ def half_loaders(
     ]
     return loaders[0], loaders[1]
 
-# %% ../../nbs/5_nas/05_search.ipynb #22ac7947
+# %% ../../nbs/5_nas/05_search.ipynb #3d9440e2
 def check_search(
     recipe: Recipe,
     n_pids: int,  # training identities
     processes: int = 1,
 ) -> None:
     "Refuse a recipe that cannot be searched."
-    p = recipe.search.p or recipe.data.p
+    s, data = recipe.search, recipe.data
+    p, k = s.p or data.p, s.k or data.k
+    if s.warmup >= s.epochs:
+        raise ValueError(
+            f"search.warmup needs to be less than search.epochs, got {s.warmup} and {s.epochs}: "
+            "the alphas would never learn, and the answer would be chance."
+        )
+    if "triplet" in s.loss and k < 2:
+        raise ValueError(
+            f"the triplet loss needs 2 photos or more of each person, got search.k (or data.k) {k}."
+        )
+    if p > n_pids or p % max(processes, 1):
+        raise ValueError(
+            f"search.p (or data.p) needs at most the {n_pids} identities there are, and a multiple of "
+            f"{processes} for as many processes; got {p}."
+        )
     if p // max(processes, 1) < 2:
         raise ValueError(
             f"a search needs batches of 2 people or more in each process, got {p} for {processes} of them. "
             "Raise search.p (or data.p), or lower gpus."
         )
-    with torch.device("meta"):
-        supernet_from_recipe(recipe, n_pids)
+    weighted_sum(s.loss)
+    with torch.device("meta"), torch.no_grad():
+        supernet_from_recipe(recipe, n_pids)(torch.zeros(2, 3, data.height, data.width))
     derived_cost(random_genotype(0, nodes=1), recipe, n_pids)
 
 # %% ../../nbs/5_nas/05_search.ipynb #8319e7b5
@@ -130,7 +146,7 @@ def same_everywhere(
         )
     return 0.0
 
-# %% ../../nbs/5_nas/05_search.ipynb #2ab2da22
+# %% ../../nbs/5_nas/05_search.ipynb #83956d80
 def search_from_recipe(
     recipe: Recipe,
     folder: str | Path,  # an opened run folder
@@ -149,8 +165,8 @@ def search_from_recipe(
         if rank() == 0:
             stack.enter_context(run.working())
         stack.enter_context(deterministic())
-        check_search(recipe, 2, world_size())
         data = open_together(recipe, data_dir)
+        check_search(recipe, data.n_pids, world_size())
         workers = settings().workers if workers is None else workers
         loader, other = half_loaders(data.train, recipe, workers)
         model = supernet_from_recipe(recipe, data.n_pids)

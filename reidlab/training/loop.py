@@ -249,14 +249,16 @@ def model_from_recipe(
     seed_all(recipe.seed)
     return build_model(**recipe.model.model_dump(), n_pids=n_pids)
 
-# %% ../../nbs/4_training/06_loop.ipynb #c16fd9ce
+# %% ../../nbs/4_training/06_loop.ipynb #d3f2b1b5
 def check_model(
     recipe: Recipe,
     n_pids: int = 2,  # identities of the classifier
 ) -> None:
-    "Refuse a recipe whose network cannot be built."
+    "Refuse a recipe whose network or loss cannot be built."
+    weighted_sum(recipe.loss.terms)
     with torch.device("meta"):
-        build_model(**recipe.model.model_dump() | {"weights": ""}, n_pids=n_pids)
+        network = build_model(**recipe.model.model_dump() | {"weights": ""}, n_pids=n_pids)
+    costs_of(network, recipe)  # runs it once, without memory: a map too small shows here
 
 # %% ../../nbs/4_training/06_loop.ipynb #f353780c
 def with_genotype(
@@ -289,7 +291,7 @@ def check_genotype(
             "Choose a new run name, or move that folder away."
         )
 
-# %% ../../nbs/4_training/06_loop.ipynb #4f44490a
+# %% ../../nbs/4_training/06_loop.ipynb #81017d51
 def load_model(
     folder: str | Path,  # a run folder
     checkpoint: str = "best",  # best or last
@@ -298,6 +300,11 @@ def load_model(
     "A run's network with its weights, ready to embed."
     run = RunFolder(folder)
     content = read_checkpoint(run.path / "checkpoints" / f"{checkpoint}.pt", device)
+    if content["architecture"].get("backbone") == "supernet":
+        raise ValueError(
+            f"run {run.name!r} is a search; its supernet is no network to rank with. Train what it found: "
+            f'papermill nbs/train.ipynb out.ipynb -p overrides \'{{"model.backbone": "derived", "model.genotype": "run:{run.name}"}}\''
+        )
     recipe = with_genotype(run.recipe, run.path)
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": ""})})
     model = model_from_recipe(plain, content["architecture"]["n_pids"])
