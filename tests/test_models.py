@@ -56,7 +56,8 @@ def test_shapes_of_the_literature(size, stride, expected):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_backbone_keeps_its_promises(backbone, stride):
-    model = on_paper(backbone=backbone, last_stride=stride, n_pids=5)
+    own = {"genotype": "auto_reid"} if backbone == "derived" else {}
+    model = on_paper(backbone=backbone, last_stride=stride, n_pids=5, **own)
     maps = model.backbone(torch.zeros(2, 3, 64, 32, device="meta"))
     assert maps.dim() == 4 and maps.shape[1] == model.backbone.out_channels
     assert model.feature_dim == model.backbone.out_channels

@@ -6,7 +6,7 @@
 __all__ = ['Edge', 'Cell', 'ALIASES', 'PUBLISHED', 'Genotype', 'LayerGenotype', 'genotype_from', 'random_genotype',
            'find_genotype', 'read_genotype', 'genotypes_of', 'genotype_distance']
 
-# %% ../../nbs/2_models/09_genotype.ipynb #0b824da5
+# %% ../../nbs/2_models/09_genotype.ipynb #1c0b1924
 import ast
 import json
 import re
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.names import unknown
-from ..core.run import find_run
 from ..core.seed import rng
 from .ops import SPACES, check_ops
 
@@ -354,9 +353,11 @@ def random_genotype(
     ]
     return Genotype(*cells, space=space, ops=ops, about={"rule": f"random, seed {seed}"})
 
-# %% ../../nbs/2_models/09_genotype.ipynb #2245bc22
+# %% ../../nbs/2_models/09_genotype.ipynb #31e253a1
 def _searched(name: str) -> Path:
     "The folder of a search run."
+    from reidlab.core.run import find_run  # here: reading a genotype needs no recipe
+
     try:
         return find_run(name).path
     except ValueError as wrong:
