@@ -114,6 +114,10 @@ def test_evaluate_leaves_metrics_and_embeddings(chain):
     assert names | {"cmc", "queries_without_match"} <= figures.keys()
     assert all(0 <= v <= 1 for k, v in figures.items() if k[0] in "mR" and k != "macs")
     assert figures["cmc"][0] == figures["R1"] and len(figures["cmc"]) == card["max_rank"]
+    sure = stored["intervals"]
+    assert {"mAP", "mINP", "R1"} <= sure.keys()
+    assert all(e["low"] <= figures[k] <= e["high"] for k, e in sure.items() if k in figures)
+    assert sure["mAP"]["low"] < sure["mAP"]["high"] and sure["mAP"]["value"] == figures["mAP"]
     (prepared,) = chain.data.iterdir()
     manifest, features = read_manifest(prepared), load_embeddings(folder / "embeddings.npz")
     for side, split in (("q", "query"), ("g", "gallery")):
