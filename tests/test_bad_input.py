@@ -21,7 +21,7 @@ from reidlab.nas.derive import derive
 from reidlab.nas.supernet import supernet_from_recipe
 from reidlab.retrieval.evaluate import evaluate_split
 from reidlab.training.checkpoint import read_last
-from reidlab.training.loop import fit_from_recipe, with_genotype
+from reidlab.training.loop import fit_from_recipe, keep_genotype
 
 TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
 
@@ -493,7 +493,7 @@ def test_genotype_that_changed_behind_its_reference(stocked, tmp_path):
     recipe = load_recipe("smoke", overrides=TINY | CELLS | {"model.genotype": str(file)})
     data = open_data(recipe.data, recipe.seed)
     run = open_run("begun", recipe, verb="train", data=data.fingerprint)
-    with_genotype(recipe, run.path)
+    keep_genotype(recipe, run.path)
     copy = (run.path / "genotype.json").read_bytes()
     written(tmp_path, normal=with_edge("dil_conv_3x3", 0))
     with refused("genotype.json", "no longer the genotype", "'begun'", "Choose a new run name"):

@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 
 import reidlab.retrieval.rerank as rerank_module
 from reidlab.retrieval.distance import distances, l2_normalise
+from reidlab.retrieval.expansion import augment_gallery, expand_queries, smooth_top
 from reidlab.retrieval.metrics import evaluate_rank
-from reidlab.retrieval.rerank import (
-    augment_gallery,
-    check_gallery,
-    expand_queries,
-    nearest,
-    rerank,
-    rerank_blocks,
-    smooth_top,
-)
+from reidlab.retrieval.rerank import check_gallery, nearest, rerank, rerank_blocks
 
 DATA = Path(__file__).parent / "data"
 SETTINGS = [(20, 6, 0.3), (10, 3, 0.5), (20, 1, 0.3)]

@@ -22,9 +22,10 @@ from matplotlib import pyplot as plt
 
 from reidlab.core import look
 from reidlab.data.manifest import Photos
+from reidlab.retrieval.metrics import best_queries, worst_queries
 from reidlab.viz.curves import plot_ap_histogram, plot_cmc, plot_history
 from reidlab.viz.photos import contact_sheet, show_person
-from reidlab.viz.ranking import best_queries, hits, ranks_html, show_ranks, worst_queries
+from reidlab.viz.ranking import hits, ranks_html, show_ranks
 from reidlab.viz.tables import compare, metrics_table
 from reidlab.viz.tensorboard import EVENTS, write_epoch, write_photos
 

@@ -297,10 +297,11 @@ def open_run(
     folder.beat("new", verb=verb, epoch=0)
     return folder
 
-# %% ../../nbs/0_core/06_run.ipynb #f8bcc3b8
+# %% ../../nbs/0_core/06_run.ipynb #d43808b1
 def find_run(
     name: str,  # a run's name
     roots: Iterable[str | Path] = (),  # where to look; empty: runs_dir, then results_dir
+    job: str = "train",  # the job that would make it, for the message
 ) -> RunFolder:
     "A run by its name, or an error with the close names."
     roots = [Path(r) for r in roots] or [settings().runs_dir, settings().results_dir]
@@ -310,7 +311,7 @@ def find_run(
     known = {p.parent.name for root in roots for p in root.glob("*/recipe.yaml")}
     raise ValueError(
         unknown("run", name, known, where=" or ".join(f"{r.name}/" for r in roots))
-        + " Make one: papermill nbs/train.ipynb out.ipynb"
+        + f" Make one: papermill nbs/{job}.ipynb out.ipynb"
     )
 
 # %% ../../nbs/0_core/06_run.ipynb #d06e199e

@@ -71,7 +71,7 @@ def _concat(concat: Sequence[int], cell: Cell, kind: str) -> tuple[int, ...]:
         )
     return tuple(concat)
 
-# %% ../../nbs/2_models/09_genotype.ipynb #0e07762e
+# %% ../../nbs/2_models/09_genotype.ipynb #3d560afc
 @dataclass(frozen=True)
 class Genotype:
     "A normal and a reduction cell (DARTS, Liu et al., 2019; Auto-ReID, Quan et al., 2019)."
@@ -159,7 +159,7 @@ class LayerGenotype:
         ]
         return "{\n " + ",\n ".join(lines) + "\n}\n"
 
-# %% ../../nbs/2_models/09_genotype.ipynb #50185ed6
+# %% ../../nbs/2_models/09_genotype.ipynb #e73c91ba
 def _literal(text: str) -> dict[str, Any]:
     "`Genotype(normal=[…], …)` as a mapping, without running it."
     text = text.strip().partition("=")[2] if re.match(r"\s*\w+\s*=\s*Genotype", text) else text
@@ -233,7 +233,7 @@ def genotype_from(
             about.setdefault("strengths", {})[kind] = strengths
     return Genotype(**given, about=about)
 
-# %% ../../nbs/2_models/09_genotype.ipynb #f029aa09
+# %% ../../nbs/2_models/09_genotype.ipynb #32796ad8
 _D, _S, _MP, _AP = "dil_conv_3x3", "sep_conv_3x3", "max_pool_3x3", "avg_pool_3x3"
 _ID, _PA = "skip_connect", "part_aware"
 
@@ -353,20 +353,7 @@ def random_genotype(
     ]
     return Genotype(*cells, space=space, ops=ops, about={"rule": f"random, seed {seed}"})
 
-# %% ../../nbs/2_models/09_genotype.ipynb #31e253a1
-def _searched(name: str) -> Path:
-    "The folder of a search run."
-    from reidlab.core.run import find_run  # here: reading a genotype needs no recipe
-
-    try:
-        return find_run(name).path
-    except ValueError as wrong:
-        first = str(wrong).partition(" Make one:")[0]
-        raise ValueError(
-            f"{first} Search first: papermill nbs/search.ipynb out.ipynb -p run {name}"
-        ) from None
-
-
+# %% ../../nbs/2_models/09_genotype.ipynb #0ec1de68
 def find_genotype(
     reference: str | Genotype | LayerGenotype,  # "auto_reid", "random:3", "run:NAME", a path
 ) -> Genotype | LayerGenotype:  # a genotype is handed through
@@ -379,7 +366,9 @@ def find_genotype(
     if kind == "random" and name.isdecimal():
         return random_genotype(int(name))
     if kind == "run" and name:
-        path = _searched(name) / "genotype.json"
+        from reidlab.core.run import find_run  # here: only this branch needs recipes
+
+        path = find_run(name, job="search").path / "genotype.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"run {name!r} holds no genotype.json yet; finish its search: papermill nbs/search.ipynb out.ipynb -p run {name}"

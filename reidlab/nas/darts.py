@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['frozen_statistics', 'Circle', 'mean_gradients', 'SearchTrainer']
 
-# %% ../../nbs/5_nas/04_darts.ipynb #3098f157
+# %% ../../nbs/5_nas/04_darts.ipynb #e6431cda
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.recipe import Search, Train
 from ..data.loaders import Batch
 from .supernet import supernet_of
 from ..training.loop import Trainer
-from ..training.world import world_size
+from ..training.world import mean_over_world
 
 # %% ../../nbs/5_nas/04_darts.ipynb #4da698d2
 @contextmanager
@@ -59,16 +58,13 @@ class Circle:
         self.step += 1
         return batch
 
-# %% ../../nbs/5_nas/04_darts.ipynb #ce3fb521
+# %% ../../nbs/5_nas/04_darts.ipynb #ea73dc18
 def mean_gradients(
     grads: list[Tensor],  # equal shapes on all ranks
 ) -> list[Tensor]:
     "Their means over all processes, in one exchange."
-    if world_size() == 1:
-        return grads
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    parts = (flat / world_size()).split([g.numel() for g in grads])
+    flat = mean_over_world(torch.cat([g.flatten() for g in grads]))
+    parts = flat.split([g.numel() for g in grads])
     return [part.view_as(g) for part, g in zip(parts, grads, strict=True)]
 
 
@@ -118,7 +114,7 @@ class SearchTrainer(Trainer):
             torch.zeros_like(a) if g is None else g
             for a, g in zip(self.net.alphas, grads, strict=True)
         ]
-        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        scale = self.scaler.get_scale()  # 1 without fp16
         return [g / scale for g in mean_gradients(heard)], total.detach()
 
     def alpha_step(self, batch: Batch) -> dict[str, Tensor]:

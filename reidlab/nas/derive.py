@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['Table', 'RULES', 'by_node', 'softmax', 'strengths', 'derive', 'entropy', 'describe_alphas']
 
-# %% ../../nbs/5_nas/03_derive.ipynb #9150b616
+# %% ../../nbs/5_nas/03_derive.ipynb #1b31acac
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..core.names import unknown

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CameraMatrix', 'camera_matrix', 'camera_matrix_features', 'identity_table', 'hardest_queries']
 
-# %% ../../nbs/6_retrieval/11_breakdown.ipynb #8fe5071e
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #66b02a11
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,14 +14,11 @@ import pandas as pd
 from torch import Tensor
 
 from .distance import distance_blocks
-from reidlab.retrieval.metrics import (
-    RankResult,
-    as_array,
-    check_labels,
-    score_queries,
-    worst_queries,
-)
+from .metrics import RankResult, as_array, check_labels
 from .protocol import UNKNOWN_CAMID, without_match_message
+
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #76afd3b3
+from .metrics import score_queries, worst_queries
 
 # %% ../../nbs/6_retrieval/11_breakdown.ipynb #ea18f05a
 class CameraMatrix(NamedTuple):

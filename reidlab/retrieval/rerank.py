@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['STRIP', 'COLUMNS', 'NOBODY', 'nearest', 'reciprocal_pairs', 'expanded_pairs', 'Rows', 'encode', 'average_rows',
-           'by_column', 'jaccard_row', 'check_gallery', 'rerank', 'rerank_blocks', 'smooth_top', 'expand_queries',
-           'augment_gallery']
+           'by_column', 'jaccard_row', 'check_gallery', 'rerank', 'rerank_blocks']
 
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #2b0c14e3
+# %% ../../nbs/6_retrieval/08_rerank.ipynb #f862604e
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .distance import as_features, distance_blocks, l2_normalise
+from .distance import as_features
 from .metrics import as_array
 from .protocol import JUNK_PID
 
@@ -53,7 +52,7 @@ def _packed(d: np.ndarray, who: np.ndarray) -> np.ndarray:
 def _distance(packed: np.ndarray) -> np.ndarray:
     return (packed >> 32).astype(np.int32).view(np.float32)
 
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #52b2b92a
+# %% ../../nbs/6_retrieval/08_rerank.ipynb #420e5b3c
 def _offers(strip: np.ndarray, best: np.ndarray, axis: int) -> np.ndarray:
     "Flat positions in the strip that could enter the lists of its rows (axis 1) or columns (axis 0)."
     k, limit = best.shape[1], np.expand_dims(_distance(best[:, -1]), axis)
@@ -235,7 +234,7 @@ def jaccard_row(
     shared = np.bincount(holders.column[at], least, n_gallery)
     return 1 - shared / (2 - shared)
 
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #0e9c3774
+# %% ../../nbs/6_retrieval/08_rerank.ipynb #ad929dcb
 def _checked(query, gallery, k1, k2, lambda_value, power) -> tuple[np.ndarray, int]:
     "Query and gallery as one matrix, and the number of queries."
     for name, value in (("k1", k1), ("k2", k2), ("power", power)):
@@ -337,85 +336,3 @@ def _streamed(x, n, k1, k2, lambda_value, power) -> Iterator[tuple[int, Tensor]]
         for q, row in enumerate(block, start):
             row[:] = _blended(row, q, *known, lambda_value, power)
         yield start, torch.from_numpy(block)
-
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #28e737a0
-def _whole(name: str, value: int) -> int:
-    if int(value) != value or value < 1:
-        raise ValueError(f"{name} is a whole number of photos, 1 or more; got {value}.")
-    return int(value)
-
-
-def _new_order(unit: np.ndarray, q: np.ndarray, temperature: float) -> np.ndarray:
-    "Best first, after smoothing the scores of some unit features over each other."
-    x = unit.astype(np.float64)
-    alike = x @ x.T / temperature
-    share = np.exp(alike - alike.max(1, keepdims=True))
-    score = share @ (x @ q) / share.sum(1)
-    return np.argsort(-score, kind="stable")
-
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #0da8fb0c
-def smooth_top(
-    query: Tensor | np.ndarray,  # (Q, D) normalised here
-    gallery: Tensor | np.ndarray,  # (G, D) normalised here
-    top: int = 50,  # answers that may change places
-    temperature: float = 0.5,  # τ: towards 0 nothing changes
-) -> Tensor | np.ndarray:  # (Q, G) float32 cosine distances, of the query's kind
-    "Smooth the scores of each query's first answers over each other, and reorder those."
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature is above 0, got {temperature}. To switch smoothing off, leave it out."
-        )
-    top = _whole("top", top)
-    sides = [l2_normalise(as_array(x)).numpy() for x in (query, gallery)]
-    rows = [block.numpy() for _, block in distance_blocks(*sides, "cosine")]
-    dist = np.concatenate(rows) if rows else np.empty((0, len(gallery)), np.float32)
-    for row, q in zip(dist, sides[0], strict=True):
-        first = np.argsort(row, kind="stable")[:top]
-        row[first[_new_order(sides[1][first], q, temperature)]] = row[first]
-    return torch.from_numpy(dist) if isinstance(query, Tensor) else dist
-
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #c3c6086f
-def _joined(unit: np.ndarray, gallery: np.ndarray, near: np.ndarray, weight: float) -> np.ndarray:
-    "Unit features plus their neighbours in the gallery, weighted, back on the sphere."
-    out = unit.copy()
-    for place in near.T:  # one neighbour of everyone at a time
-        other = gallery[place]
-        alike = np.einsum("nd,nd->n", unit, other)
-        out += (np.maximum(alike, 0) ** weight)[:, None] * other
-    return l2_normalise(out).numpy()
-
-
-def _weighted(weight: float) -> float:
-    if not weight >= 0:
-        raise ValueError(f"weight is an exponent, 0 (plain mean) or more; got {weight}.")
-    return weight
-
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #e6255241
-def expand_queries(
-    query: Tensor | np.ndarray,  # (Q, D) normalised here
-    gallery: Tensor | np.ndarray,  # (G, D) normalised here
-    top: int = 5,  # answers to take in
-    weight: float = 0.0,  # exponent of the cosine; 0 is the plain mean
-) -> Tensor | np.ndarray:  # (Q, D) float32 unit features, of the query's kind
-    "Average (or α-weighted) query expansion."
-    top, weight = _whole("top", top), _weighted(weight)
-    sides = [l2_normalise(as_array(x)).numpy() for x in (query, gallery)]
-    near = np.empty((len(sides[0]), min(top, len(sides[1]))), np.int64)
-    for start, block in distance_blocks(*sides, "cosine"):
-        best = np.full((len(block), near.shape[1]), NOBODY)
-        _enter(best, block.numpy(), 0, axis=1)
-        near[start : start + len(block)] = best & 0xFFFFFFFF
-    new = _joined(*sides, near, weight)
-    return torch.from_numpy(new) if isinstance(query, Tensor) else new
-
-# %% ../../nbs/6_retrieval/08_rerank.ipynb #0dd85073
-def augment_gallery(
-    gallery: Tensor | np.ndarray,  # (G, D) normalised here
-    top: int = 5,  # neighbours to take in, besides the photo itself
-    weight: float = 0.0,  # exponent of the cosine; 0 is the plain mean
-) -> Tensor | np.ndarray:  # (G, D) float32 unit features, of the gallery's kind
-    "Every gallery feature joined with its nearest neighbours in the gallery."
-    top, weight = _whole("top", top), _weighted(weight)
-    unit = l2_normalise(as_array(gallery)).numpy()
-    new = _joined(unit, unit, nearest(unit, top + 1)[0][:, 1:], weight)
-    return torch.from_numpy(new) if isinstance(gallery, Tensor) else new

@@ -6,19 +6,15 @@
 __all__ = ['BLOCK', 'Estimate', 'identity_sums', 'resampled_means', 'student_quantile', 'tail_share', 'bootstrap_interval',
            'per_query', 'intervals', 'flipped_sums', 'flip_p_value', 'PairedTest', 'paired_test']
 
-# %% ../../nbs/6_retrieval/09_statistics.ipynb #b9afb3d0
+# %% ../../nbs/6_retrieval/09_statistics.ipynb #8a2a8d7a
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
-import pandas as pd
 
 from ..core.seed import rng
-from reidlab.retrieval.metrics import (
-    RankResult,
-    as_array,
-)
+from .metrics import RankResult, as_array
 
 # %% ../../nbs/6_retrieval/09_statistics.ipynb #90cea762
 def _percent(value: float, spec: str = "") -> str:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'check_model',
-           'with_genotype', 'check_genotype', 'load_model', 'open_together', 'run_epochs', 'fit_from_recipe',
-           'costs_of', 'reason_of']
+           'keep_genotype', 'with_genotype', 'load_model', 'open_together', 'run_epochs', 'fit_from_recipe', 'costs_of',
+           'reason_of']
 
-# %% ../../nbs/4_training/06_loop.ipynb #587feef7
+# %% ../../nbs/4_training/06_loop.ipynb #b8c0f91b
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,15 +32,10 @@ from ..models.genotype import find_genotype, read_genotype
 from .checkpoint import load_weights, read_checkpoint, read_last, save_checkpoint
 from .optim import build_optimizer, learning_rate, set_rate
 from .syncbn import convert_sync_batchnorm
-from reidlab.training.world import (
-    barrier,
-    from_every_rank,
-    from_rank_zero,
-    gather_rows,
-    mean_over_world,
-    rank,
-    world_size,
-)
+from .world import barrier, from_every_rank, from_rank_zero, gather_rows
+
+# %% ../../nbs/4_training/06_loop.ipynb #40ed93d6
+from .world import mean_over_world, rank, world_size
 
 # %% ../../nbs/4_training/06_loop.ipynb #11ae385b
 def joint(
@@ -260,38 +255,35 @@ def check_model(
         network = build_model(**recipe.model.model_dump() | {"weights": ""}, n_pids=n_pids)
     costs_of(network, recipe)  # runs it once, without memory: a map too small shows here
 
-# %% ../../nbs/4_training/06_loop.ipynb #f353780c
-def with_genotype(
-    recipe: Recipe,
-    folder: str | Path,  # a run folder; the genotype is copied there
-) -> Recipe:  # naming the copy, if it has a genotype
-    "The recipe with its genotype's reference made a file of the run."
-    if recipe.model.backbone != "derived" or not recipe.model.genotype:
-        return recipe
-    copy = Path(folder) / "genotype.json"
-    if not copy.is_file():
-        found = find_genotype(recipe.model.genotype)
-        if rank() == 0:
-            write_bytes(copy, found.to_json().encode())
-    own = recipe.model.model_copy(update={"genotype": str(copy)})
-    return recipe.model_copy(update={"model": own})
-
-
-def check_genotype(
+# %% ../../nbs/4_training/06_loop.ipynb #a9e0c4b9
+def keep_genotype(
     recipe: Recipe,
     folder: str | Path,  # a run folder
 ) -> None:
-    "Refuse to continue a run whose genotype has changed behind its reference."
-    copy = Path(folder) / "genotype.json"
-    if recipe.model.backbone != "derived" or not copy.is_file():
+    "Copy a recipe's genotype into its run; refuse to go on with another than the run began with."
+    if recipe.model.backbone != "derived":
         return
-    if read_genotype(copy).plain() != find_genotype(recipe.model.genotype).plain():
+    copy, found = Path(folder) / "genotype.json", find_genotype(recipe.model.genotype)
+    if not copy.is_file():
+        write_bytes(copy, found.to_json().encode())
+    elif read_genotype(copy).plain() != found.plain():
         raise ValueError(
-            f"{recipe.model.genotype} is no longer the genotype that run {Path(folder).name!r} began with. "
+            f"{recipe.model.genotype} is no longer the genotype that run {copy.parent.name!r} began with. "
             "Choose a new run name, or move that folder away."
         )
 
-# %% ../../nbs/4_training/06_loop.ipynb #81017d51
+
+def with_genotype(
+    recipe: Recipe,
+    folder: str | Path,  # a run folder
+) -> Recipe:  # naming the run's own copy, if it has a genotype
+    "The recipe with its genotype's reference made a file of the run."
+    if recipe.model.backbone != "derived":
+        return recipe
+    own = {"genotype": str(Path(folder) / "genotype.json")}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)})
+
+# %% ../../nbs/4_training/06_loop.ipynb #558f3b38
 def load_model(
     folder: str | Path,  # a run folder
     checkpoint: str = "best",  # best or last
@@ -379,7 +371,7 @@ def run_epochs(
                 draw(run.path, record)
     return progress
 
-# %% ../../nbs/4_training/06_loop.ipynb #9526d03c
+# %% ../../nbs/4_training/06_loop.ipynb #6517aedc
 def fit_from_recipe(
     recipe: Recipe,
     folder: str | Path,  # an opened run folder
@@ -400,10 +392,10 @@ def fit_from_recipe(
         if rank() == 0:
             stack.enter_context(run.working())
         stack.enter_context(deterministic())
-        check_genotype(recipe, run.path)
-        own = with_genotype(recipe, run.path)
-        data = open_together(recipe, data_dir)
-        model = model_from_recipe(own, data.n_pids)
+        if rank() == 0:
+            keep_genotype(recipe, run.path)
+        data = open_together(recipe, data_dir)  # all ranks meet here
+        model = model_from_recipe(with_genotype(recipe, run.path), data.n_pids)
         costs = costs_of(model, recipe)
         trainer = Trainer(model, weighted_sum(recipe.loss.terms), recipe.train, device)
         workers = settings().workers if workers is None else workers

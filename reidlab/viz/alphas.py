@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'edge_names', 'probabilities', 'chosen', 'plot_probabilities', 'plot_alphas', 'plot_edges', 'entropies',
            'plot_entropy', 'plot_changes', 'genotype_timeline']
 
-# %% ../../nbs/7_viz/09_alphas.ipynb #cd8d6a4f
+# %% ../../nbs/7_viz/09_alphas.ipynb #b0c01c2a
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -20,10 +20,11 @@ from matplotlib.ticker import MaxNLocator
 from ..core import look
 from ..core.names import unknown
 from ..models.genotype import Genotype, genotype_distance
+from ..nas.derive import entropy, softmax
 from .genotype import FAMILIES, KINDS, family
 from .layout import WORDS
 
-# %% ../../nbs/7_viz/09_alphas.ipynb #c017eaa1
+# %% ../../nbs/7_viz/09_alphas.ipynb #07160d8b
 def edge_names(
     nodes: int,  # B, of a cell
 ) -> list[str]:  # (E,), in the order of the rows of alpha
@@ -51,8 +52,7 @@ def probabilities(
             f"the alphas of a {KINDS[kind]} with {len(getattr(genotype, kind))} nodes and "
             f"{len(genotype.ops)} ops have shape {wanted}, got {alphas.shape}."
         )
-    shares = np.exp(alphas - alphas.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
+    return softmax(alphas)
 
 # %% ../../nbs/7_viz/09_alphas.ipynb #320e669e
 def chosen(
@@ -175,16 +175,15 @@ def plot_edges(
     ax.figure.colorbar(picture, ax=ax, label="share (%)", shrink=0.85)
     return ax
 
-# %% ../../nbs/7_viz/09_alphas.ipynb #90e0a07e
+# %% ../../nbs/7_viz/09_alphas.ipynb #60f04a2f
 def entropies(
     genotypes: Sequence[Genotype],  # (T,) one an epoch, from epoch 0
 ) -> pd.DataFrame:  # epoch, entropy_normal, entropy_reduce (nats), as a search's history names them
     "The mean entropy of the edges, from the alphas."
     table = {"epoch": range(len(genotypes))}
     for kind in KINDS:
-        shares = _series(genotypes, kind)
-        logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
-        table[f"entropy_{kind}"] = -(shares * logs).sum(2).mean(1)
+        _series(genotypes, kind)  # one search, with alphas
+        table[f"entropy_{kind}"] = [entropy(g.about["alphas"][kind]) for g in genotypes]
     return pd.DataFrame(table)
 
 

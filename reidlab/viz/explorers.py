@@ -177,7 +177,7 @@ class Explorer:
         live = self.widget._repr_mimebundle_() or {}
         return live | {"text/plain": repr(self), "text/html": self.still}
 
-# %% ../../nbs/7_viz/10_explorers.ipynb #a7532c7c
+# %% ../../nbs/7_viz/10_explorers.ipynb #52c0bead
 def _folder(run: str | Path) -> Path:
     "A run's folder, by its path or its name."
     return Path(run) if Path(run).is_dir() else find_run(str(run)).path
@@ -195,7 +195,7 @@ def _search_of(search: Any) -> tuple[list[Genotype], int, str]:
     folder = _folder(search)
     genotypes, warmup = genotypes_of(folder), 0
     if (folder / "recipe.yaml").is_file():
-        warmup = getattr(getattr(RunFolder(folder).recipe, "search", None), "warmup", 0)
+        warmup = RunFolder(folder).recipe.search.warmup
     return genotypes, warmup, folder.name
 
 

@@ -6,13 +6,11 @@
 __all__ = ['WORDS', 'Item', 'LABEL', 'STEP', 'PORT', 'INPUT', 'NODE', 'OUTPUT', 'STUB', 'MARGIN', 'GAP', 'LANE', 'crossings',
            'spread', 'Box', 'Wire', 'Layout', 'layout_cell']
 
-# %% ../../nbs/7_viz/07_layout.ipynb #b59d6ea3
+# %% ../../nbs/7_viz/07_layout.ipynb #0a972e5c
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-
-import numpy as np
 
 from ..models.genotype import Cell
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'ENDS', 'hits', 'show_ranks', 'ranks_html', 'recorded_ranks', 'show_recorded_ranks']
 
-# %% ../../nbs/7_viz/02_ranking.ipynb #fb74d23f
+# %% ../../nbs/7_viz/02_ranking.ipynb #b01fc025
 import base64
 import io
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,6 @@ from matplotlib.lines import Line2D
 from ..core import look
 from ..core.names import unknown
 from ..data.manifest import Photos
-from ..retrieval.metrics import best_queries, worst_queries
 from .photos import canvas, open_photo, place, read_thumbs
 
 # %% ../../nbs/7_viz/02_ranking.ipynb #cd6071d5
