@@ -120,3 +120,14 @@ def test_queries_without_a_match_are_named(name):
     assert len(lost) > 0
     assert r.without_match == [(int(q), int(g["q_pid"][q]), int(g["q_cam"][q])) for q in lost]
     assert r.summary()["queries_without_match"] == len(lost)
+
+
+def test_cdnet_evaluation():
+    "The evaluator of CDNet: unit features, squared distances, one query without a match skipped."
+    g = golden("cdnet_evaluation")
+    feats = [l2_normalise(g[f"{side}_feats"]) for side in "qg"]
+    labels = [g[name] for name in ("q_pids", "g_pids", "q_camids", "g_camids")]
+    r = rank_features(*feats, *labels, metric="sqeuclidean", max_rank=50)
+    assert r.n_valid == len(r.valid) - 1
+    assert abs(r.mAP - g["mAP"]) < 1e-6
+    np.testing.assert_allclose(r.cmc, g["cmc"], atol=1e-6)

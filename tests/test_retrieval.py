@@ -17,7 +17,9 @@ from reidlab.retrieval.distance import GEMM_ROWS, distance_blocks, distances
 from reidlab.retrieval.embed import dealt, embed_photos
 from reidlab.retrieval.evaluate import rank_features
 from reidlab.retrieval.evaluate_run import AP_QUERIES, ranking_record
+from reidlab.retrieval.matches import by_identity, matches_by_sorting
 from reidlab.retrieval.metrics import evaluate_rank
+from reidlab.retrieval.scan import scan_rows
 
 ARRAYS = ("cmc", "ap", "ap_trapezoidal", "inp", "valid", "first_hit", "top")
 
@@ -89,6 +91,13 @@ def cases(draw):
     return dist.astype(dtype), row(pids, n_query), g_pids, row(cams, n_query), row(cams, n_gallery)
 
 
+def lucky(case, sign):
+    "Distances whose ties are broken against the matches (sign 1) or for them (-1)."
+    dist, q_pids, g_pids, *_ = case
+    levels = np.unique(dist, return_inverse=True)[1].reshape(dist.shape)
+    return levels + 0.25 * sign * (q_pids[:, None] == g_pids)
+
+
 @settings(max_examples=200, deadline=None)
 @given(cases(), st.integers(1, 20))
 def test_scores_follow_the_definition(case, max_rank):
@@ -103,6 +112,13 @@ def test_scores_follow_the_definition(case, max_rank):
     assert r.cmc.shape == (max_rank,)
     assert r.without_match == lost
     assert r.n_valid == len(r.valid) - len(lost)
+    order = [  # both ends of luck: equal distances before or behind the matches
+        evaluate_rank(lucky(case, sign), *case[1:], max_rank=max_rank).summary() for sign in (1, -1)
+    ]
+    bounds = r.tie_bounds()
+    for row, summary in zip(("worst", "best"), order, strict=True):
+        for name, value in bounds.loc[row].items():
+            assert value == pytest.approx(summary[name], rel=1e-12), (row, name)
     for k in (1, 5, 10):  # the headline does not depend on where the curve was cut
         assert r.summary()[f"R{k}"] == pytest.approx(
             np.mean([0 <= first < k for first in r.first_hit[r.valid]])
@@ -120,6 +136,71 @@ def test_top_is_the_head_of_the_plain_list(case):
     for q in range(len(q_pids)):
         order = plain_list(dist[q], q_pids[q], q_camids[q], g_pids, g_camids)[:6]
         assert list(r.top[q]) == order + [-1] * (6 - len(order))
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.integers(0, 6), st.booleans())
+def test_counting_and_sorting_find_the_same_places(case, top, infinite):
+    dist, *labels = case
+    if infinite:  # the nearest third of the levels becomes the farthest of all
+        dist = np.where(dist < dist.max() / 3, np.inf, dist)
+    labels = [np.asarray(x, dtype=np.int64) for x in labels]
+    dist = dist.astype(np.float32) if dist.dtype == np.float16 else dist
+    want = matches_by_sorting(torch.from_numpy(dist), *labels, top=top)
+    for dear in (0, 10**9):  # by slots, by comparing
+        found, _ = scan_rows(dist, by_identity(*labels), *labels, top, dear=dear)
+        for ours, theirs in zip(found, want, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dear", [0, 10**9])
+def test_many_matches_and_blocks_are_counted_alike(dear):
+    g = np.random.default_rng(3)
+    labels = (
+        g.integers(0, 3, 90),
+        g.integers(-1, 4, 2500),
+        g.integers(-1, 3, 90),
+        g.integers(0, 3, 2500),
+    )
+    dist = g.integers(0, 900, (90, 2500)).astype(np.float32)
+    want = matches_by_sorting(torch.from_numpy(dist), *labels)
+    assert np.diff(want.start).max() > 300 and want.tied.all()
+    for threads in (1, 2, 5):
+        found, _ = scan_rows(dist, by_identity(*labels), *labels, threads=threads, dear=dear)
+        for ours, theirs in zip(found, want, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_number_of_threads_cannot_be_seen():
+    q, g, *labels = features(n_query=300)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(evaluate_rank(distances(q, g), *labels))
+        dist = distances(q, g)
+    finally:
+        torch.set_num_threads(before)
+    mixed = evaluate_rank(
+        dist.numpy()[:, ::-1], labels[0], labels[1][::-1], labels[2], labels[3][::-1]
+    )
+    for other in results[1:]:
+        same_bits(results[0], other)
+    np.testing.assert_array_equal(mixed.ap, results[0].ap)  # a view is as good as a copy
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(1e-3, 1e3), st.integers(0, 100))
+def test_cosine_does_not_see_the_length_of_features(scale, seed):
+    q, g, *labels = features(n_query=40, n_gallery=90)
+    lengths = np.random.default_rng(seed).uniform(0.5, 2, (len(g), 1)).astype(np.float32)
+    plain = rank_features(q, g, *labels, metric="cosine")
+    scaled = rank_features(q * np.float32(scale), g * lengths, *labels, metric="cosine")
+    np.testing.assert_allclose(
+        scaled.ap, plain.ap, atol=1e-9
+    )  # the ranks are integers: no tie here
+    np.testing.assert_array_equal(scaled.first_hit, plain.first_hit)
 
 
 def named_photos(side, pids, camids):
@@ -256,7 +337,9 @@ def test_no_block_holds_more_than_its_tile():
     "Peak of live distance storage stays near one tile, however many queries there are."
     q, g, *_ = features(n_query=2000)
     sizes = [block.untyped_storage().nbytes() for _, block in distance_blocks(q, g, tile=128)]
-    assert max(sizes) <= 128 * len(g) * 4
+    assert max(sizes) <= GEMM_ROWS * len(g) * 4
+    places = {block.data_ptr() for _, block in distance_blocks(q, g, tile=GEMM_ROWS, reuse=True)}
+    assert len(places) == 1 < len(q) // GEMM_ROWS
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
@@ -302,7 +385,10 @@ def test_distractors_cost_and_junk_does_not():
         ({"g_camids": [[0, 0, 0]]}, r"g_camids needs shape \(3,\)"),
         ({"distmat": np.zeros(3)}, r"distmat needs shape \(Q, G\), got \(3,\)"),
         ({"distmat": np.zeros((0, 3))}, "0 queries, 3 gallery"),
-        ({"distmat": np.full((2, 3), np.nan)}, "holds 6 NaN; first: query 0, gallery 0"),
+        (
+            {"distmat": np.full((2, 3), np.nan)},
+            "hold NaN in 2 of 2 rows; first: query 0, gallery 0",
+        ),
         ({"max_rank": 0}, "max_rank is 1 or more"),
         ({"g_camids": [0, 0, 0], "q_camids": [0, 0]}, "2 of 2 queries have no match"),
     ],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CameraMatrix', 'camera_matrix', 'camera_matrix_features', 'identity_table', 'hardest_queries']
 
-# %% ../../nbs/6_retrieval/11_breakdown.ipynb #66b02a11
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #617401c7
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,13 +14,15 @@ import pandas as pd
 from torch import Tensor
 
 from .distance import distance_blocks
-from .metrics import RankResult, as_array, check_labels
+from .matches import as_array, check_labels
+from .metrics import RankResult
 from .protocol import UNKNOWN_CAMID, without_match_message
 
-# %% ../../nbs/6_retrieval/11_breakdown.ipynb #76afd3b3
-from .metrics import score_queries, worst_queries
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #9baf872f
+from .metrics import score_ranks, worst_queries
+from .scan import find_matches
 
-# %% ../../nbs/6_retrieval/11_breakdown.ipynb #ea18f05a
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #34ab8766
 class CameraMatrix(NamedTuple):
     "Figures by query camera (rows) and gallery camera (columns); fractions."
 
@@ -36,15 +38,12 @@ def _camera_matrix(blocks: Iterable[tuple[int, Any]], labels: list[np.ndarray]) 
     ap = np.full((len(q_pids), len(cameras)), np.nan)
     hit = ap.copy()
     for start, block in blocks:
-        block, rows = as_array(block), slice(start, start + len(block))
-        if np.isnan(block).any():
-            q, g = np.argwhere(np.isnan(block))[0]
-            raise ValueError(f"distances hold NaN; first: query {start + q}, gallery {g}.")
+        rows = slice(start, start + len(block))
         for c, camera in enumerate(cameras):
             of = g_camids == camera
-            scores = score_queries(
-                block[:, of], q_pids[rows], g_pids[of], q_camids[rows], g_camids[of], top=1
-            )
+            own = (q_pids[rows], g_pids[of], q_camids[rows], g_camids[of])
+            found = find_matches(block[:, of], *own, top=0, start=start)
+            scores = score_ranks(found.start, found.rank)
             ap[rows, c] = scores.ap
             hit[rows, c] = np.where(scores.first_hit < 0, np.nan, scores.first_hit == 0)
     if np.isnan(ap).all():
@@ -66,7 +65,7 @@ def _camera_matrix(blocks: Iterable[tuple[int, Any]], labels: list[np.ndarray]) 
         )
     )
 
-# %% ../../nbs/6_retrieval/11_breakdown.ipynb #4eb5f972
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #426dac8d
 def camera_matrix(
     distmat: Tensor | np.ndarray,  # (Q, G) distances
     q_pids: Tensor | np.ndarray,  # (Q,)
@@ -94,9 +93,9 @@ def camera_matrix_features(
 ) -> CameraMatrix:
     "mAP and rank-1 from each camera to each other, of features; no whole matrix in memory."
     labels = check_labels(len(query), len(gallery), q_pids, g_pids, q_camids, g_camids)
-    return _camera_matrix(distance_blocks(query, gallery, metric, tile), labels)
+    return _camera_matrix(distance_blocks(query, gallery, metric, tile, reuse=True), labels)
 
-# %% ../../nbs/6_retrieval/11_breakdown.ipynb #0fd9258c
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #414b0c0e
 def identity_table(
     ap: np.ndarray,  # (Q,) average precision, nan where nothing can match
     q_pids: np.ndarray,  # (Q,)

@@ -6,9 +6,8 @@
 __all__ = ['rank_features', 'Embeddings', 'rank_embeddings', 'save_embeddings', 'load_embeddings', 'split_photos', 'embed_split',
            'evaluate_split', 'protocol_card']
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e3e73f96
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #d5844fd0
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,27 +18,15 @@ from ..core.names import unknown
 from ..core.recipe import Recipe
 from ..data.loaders import DataSet, open_data
 from ..data.manifest import Photos
-from .distance import distance_blocks, l2_normalise
+from .distance import l2_normalise, product_blocks
 from .embed import embed_photos
-from .metrics import QueryScores, RankResult
+from .matches import check_labels
+from .metrics import RankResult, summarise
 from .protocol import ProtocolCard, protocol_counts
+from .scan import matches_of_products
 from ..training.world import rank
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #4184ece3
-from .metrics import check_labels, score_queries, summarise
-
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #7cdd29a9
-def _scored(
-    blocks: Iterable[tuple[int, Tensor]], labels: list[np.ndarray], top: int
-) -> Iterable[QueryScores]:
-    q_pids, g_pids, q_camids, g_camids = labels
-    for start, block in blocks:
-        rows = slice(start, start + len(block))
-        yield score_queries(
-            block.cpu().numpy(), q_pids[rows], g_pids, q_camids[rows], g_camids, top
-        )
-
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #ee482b88
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #7a167898
 def rank_features(
     query: Tensor | np.ndarray,  # (Q, D) used as given: normalise first if that is wanted
     gallery: Tensor | np.ndarray,  # (G, D)
@@ -55,10 +42,11 @@ def rank_features(
 ) -> RankResult:
     "Rank the gallery for every query without holding the distance matrix."
     labels = check_labels(len(query), len(gallery), q_pids, g_pids, q_camids, g_camids)
-    blocks = distance_blocks(query, gallery, metric, tile)
-    return summarise(_scored(blocks, labels, top), labels[0], labels[2], max_rank, strict)
+    blocks = product_blocks(query, gallery, metric, tile, reuse=True)
+    found = matches_of_products(blocks, labels, top)
+    return summarise(found, labels[0], labels[2], max_rank, strict)
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #ee7a3cc1
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #a506e5e4
 class Embeddings(NamedTuple):
     "Features of a query and a gallery, with all that ranking needs."
 
@@ -71,7 +59,7 @@ class Embeddings(NamedTuple):
     q_paths: np.ndarray  # (Q,) str, relative to the data set's root
     g_paths: np.ndarray  # (G,) str
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #374b7aa6
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #90f5ecf2
 def rank_embeddings(
     embeddings: Embeddings,
     metric: str = "euclidean",  # "euclidean", "sqeuclidean" or "cosine"
@@ -95,7 +83,7 @@ def rank_embeddings(
         top=top,
     )
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #4393c4d8
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #a048d10b
 def save_embeddings(
     path: str | Path,  # ends in .npz; its folder is made
     embeddings: Embeddings,
@@ -115,7 +103,7 @@ def save_embeddings(
     os.replace(beside, path)
     return path
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e9a5bdbb
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #0ffbff82
 def load_embeddings(
     path: str | Path,
 ) -> Embeddings:
@@ -133,7 +121,7 @@ def load_embeddings(
             raise ValueError(f"{path} holds columns of different lengths: {lengths}.")
     return embeddings
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e9cb7f79
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e6f6eadc
 def split_photos(
     data: DataSet,
     split: str,  # "val" or "test"
@@ -152,7 +140,7 @@ def split_photos(
         )
     return tuple(sides)
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #b28d76c8
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #3217c5b4
 def embed_split(
     model: nn.Module,
     recipe: Recipe,  # its data and evaluate sections are read
@@ -182,7 +170,7 @@ def embed_split(
     columns = [np.asarray(getattr(p, name)) for name in ("pids", "camids", "paths") for p in sides]
     return Embeddings(*feats, *columns)
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #26cbdb0d
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #e17787d7
 def evaluate_split(
     model: nn.Module,
     recipe: Recipe,
@@ -201,7 +189,7 @@ def evaluate_split(
     result = rank_embeddings(embeddings, rules.metric, rules.normalise, rules.max_rank)
     return result.summary()
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #9ff5ab21
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #02491686
 def protocol_card(
     recipe: Recipe,
     data: DataSet,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .distance import distance_blocks, l2_normalise
-from .metrics import as_array
+from .matches import as_array
 
 # %% ../../nbs/6_retrieval/07_expansion.ipynb #fa38b5f3
 def first_answers(

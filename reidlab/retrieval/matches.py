@@ -52,7 +52,7 @@ def check_labels(
         arrays.append(array.astype(np.int64))
     return arrays
 
-# %% ../../nbs/6_retrieval/03_matches.ipynb #2e3a3367
+# %% ../../nbs/6_retrieval/03_matches.ipynb #1605da48
 class ByIdentity(NamedTuple):
     "A gallery in order of identity, and what each query finds of its own in it."
 
@@ -62,6 +62,11 @@ class ByIdentity(NamedTuple):
     start: (
         np.ndarray
     )  # (Q + 1,) int64 running count of matches: those of query q get start[q]:start[q+1]
+
+    def part(self, rows: slice) -> "ByIdentity":  # from one query to another, by ones
+        "The same for some of the queries."
+        start = self.start[rows.start : rows.stop + 1]
+        return ByIdentity(self.order, self.first[rows], self.last[rows], start - start[0])
 
 # %% ../../nbs/6_retrieval/03_matches.ipynb #03fe494f
 def by_identity(

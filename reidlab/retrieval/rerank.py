@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .distance import as_features
-from .metrics import as_array
+from .matches import as_array
 from .protocol import JUNK_PID
 
 # %% ../../nbs/6_retrieval/08_rerank.ipynb #b865b157

@@ -14,7 +14,8 @@ from statistics import NormalDist
 import numpy as np
 
 from ..core.seed import rng
-from .metrics import RankResult, as_array
+from .matches import as_array
+from .metrics import RankResult
 
 # %% ../../nbs/6_retrieval/09_statistics.ipynb #90cea762
 def _percent(value: float, spec: str = "") -> str:
