@@ -172,6 +172,20 @@ class Evaluate(Section):
     metric: Literal["euclidean", "sqeuclidean", "cosine"] = "euclidean"
     normalise: bool = True  # L2, before distances
     flip: bool = False  # average with the mirrored photo
+    multi_query: Literal["none", "mean", "max"] = (
+        "none"  # pool all photos of the query's person and camera
+    )
+    gallery_augmentation: Count = 0  # join gallery features with so many neighbours; 0: no
+    query_expansion: Count = 0  # join the query with so many first answers; 0: no
+    expansion_weight: Annotated[float, Field(ge=0)] = (
+        0.0  # of a neighbour: its cosine to this power
+    )
+    rerank: Literal["none", "k_reciprocal", "smooth_top"] = "none"
+    k1: Annotated[int, Field(ge=1)] = 20  # k_reciprocal: neighbours that must be mutual
+    k2: Annotated[int, Field(ge=1)] = 6  # k_reciprocal: neighbours averaged over
+    lambda_value: Share = 0.3  # k_reciprocal: share of the original distance
+    smooth_top: Annotated[int, Field(ge=1)] = 50  # smooth_top: answers that may change places
+    temperature: Positive = 0.5  # smooth_top
     max_rank: Annotated[int, Field(ge=1)] = 50  # length of the CMC curve
     batch_size: Annotated[int, Field(ge=1)] = 128  # photos at a time; changes speed, not numbers
     baselines: bool = True  # also rank by colour histogram and by chance

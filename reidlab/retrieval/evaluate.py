@@ -6,7 +6,7 @@
 __all__ = ['rank_features', 'Embeddings', 'rank_embeddings', 'save_embeddings', 'load_embeddings', 'split_photos', 'embed_split',
            'evaluate_split', 'protocol_card']
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #d5844fd0
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #cccf92a2
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from .distance import l2_normalise, product_blocks
 from .embed import embed_photos
 from .matches import check_labels
 from .metrics import RankResult, summarise
+from .multi_query import pool_queries
 from .protocol import ProtocolCard, protocol_counts
 from .scan import matches_of_products
 from ..training.world import rank
@@ -140,7 +141,7 @@ def split_photos(
         )
     return tuple(sides)
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #3217c5b4
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #f9e43e82
 def embed_split(
     model: nn.Module,
     recipe: Recipe,  # its data and evaluate sections are read
@@ -149,24 +150,28 @@ def embed_split(
     device: str = "cpu",
     workers: int = 0,  # processes that read images
 ) -> Embeddings:
-    "Embed query and gallery of a split; shared out between processes where there are several."
-    sides = split_photos(data, split)
-    size = recipe.data
-    feats = [
-        embed_photos(
+    "Embed query and gallery of a split; test queries pooled where the rules say so."
+    sides, size, rules = split_photos(data, split), recipe.data, recipe.evaluate
+
+    def features(photos: Photos) -> np.ndarray:
+        return embed_photos(
             model,
             photos,
             height=size.height,
             width=size.width,
             mean=size.mean,
             std=size.std,
-            batch_size=recipe.evaluate.batch_size,
+            batch_size=rules.batch_size,
             workers=workers,
             device=device,
-            flip=recipe.evaluate.flip,
+            flip=rules.flip,
         ).numpy()
-        for photos in sides
-    ]
+
+    feats = [features(photos) for photos in sides]
+    if split == "test" and rules.multi_query != "none":
+        more, query = data.manifest.photos("multi_query"), sides[0]
+        seen = (features(more), more.pids, more.camids)
+        feats[0] = pool_queries(query.pids, query.camids, *seen, how=rules.multi_query)
     columns = [np.asarray(getattr(p, name)) for name in ("pids", "camids", "paths") for p in sides]
     return Embeddings(*feats, *columns)
 
@@ -189,14 +194,14 @@ def evaluate_split(
     result = rank_embeddings(embeddings, rules.metric, rules.normalise, rules.max_rank)
     return result.summary()
 
-# %% ../../nbs/6_retrieval/05_evaluate.ipynb #02491686
+# %% ../../nbs/6_retrieval/05_evaluate.ipynb #805a31b6
 def protocol_card(
     recipe: Recipe,
     data: DataSet,
     split: str,  # "val" or "test"
     embeddings: Embeddings,
     result: RankResult,
-    **more: str | int,  # version, checkpoint, chosen, times_opened
+    **more: str | int,  # rerank, expansion, multi_query, version, checkpoint, chosen, times_opened
 ) -> ProtocolCard:
     "The rules behind a result, ready for metrics.json."
     rules = recipe.evaluate

@@ -102,7 +102,8 @@ class ProtocolCard:
     rerank: str = "none"
     max_rank: int = 50  # length of the CMC curve
     ap_rule: str = "standard"  # of "mAP"; "mAP_trapezoidal" names its own
-    multi_query: bool = False
+    expansion: str = "none"  # of queries or gallery by their neighbours
+    multi_query: str = "none"  # mean or max: features of all photos of a query's person and camera
     counts: dict[str, int] = field(default_factory=dict)  # see `protocol_counts`
     queries_without_match: int = 0  # skipped in every mean
     version: str = ""  # of the data set
