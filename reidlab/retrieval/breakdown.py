@@ -22,7 +22,7 @@ from .protocol import UNKNOWN_CAMID, without_match_message
 from .metrics import score_ranks, worst_queries
 from .scan import find_matches
 
-# %% ../../nbs/6_retrieval/11_breakdown.ipynb #34ab8766
+# %% ../../nbs/6_retrieval/11_breakdown.ipynb #2c7719a8
 class CameraMatrix(NamedTuple):
     "Figures by query camera (rows) and gallery camera (columns); fractions."
 
@@ -30,6 +30,21 @@ class CameraMatrix(NamedTuple):
     R1: pd.DataFrame
     queries: pd.DataFrame  # behind each mean
     without_match: pd.DataFrame  # queries of people whom that camera did not see
+
+    def plain(self) -> dict[str, Any]:  # cameras, and nested lists; None where nothing can be found
+        "Plain values, as they go into metrics.json."
+        said = {"query_cameras": self.mAP.index, "gallery_cameras": self.mAP.columns}
+        lists = {key: [str(c) for c in cameras] for key, cameras in said.items()}
+        for name, table in self._asdict().items():
+            rows = table.round(6).to_numpy().tolist()
+            lists[name] = [[None if v != v else v for v in row] for row in rows]
+        return lists
+
+    @classmethod
+    def from_plain(cls, said: dict[str, Any]) -> "CameraMatrix":
+        "Read what `plain` wrote."
+        axes = {"index": said["query_cameras"], "columns": said["gallery_cameras"]}
+        return cls(*(pd.DataFrame(said[name], **axes, dtype=float) for name in cls._fields))
 
 
 def _camera_matrix(blocks: Iterable[tuple[int, Any]], labels: list[np.ndarray]) -> CameraMatrix:
