@@ -138,13 +138,16 @@ def test_shuffling_the_gallery_permutes_the_columns():
     np.testing.assert_allclose(mixed, plain[:, order], rtol=0, atol=1e-6)
 
 
-def test_copies_tie_to_the_bit_across_strips():
-    x = np.concatenate([people(40), people(300, seed=5), people(40), people(40)])
-    near, _, far = nearest(x, 4)
+@pytest.mark.parametrize("dims", [1, 16, 77, 512])
+def test_copies_tie_to_the_bit_across_tiles(dims):
+    few = people(40, dims)
+    x = np.concatenate([few, people(300, dims, seed=5), few, few])
+    near, gap, far = nearest(x, 4)
     copies = np.array([np.arange(40) + start for start in (0, 340, 380)]).T
     for i, place in enumerate(copies):
         for own in place:  # oneself, then the others in the gallery's order
             assert list(near[own, :3]) == [own, *(p for p in place if p != own)]
+            assert not gap[own, :3].any()
         assert len({far[p] for p in place}) == 1, i
 
 

@@ -67,7 +67,7 @@ def empty_lists(
 ) -> tuple[np.ndarray, np.ndarray]:  # (N, k) int64 lists, (N,) float32 limits
     "Lists that hold their owner and nobody else."
     lists = np.full((n, k), NOBODY)
-    lists[:, 0] = np.arange(n) - (1 << 32)  # a distance whose bits say −1
+    lists[:, 0] = np.arange(n) - (1 << 32)  # −1 in the upper half
     return lists, np.full(n, np.inf if k > 1 else -1, np.float32)
 
 
