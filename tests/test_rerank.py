@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reidlab.retrieval.rerank as rerank_module
+from reidlab.retrieval import neighbours
 from reidlab.retrieval.distance import distances, l2_normalise
 from reidlab.retrieval.expansion import augment_gallery, expand_queries, smooth_top
 from reidlab.retrieval.metrics import evaluate_rank
-from reidlab.retrieval.rerank import check_gallery, nearest, rerank, rerank_blocks
+from reidlab.retrieval.neighbours import nearest
+from reidlab.retrieval.rerank import check_gallery, rerank, rerank_blocks
 
 DATA = Path(__file__).parent / "data"
 SETTINGS = [(20, 6, 0.3), (10, 3, 0.5), (20, 1, 0.3)]
@@ -137,13 +138,16 @@ def test_shuffling_the_gallery_permutes_the_columns():
     np.testing.assert_allclose(mixed, plain[:, order], rtol=0, atol=1e-6)
 
 
-def test_copies_tie_to_the_bit_across_strips():
-    x = np.concatenate([people(40), people(300, seed=5), people(40), people(40)])
-    near, far = nearest(x, 4)
+@pytest.mark.parametrize("dims", [1, 16, 77, 512])
+def test_copies_tie_to_the_bit_across_tiles(dims):
+    few = people(40, dims)
+    x = np.concatenate([few, people(300, dims, seed=5), few, few])
+    near, gap, far = nearest(x, 4)
     copies = np.array([np.arange(40) + start for start in (0, 340, 380)]).T
     for i, place in enumerate(copies):
         for own in place:  # oneself, then the others in the gallery's order
             assert list(near[own, :3]) == [own, *(p for p in place if p != own)]
+            assert not gap[own, :3].any()
         assert len({far[p] for p in place}) == 1, i
 
 
@@ -154,9 +158,10 @@ def test_lists_are_a_stable_sort_over_strips_and_ties(seed, n, k, levels):
     d = ((x[:, None] - x[None]) ** 2).sum(2)
     order = np.argsort(d - np.eye(n), axis=1, kind="stable")[:, :k]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rerank_module, "COLUMNS", 64)  # several groups of columns, and samples
-        near, far = nearest(x, k)
+        patch.setattr(neighbours, "TILE", 64)  # several rows and columns of tiles
+        near, gap, far = nearest(x, k)
     np.testing.assert_array_equal(near, order)
+    np.testing.assert_array_equal(gap, np.take_along_axis(d, order, 1))
     np.testing.assert_array_equal(far, d.max(1))
 
 
@@ -184,6 +189,97 @@ def test_a_quarter_of_the_dense_matrix_is_never_in_memory(shape):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < n * n * 4 / 4
+
+
+def dense_rerank(x, n_query, k1, k2, lambda_value, power):
+    "The definition with full matrices in float64, for sizes where sets would take too long."
+    n, x = len(x), x.astype(np.float64)
+    d = np.stack([((x - photo) ** 2).sum(1) for photo in x])
+    order = np.argsort(d - np.eye(n), axis=1, kind="stable")
+    d = (d / d.max(1, keepdims=True)) ** power
+
+    def mutual(k):
+        listed = np.zeros((n, n), bool)
+        np.put_along_axis(listed, order[:, : k + 1], True, axis=1)
+        return listed & listed.T
+
+    wide, narrow = mutual(k1), mutual(round(k1 / 2))
+    grown = wide.copy()
+    for i in range(n):
+        for j in np.flatnonzero(wide[i]):
+            if 3 * (narrow[j] & wide[i]).sum() > 2 * narrow[j].sum():
+                grown[i] |= narrow[j]
+    v = np.where(grown, np.exp(-d), 0)
+    v /= v.sum(1, keepdims=True)
+    v = np.stack([v[near].mean(0) for near in order[:, :k2]])
+    shared = np.stack([np.minimum(row, v[n_query:]).sum(1) for row in v[:n_query]])
+    jaccard = 1 - shared / (2 - shared)
+    return (1 - lambda_value) * jaccard + lambda_value * d[:n_query, n_query:]
+
+
+@pytest.mark.parametrize(("unit", "power"), [(True, 1), (False, 2)])
+def test_three_thousand_photos_match_the_dense_definition(unit, power):
+    x = people(2900, dims=48, per=15, seed=2)
+    if unit:
+        x = l2_normalise(x).numpy()
+    x = np.concatenate([x, x[500:600]])[np.random.default_rng(3).permutation(3000)]  # copies, too
+    want = dense_rerank(x, 60, 20, 6, 0.3, power)
+    ours = rerank(x[:60], x[60:], power=power)
+    np.testing.assert_allclose(ours, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [255, 256, 257, 515])
+def test_the_filling_of_the_last_tile_stays_unseen(n):
+    """It lies at the origin: nearer to everyone than anyone else is, then farther away."""
+    x = 10 * np.eye(n, dtype=np.float32)
+    for shift, far in ((0, 200), (100, 200)):
+        near = nearest(x + np.float32(shift), 30)
+        assert near.who.max() < n and (near.gap[:, 1:] == 200).all()
+        np.testing.assert_array_equal(near.far, np.full(n, far))
+    halves = [rerank(x[:3] + shift, x[3:] + shift) for shift in (np.float32(0), np.float32(100))]
+    np.testing.assert_array_equal(*halves)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    x = people(1400, dims=33)
+    x[700:720] = x[:20]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 9):
+            torch.set_num_threads(threads)
+            blocks = torch.cat([block for _, block in rerank_blocks(x[:300], x[300:])]).numpy()
+            results.append((*nearest(x, 21), rerank(x[:300], x[300:]), blocks))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(results[0][-2], results[0][-1])
+
+
+def test_precision_set_outside_changes_nothing():
+    x = people(600)
+    want = rerank(x[:200], x[200:])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu"):
+            ours = rerank(x[:200], x[200:])
+            blocks = torch.cat([block for _, block in rerank_blocks(x[:200], x[200:])]).numpy()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(ours, want)
+    np.testing.assert_array_equal(blocks, want)
+
+
+def test_order_that_float32_cannot_tell_is_settled_in_float64():
+    x = people(700, dims=8) + np.float32(300)  # squared lengths near a million, gaps near ten
+    d = np.stack([((x.astype(np.float64) - photo) ** 2).sum(1) for photo in x.astype(np.float64)])
+    order = np.argsort(d - np.eye(700), axis=1, kind="stable")[:, :11]
+    rough = torch.cdist(*[torch.from_numpy(x)] * 2, compute_mode="use_mm_for_euclid_dist").numpy()
+    assert (np.argsort(rough - np.eye(700), axis=1)[:, :11] != order).any(1).mean() > 0.5
+    np.testing.assert_array_equal(nearest(x, 11).who, order)
 
 
 def test_half_precision_and_tensors():
