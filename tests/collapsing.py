@@ -18,18 +18,21 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from searching import Doubled
 
 from reidlab.core.recipe import Model, Recipe, Search
-from reidlab.data.loaders import Batch
+from reidlab.core.run import write_json
+from reidlab.data.loaders import Batch, open_data
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.models.bricks import Zero
 from reidlab.models.ops import PARAMETER_FREE
 from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.derive import derive
 from reidlab.nas.health import health
-from reidlab.nas.search import weight_plan
+from reidlab.nas.search import half_loaders, weight_plan
 from reidlab.nas.sharpness import alpha_sharpness
 from reidlab.nas.supernet import supernet_from_recipe
+from reidlab.training.world import rank
 
 N_PIDS, EPOCHS, STEPS, WARMUP = 8, 20, 6, 4
 PROBLEMS = {  # which ops work (None: all, as they are), epochs of head start, one batch for the weights
@@ -116,3 +119,16 @@ def searched(problem, seed, epochs=EPOCHS, curvature=False):
         records.append({"epoch": epoch + 1, "epochs": EPOCHS, **health(now, was), **bend})
         was = now
     return pd.DataFrame(records)
+
+
+def bends(recipe, folder, data_dir, device):
+    "The curvature and noise of a supernet's alphas in double precision, a file a process."
+    data = open_data(recipe.data, recipe.seed, data_dir)
+    _, other = half_loaders(data.train, recipe)
+    other.batch_sampler.set_epoch(0, 0)
+    watched = list(islice(Doubled(other), 2))
+    model = supernet_from_recipe(recipe, data.n_pids).double()
+    loss = weighted_sum(recipe.search.loss)
+    trainer = SearchTrainer(model, loss, weight_plan(recipe), recipe.search, other, device)
+    found = alpha_sharpness(trainer, watched, steps=4)
+    write_json(folder / f"{rank()}.json", found)

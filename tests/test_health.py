@@ -1,16 +1,19 @@
 """Does the health of a search tell? Searches driven to collapse are flagged in time, healthy ones are not."""
 
 import csv
+import json
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from collapsing import DRIVEN, EPOCHS, PROBLEMS, Drawn, searched, trainer_of
+from collapsing import DRIVEN, EPOCHS, PROBLEMS, Drawn, bends, searched, trainer_of
+from test_search import small
 
 from reidlab.models.genotype import genotypes_of
 from reidlab.nas.health import HealthMonitor, health_history, verdicts
 from reidlab.nas.sharpness import alpha_sharpness
+from reidlab.training.launch import launch
 
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).parent / "data" / "collapse.csv"
@@ -172,3 +175,18 @@ def test_looking_twice_sees_the_same_and_restores_the_mode():
     assert alpha_sharpness(trainer, batches) == one
     trainer.model.eval()
     assert alpha_sharpness(trainer, batches) == one and not trainer.model.training
+
+
+def test_two_processes_see_the_curvature_of_one(photos, tmp_path):
+    ops = ["skip_connect", "sep_conv_3x3", "none"]
+    more = {"search__warmup": 0, "search__ops": ops, "data__val_fraction": 0.0}
+    recipe = small(**more)
+    one, two = tmp_path / "one", tmp_path / "two"
+    bends(recipe, one, photos, "cpu")
+    launch(bends, gpus=2, device="cpu", recipe=recipe, folder=two, data_dir=photos)
+    alone, *pair = (
+        json.loads(file.read_text()) for file in (one / "0.json", two / "0.json", two / "1.json")
+    )
+    assert alone["eigenvalue"] > 1e-3
+    for found in pair:
+        assert found == pytest.approx(alone, rel=1e-9)

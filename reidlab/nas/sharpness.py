@@ -6,7 +6,7 @@
 __all__ = ['flat', 'product_by_autograd', 'product_by_differences', 'Extreme', 'largest_eigenvalue', 'gradient_noise',
            'alpha_sharpness']
 
-# %% ../../nbs/5_nas/04_sharpness.ipynb #f7d90726
+# %% ../../nbs/5_nas/04_sharpness.ipynb #f044fb98
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.seed import rng
 from ..data.loaders import Batch
 from .darts import SearchTrainer, frozen_statistics, mean_gradients
+from ..training.world import world_size
 
 # %% ../../nbs/5_nas/04_sharpness.ipynb #0332c2a8
 def flat(
@@ -127,7 +128,7 @@ def _undisturbed(trainer: SearchTrainer) -> Iterator[None]:
         trainer.train = plan
         trainer.model.train(mode)
 
-# %% ../../nbs/5_nas/04_sharpness.ipynb #4d419b1d
+# %% ../../nbs/5_nas/04_sharpness.ipynb #5cfba3af
 def _curvature(trainer: SearchTrainer, batch: Batch, v: Tensor, seed: int) -> Tensor:
     "H v (N,) of the alphas on one batch, float64, averaged over all processes."
     alphas = trainer.net.alphas
@@ -159,6 +160,11 @@ def alpha_sharpness(
         torch.manual_seed(seed)
         return trainer.alpha_gradients(batch)[0]
 
+    if world_size() > 1 and trainer.kind == "cuda" and trainer.train.sync_bn:
+        raise ValueError(
+            f"the curvature of the alphas needs one process or the CPU, got {world_size()} with GPUs: torch's batch norm "
+            "over processes cannot be differentiated twice. Search without the eigenvalue, or with gpus 1."
+        )
     alphas = trainer.net.alphas
     n, device = sum(alpha.numel() for alpha in alphas), alphas[0].device
     with _undisturbed(trainer):
