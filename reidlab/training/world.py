@@ -41,9 +41,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(world_size())[rank()]
+        return _Sum.apply(grad.contiguous()).chunk(world_size())[rank()]
 
 
 def gather_rows(
@@ -64,9 +62,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
+        return _Sum.apply(grad)
 
 
 def sum_over_world(values: Tensor) -> Tensor:
