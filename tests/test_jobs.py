@@ -18,6 +18,7 @@ from reidlab.data.loaders import open_data
 from reidlab.data.manifest import load_manifest, read_manifest
 from reidlab.models.genotype import genotypes_of, read_genotype
 from reidlab.nas.derive import derive
+from reidlab.retrieval.breakdown import CameraMatrix
 from reidlab.retrieval.evaluate import load_embeddings
 from reidlab.retrieval.evaluate_run import ranking_of, read_ranking
 from reidlab.viz.ranking import show_recorded_ranks
@@ -100,7 +101,7 @@ def test_evaluate_leaves_metrics_and_embeddings(chain):
     folder = chain.run.path / "evaluate" / "synthetic"
     files = {"metrics.json", "embeddings.npz", "ranking.json"}
     assert {p.name for p in folder.iterdir()} == files
-    assert pictures(chain.evaluate) == 4  # CMC, APs, hardest, easiest
+    assert pictures(chain.evaluate) == 5  # CMC, APs, cameras, hardest, easiest
     stored = read_json(folder / "metrics.json")
     about = {"format", "run", "recipe", "seed", "commit", "dirty", "device", "dataset", "split"}
     assert about <= stored.keys() and stored["split"] == "test"
@@ -118,6 +119,11 @@ def test_evaluate_leaves_metrics_and_embeddings(chain):
     assert {"mAP", "mINP", "R1"} <= sure.keys()
     assert all(e["low"] <= figures[k] <= e["high"] for k, e in sure.items() if k in figures)
     assert sure["mAP"]["low"] < sure["mAP"]["high"] and sure["mAP"]["value"] == figures["mAP"]
+    pairs = CameraMatrix.from_plain(stored["cameras"])
+    assert pairs.mAP.shape == pairs.queries.shape and pairs.mAP.isna().sum().sum() > 0
+    text = chain.evaluate.read_text(encoding="utf-8")
+    for shown in ("trapezoidal", "low, high", "gallery camera", "first match at", "times opened"):
+        assert shown in text, shown  # both APs, intervals, camera pairs, worst queries, the card
     (prepared,) = chain.data.iterdir()
     manifest, features = read_manifest(prepared), load_embeddings(folder / "embeddings.npz")
     for side, split in (("q", "query"), ("g", "gallery")):

@@ -243,7 +243,10 @@ def test_a_result_with_its_intervals_and_tables():
         (lambda: paired_test([0.5, 1, 0.5], [1, np.nan, np.nan]), "2 of 3 queries .* query 1"),
         (lambda: paired_test([0.5, 1], [1, 0.5], groups=[1]), r"shape \(2,\); got \(1,\)"),
         (lambda: camera_matrix(np.zeros(3), [1], [1], [0], [1]), r"shape \(Q, G\), got \(3,\)"),
-        (lambda: camera_matrix([[np.nan]], [1], [1], [0], [1]), "NaN in 1 of 1 rows; first: query 0, gallery 0"),
+        (
+            lambda: camera_matrix([[np.nan]], [1], [1], [0], [1]),
+            "NaN in 1 of 1 rows; first: query 0, gallery 0",
+        ),
         (lambda: identity_table([0.5], [1, 2]), r"got \(1,\), \(2,\)"),
     ],
 )
