@@ -30,6 +30,8 @@ from reidlab.models.comparisons import gdasnet, mobilenetv2, osnet
 from reidlab.models.cost import count_macs, count_parameters
 from reidlab.models.layered import find_layers, stdnet_maps
 from reidlab.models.reid import ReIDModel
+from reidlab.nas.cdnet_space import derive_layers, layer_supernet
+from reidlab.nas.topk import select
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "cdnet"
@@ -245,16 +247,23 @@ def test_keys_and_shapes_are_those_of_the_published_checkpoints(net):
     assert len(there) == {"cdnet": 493, "cnet": 403}[net]
 
 
+MASK = 0xFFFFFFFF
+
+
+def hashed(x):
+    "The golden data's numbers in 0 … 1, from 32-bit integers."
+    x ^= x >> 16
+    x = (x * 0x7FEB352D) & MASK
+    x ^= x >> 15
+    x = (x * 0x846CA68B) & MASK
+    x ^= x >> 16
+    return x / 2.0**32
+
+
 def fill(name, shape, dtype=torch.float32):
     "The deterministic weights of the golden data."
-    n, mask = math.prod(shape), 0xFFFFFFFF
-    x = (np.arange(n, dtype=np.uint64) * 2654435761 + crc32(name.encode())) & mask
-    x ^= x >> 16
-    x = (x * 0x7FEB352D) & mask
-    x ^= x >> 15
-    x = (x * 0x846CA68B) & mask
-    x ^= x >> 16
-    u = x / 2.0**32
+    i = np.arange(math.prod(shape), dtype=np.uint64)
+    u = hashed((i * 2654435761 + crc32(name.encode())) & MASK)
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     if name.endswith(("running_mean", "bias")):
@@ -430,3 +439,99 @@ def test_first_weights_of_the_whole_network():
 def test_the_published_lists():
     for name, layers in KEPT["params"]["genotypes"].items():
         assert find_layers(name).plain()["layers"] == layers
+
+
+# --- searching ------------------------------------------------------------------------------
+
+SEARCHES = [
+    (space, mixing, case)
+    for space in ("cdnet", "cnet")
+    for mixing in ("topk", "plain")
+    for case in range(len(KEPT[f"search_{space}_{mixing}"]["cases"]))
+]
+each_search = pytest.mark.parametrize(("space", "mixing", "case"), SEARCHES)
+
+
+def searching(space, mixing, case):
+    g = KEPT[f"search_{space}_{mixing}"]
+    return g, g["cases"][case]
+
+
+def double(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("space", ["cdnet", "cnet"])
+@pytest.mark.parametrize("mixing", ["topk", "plain"])
+def test_supernets_have_the_candidates_and_the_weights(space, mixing):
+    g = KEPT[f"search_{space}_{mixing}"]
+    with torch.device("meta"):
+        model = layer_supernet(space, mixing=mixing, candidates=len(g["candidates"]))
+    net = model.backbone
+    assert [list(layer) for layer in net.offered] == g["candidates"]
+    weights = [p.numel() for name, p in model.named_parameters() if not name.endswith("alpha")]
+    assert sum(weights) == g["supernet_params_751"]
+    places = [cell for cell in net.cells if hasattr(cell, "ops")]
+    assert [count_parameters(place) for place in places] == g["mblock_params"]
+
+
+@pytest.mark.parametrize(("space", "case"), [(s, c) for s, m, c in SEARCHES if m == "topk"])
+def test_selection(space, case):
+    _, row = searching(space, "topk", case)
+    alpha = double(row["alphas"]).requires_grad_()
+    indices, gates = select(alpha, row["k"])
+    assert indices.tolist() == row["topk_indices_sorted_by_prob"]
+    assert_close(gates.detach(), double(row["gate_values"]), rtol=0, atol=1e-12)
+    x = (np.arange(alpha.numel(), dtype=np.uint64) * 2654435761 + crc32(b"cotangent")) & MASK
+    cotangent = 2 * hashed(x) - 1
+    (slope,) = torch.autograd.grad(gates, alpha, double(cotangent.reshape(alpha.shape)))
+    assert_close(slope, double(row["gate_vjp"]), rtol=1e-6, atol=1e-12)
+
+
+def supernet_key(key, space):
+    "The name under which the authors' supernet keeps a tensor of ours."
+    if key.startswith("backbone.last."):
+        return key.replace("backbone.last.", "conv1x1.op.")
+    if key.startswith("head."):
+        key = reference_key(key, "cdnet", "blneck").removeprefix("neck.")
+        return key.replace("fcs.", "fc.")
+    mixed = ".ops." in key  # backbone.cells.0.ops.7.1.squeeze…: candidate 7, second block
+    place, candidate, rest = "", "", key
+    if mixed:
+        _, _, place, _, candidate, rest = key.split(".", 5)
+        rest = f"backbone.cells.{place}.{rest}"
+    theirs = reference_key(rest, space, "blneck").removeprefix("base.")
+    return (
+        theirs.replace(f"cells.{place}.", f"cells.{place}.ops.{candidate}.", 1) if mixed else theirs
+    )
+
+
+@each_search
+def test_a_supernet_and_the_gradient_of_its_alphas(space, mixing, case):
+    g, row = searching(space, mixing, case)
+    options = {"k": row["k"]} if mixing == "topk" else {"candidates": len(g["candidates"])}
+    model = layer_supernet(
+        space, row["num_classes"], 0.0, mixing=mixing, planes=row["planes"], **options
+    ).double()
+    net, own = model.backbone, model.state_dict()
+    names = {key: supernet_key(key, space) for key in own if not key.endswith("alpha")}
+    assert len(set(names.values())) == len(names) == g["tiny_state_dict_len"]
+    for key, shape in g["tiny_state_dict_keys_first"]:
+        (ours,) = [mine for mine, theirs in names.items() if theirs == key]
+        assert list(own[ours].shape) == shape
+    with torch.no_grad():
+        for key, name in names.items():
+            own[key].copy_(fill(name, tuple(own[key].shape), torch.float64))
+        net.alpha.copy_(double(row["alphas"]))
+    (branch,) = model.train()(waves((8, 3, 64, 32), torch.float64))
+    pids = torch.tensor(row["labels"])
+    assert_close(branch.logits[0].detach(), double(row["score_row0"]), rtol=1e-6, atol=1e-9)
+    head = branch.feat.detach()[0, : len(row["feat_head"])]
+    assert_close(head, double(row["feat_head"]), rtol=1e-6, atol=1e-9)
+    loss = softmax_loss(branch.logits, pids, 0.0) + triplet_loss(branch.feat, pids, 0.3)
+    assert_close(loss.item(), row["loss"], rtol=1e-6, atol=0)
+    (slope,) = torch.autograd.grad(loss, net.alpha)
+    expected = double(row["alpha_grad"])
+    assert_close(slope, expected, rtol=1e-6, atol=1e-9 * expected.abs().max().item())
+    assert slope.sum(1).abs().max() < 1e-9 * expected.abs().max()
+    assert [list(layer) for layer in derive_layers(net).layers] == row["argmax_layers"]
