@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from reidlab.core.recipe import load_recipe, recipe_names
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.losses.softmax import softmax_loss
 from reidlab.losses.triplet import hardest_pairs, pairwise_distances, triplet_loss
@@ -32,6 +33,8 @@ from reidlab.models.layered import find_layers, stdnet_maps
 from reidlab.models.reid import ReIDModel
 from reidlab.nas.cdnet_space import derive_layers, layer_supernet
 from reidlab.nas.topk import select
+from reidlab.training.loop import check_model
+from reidlab.training.optim import learning_rate
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "cdnet"
@@ -417,6 +420,28 @@ def test_losses():
         assert_close(found, expected, rtol=1e-6, atol=0)
     for smoothing, key in ((0.0, "cross_entropy"), (0.1, "cross_entropy_label_smooth_0.1")):
         assert_close(softmax_loss(logits, pids, smoothing).item(), g[key], rtol=1e-6, atol=0)
+
+
+RECIPES = DATA.parents[1] / "recipes"
+
+
+def test_the_recipe_follows_the_published_schedule():
+    cases = {case["name"]: case for case in KEPT["lr_schedules"]["cases"]}
+    g, t = cases["multistep_no_warmup"], load_recipe("cdnet/scratch", folder=RECIPES).train
+    assert t.epochs == max(map(int, g["lr"])) + 1 and t.lr_per == "epoch"
+    for epoch, expected in g["lr"].items():
+        rate = learning_rate(
+            int(epoch), t.epochs, t.lr, t.schedule, t.warmup, milestones=t.milestones, gamma=t.gamma
+        )
+        assert_close(rate, expected, rtol=1e-9, atol=0)
+
+
+ROWS = [name for name in recipe_names(RECIPES) if name.startswith("cdnet")]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_the_recipes_can_be_built(row):
+    check_model(load_recipe(row, folder=RECIPES), n_pids=751)
 
 
 def test_first_weights_of_the_whole_network():
