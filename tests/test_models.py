@@ -1,11 +1,16 @@
 """Networks against published counts, and what only several chapters of the models room can say together."""
 
+import inspect
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from reidlab.core.seed import seed_all
+from reidlab.models.balance import BALANCED
 from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS, build_model
+from reidlab.models.cdnet import cdnet, reference_key
 from reidlab.models.cost import count_macs, count_parameters
 
 LITE = {"backbone": "resnet50", "neck": "bn", "embedding": 256, "dropout": 0.5}
@@ -53,8 +58,11 @@ def test_shapes_of_the_literature(size, stride, expected):
     assert model(images).shape == (1, 2048)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("stride", [1, 2])
+def strides(backbone):
+    return [1, 2] if "last_stride" in inspect.signature(BACKBONES[backbone]).parameters else [1]
+
+
+@pytest.mark.parametrize(("backbone", "stride"), [(b, s) for b in BACKBONES for s in strides(b)])
 def test_every_backbone_keeps_its_promises(backbone, stride):
     own = {"genotype": "auto_reid"} if backbone == "derived" else {}
     model = on_paper(backbone=backbone, last_stride=stride, n_pids=5, **own)
@@ -82,6 +90,69 @@ def test_every_combination_trains_and_answers(pool, neck, head, embedding):
         assert not p.requires_grad or p.grad is not None, f"{name} learns nothing"
     features = model.eval()(torch.randn(2, 3, 48, 48))
     assert features.shape == (2, embedding or 256) and features.dtype == torch.float32
+
+
+@pytest.mark.parametrize("neck", BALANCED)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_balanced_necks_train_and_answer(backbone, neck):
+    own = {"genotype": "auto_reid", "init_channels": 8} if backbone == "derived" else {}
+    own |= {"width": 0.25} if "width" in inspect.signature(BACKBONES[backbone]).parameters else {}
+    seed_all(0)
+    if neck == "fblneck" and "taps" not in inspect.signature(BACKBONES[backbone]).parameters:
+        with pytest.raises(ValueError, match="looks at the maps of two stages"):
+            build_model(backbone, neck=neck, n_pids=4, **own)
+        return
+    model = build_model(backbone, neck=neck, n_pids=4, dropout=0.1, **own)
+    branches = model(torch.randn(4, 3, 64, 48))
+    assert len(branches) == (2 if neck == "fblneck" else 1)
+    loss = sum(
+        F.cross_entropy(b.logits, torch.arange(4)) + b.feat.square().mean() for b in branches
+    )
+    loss.backward()
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or p.grad is not None, f"{name} learns nothing"
+    with torch.no_grad():
+        feature = model.eval()(torch.randn(2, 3, 64, 48))
+    assert feature.shape == (2, model.feature_dim)
+
+
+@pytest.mark.parametrize("backbone", ["cdnet", "cnet", "stdnet", "osnet", "mobilenetv2", "gdasnet"])
+def test_an_architecture_of_layers_rebuilds_its_model(backbone):
+    own = {"width": 0.25} if backbone != "gdasnet" else {}
+    neck = "blneck" if backbone == "mobilenetv2" else "fblneck"
+    seed_all(0)
+    model = build_model(backbone, neck=neck, n_pids=4, dropout=0.2, **own).eval()
+    assert json.loads(json.dumps(model.architecture)) == model.architecture
+    twin = build_model(**model.architecture).eval()
+    twin.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(model(images), twin(images))
+
+
+def test_a_recipe_and_a_call_build_the_same_cdnet():
+    for genotype in ("cdnet", "cnet"):
+        seed_all(0)
+        one = build_model(genotype, neck="fblneck", dropout=0.2, width=0.25, n_pids=4)
+        seed_all(0)
+        two = cdnet(genotype, 4, width=0.25)
+        assert all(torch.equal(two.state_dict()[k], v) for k, v in one.state_dict().items())
+        shared = one.architecture.keys() & two.architecture.keys()
+        assert shared == two.architecture.keys()
+        assert all(one.architecture[k] == two.architecture[k] for k in shared)
+
+
+def test_published_weights_by_recipe(tmp_path):
+    seed_all(0)
+    source = cdnet(n_pids=9, width=0.25)
+    keys = {k: reference_key(k, "cdnet", "fblneck") for k in source.state_dict()}
+    torch.save({keys[k]: v for k, v in source.state_dict().items()}, tmp_path / "w.pth")
+    options = {"neck": "fblneck", "dropout": 0.2, "width": 0.25, "n_pids": 4}
+    model = build_model("cdnet", weights=str(tmp_path / "w.pth"), **options)
+    assert torch.equal(model.head.fcs[1][0].weight, source.head.fcs[1][0].weight)
+    assert "weights" not in model.architecture
+    with pytest.raises(ValueError, match="of another network"):
+        build_model("cnet", weights=str(tmp_path / "w.pth"), **options)
 
 
 def test_the_stem_relu_changes_the_answer_and_no_key():

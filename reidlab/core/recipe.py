@@ -84,12 +84,13 @@ class Model(Section):
     head: str = "linear"
     embedding: Count = 0  # width of the embedding layer; 0: the pooled feature itself
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the classifier
-    genotype: str = ""  # derived: auto_reid, random:3, run:NAME of a search, or a file's path
+    genotype: str = ""  # auto_reid, cdnet, random:3, run:NAME of a search, or a file's path
     macro: Literal["resnet", "darts"] = "resnet"  # cells: where they stand
     init_channels: Annotated[int, Field(ge=1)] = 64  # derived: width of the first stage
     cells_per_stage: tuple[Annotated[int, Field(ge=1)], ...] = (2, 2, 2, 2)  # derived, resnet
     layers: Annotated[int, Field(ge=3)] = 20  # derived, darts: cells in all
-    stem: str = ""  # cells: resnet, conv3x2, conv3_s2, conv3; empty: the macro's own
+    stem: str = ""  # cells: resnet, conv3x2, conv3_s2, conv3; cdnet: reid, cifar; empty: the usual
+    width: Positive = 1.0  # cdnet and the networks it was compared with: multiplier of all channels
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # derived: reached at the last epoch
     pool_norm: bool = True  # derived: batch norm behind a pooling
 

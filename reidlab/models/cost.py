@@ -99,7 +99,7 @@ def count_macs(
         with torch.no_grad(), MacCounter() as tally:
             model.eval()
             if classifier:
-                model.head.train()
+                model.head.training = True  # itself, not its norms: one photo has no statistics
             functional_call(model, stand_ins, (images,))
     finally:
         for module, mode in modes.items():
