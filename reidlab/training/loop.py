@@ -261,7 +261,7 @@ def keep_genotype(
     folder: str | Path,  # a run folder
 ) -> None:
     "Copy a recipe's genotype into its run; refuse to go on with another than the run began with."
-    if recipe.model.backbone != "derived":
+    if not recipe.model.genotype:
         return
     copy, found = Path(folder) / "genotype.json", find_genotype(recipe.model.genotype)
     if not copy.is_file():
@@ -278,7 +278,7 @@ def with_genotype(
     folder: str | Path,  # a run folder
 ) -> Recipe:  # naming the run's own copy, if it has a genotype
     "The recipe with its genotype's reference made a file of the run."
-    if recipe.model.backbone != "derived":
+    if not recipe.model.genotype:
         return recipe
     own = {"genotype": str(Path(folder) / "genotype.json")}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)})
