@@ -132,11 +132,11 @@ class Train(Section):
     select: Literal["mAP", "R1", "mINP", "last"] = "mAP"  # which validation figure picks best.pt
     checkpoint_minutes: Positive = 10.0  # also between epochs, on a clock
 
-# %% ../../nbs/0_core/04_recipe.ipynb #81991321
+# %% ../../nbs/0_core/04_recipe.ipynb #f47c6427
 class Search(Section):
     "How an architecture is searched; macro, last_stride, pool and neck are the model's."
 
-    strategy: Literal["darts"] = "darts"  # first order (Liu et al. 2019)
+    strategy: Literal["darts", "darts2"] = "darts"  # first or second order (Liu et al. 2019)
     space: str = "reid"  # reid or darts: the operations on offer
     ops: tuple[str, ...] = ()  # instead of the space's
     nodes: Annotated[int, Field(ge=1)] = 4  # of a cell, its inputs not counted
