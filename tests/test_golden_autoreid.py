@@ -31,6 +31,8 @@ from reidlab.models.pooling import AvgPool
 from reidlab.models.reid import ReIDModel
 from reidlab.nas.darts import SearchTrainer, hypergradient
 from reidlab.nas.derive import derive
+from reidlab.nas.gdas import gumbel_weights
+from reidlab.nas.pcdarts import channel_shuffle, edge_shares
 from reidlab.nas.supernet import Supernet
 from reidlab.training.optim import learning_rate
 
@@ -408,6 +410,7 @@ class TwoMixtures(Supernet):
 
     def __init__(self, g):
         nn.Module.__init__(self)
+        self.mix, self.masks = "softmax", {}
         self.alpha_normal = nn.Parameter(torch.tensor(g["mix_alpha"][:1]))
         self.alpha_reduce = nn.Parameter(torch.tensor(g["mix_alpha"][1:]))
         self.first, self.middle = (nn.Parameter(torch.tensor(g[f"mix_W{i}"])) for i in (0, 1))
@@ -507,3 +510,35 @@ def test_hypergradient_of_a_quadratic():
     first = hypergradient(train, val, [w], [a])
     assert_close(first.grads[0], g["grad_first_order"], rtol=1e-9, atol=1e-12)
     assert torch.equal(w, g["w0"])
+
+
+# --- draws, shuffles, shares -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [10.0, 1.0, 0.1])
+def test_straight_through_draw(tau):
+    given, there = KEPT["misc"]["gumbel_inputs"], KEPT["misc"][f"gumbel_tau_{tau}"]
+    part = lambda key: torch.tensor(given[key], dtype=torch.float64)
+    logits = part("logits").requires_grad_()
+    weights, soft = gumbel_weights(logits, part("gumbel_noise"), tau)
+    assert weights.argmax(1).tolist() == there["index"]
+    assert_close(weights.detach().sum(1), torch.ones(len(weights), dtype=torch.float64))
+    assert (weights != 0).sum(1).tolist() == [1, 1, 1]  # a draw, not a softmax
+    assert_close(soft, torch.tensor(there["soft"], dtype=torch.float64), rtol=1e-6, atol=1e-12)
+    (slope,) = torch.autograd.grad((weights * part("downstream_values")).sum(), logits)
+    grad = torch.tensor(there["grad_logits"], dtype=torch.float64)
+    assert_close(slope, grad, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", KEPT["misc"]["channel_shuffle"])
+def test_channel_shuffle(name):
+    channels, groups = (int(part[1:]) for part in name.split("_"))
+    dealt = channel_shuffle(torch.arange(float(channels)).view(1, -1, 1, 1), groups)
+    assert dealt.flatten().int().tolist() == KEPT["misc"]["channel_shuffle"][name]
+
+
+def test_edge_shares():
+    given = KEPT["misc"]["edge_norm"]
+    beta = torch.tensor([b for node in given["beta"] for b in node], dtype=torch.float64)
+    there = torch.tensor([w for node in given["weights"] for w in node], dtype=torch.float64)
+    assert_close(edge_shares(beta, len(given["beta"])), there, rtol=1e-6, atol=1e-9)

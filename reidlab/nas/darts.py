@@ -146,7 +146,7 @@ def hypergradient(
     grads = [d - top * h for d, h in zip(direct, hvp, strict=True)]
     return Hypergradient(grads, loss.detach(), direct, hvp, eps)
 
-# %% ../../nbs/5_nas/04_darts.ipynb #de5ecb77
+# %% ../../nbs/5_nas/04_darts.ipynb #0dc8fd6b
 class SearchTrainer(Trainer):
     "Alternating steps of a supernet's weights and alphas (Liu et al., 2019)."
 
@@ -158,6 +158,8 @@ class SearchTrainer(Trainer):
         search: Search,
         other: Any,  # loader of the alphas' half
         device: str = "cpu",
+        other_loss: Callable | None = None,  # of the alphas' half; None: the same
+        penalty: Callable | None = None,  # penalty(supernet) → scalar, added for the alphas
     ):
         self.net, self.second_order = supernet_of(model), search.strategy == "darts2"
         if self.second_order and (train.optimizer != "sgd" or train.nesterov):
@@ -167,7 +169,9 @@ class SearchTrainer(Trainer):
             )
         for alpha in self.net.alphas:
             alpha.requires_grad_(False)  # nothing of the weights' step touches them
+        self.sparse = self.net.sparse
         super().__init__(model, loss, train, device)
+        self.other_loss, self.penalty = other_loss or loss, penalty
         self.circle, self.warmup, self.learning = Circle(other), search.warmup, False
         self.alpha_optimizer = torch.optim.Adam(
             self.net.alphas,
@@ -177,13 +181,19 @@ class SearchTrainer(Trainer):
         )
 
     def begin(self, epoch: int) -> None:
-        "Decide whether the alphas learn in this epoch."
+        "Decide whether the alphas learn in this epoch, and tell the net how far it has come."
         super().begin(epoch)
+        self.net.schedule(epoch / max(self.train.epochs - 1, 1))
         self.learning = epoch >= self.warmup
 
     def alpha_loss(self, batch: Batch) -> Tensor:
         "What the alphas are judged by on a batch of their half."
-        return self.forward(batch, self.model)[0]
+        own, self.loss = self.loss, self.other_loss
+        try:
+            total, _ = self.forward(batch, self.model)
+        finally:
+            self.loss = own
+        return total if self.penalty is None else total + self.penalty(self.net)
 
     def alpha_gradients(
         self, batch: Batch, learned: Batch | None = None
