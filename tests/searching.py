@@ -3,10 +3,9 @@
 import torch
 
 from reidlab.data.loaders import open_data
-from reidlab.losses.catalogue import weighted_sum
-from reidlab.nas.darts import Circle, SearchTrainer
+from reidlab.nas.halves import Circle
 from reidlab.nas.search import half_loaders, weight_plan
-from reidlab.nas.supernet import supernet_from_recipe
+from reidlab.nas.strategies import search_model, search_trainer
 from reidlab.training.world import rank
 
 
@@ -25,9 +24,8 @@ def four_steps(recipes, folder, data_dir, device):
     for name, recipe in recipes.items():
         data = open_data(recipe.data, recipe.seed, data_dir)
         loader, other = map(Doubled, half_loaders(data.train, recipe))
-        model = supernet_from_recipe(recipe, data.n_pids).double()
-        loss = weighted_sum(recipe.search.loss)
-        trainer = SearchTrainer(model, loss, weight_plan(recipe), recipe.search, other, device)
+        model = search_model(recipe, data.n_pids).double()
+        trainer = search_trainer(recipe, model, weight_plan(recipe), other, device, data.n_pids)
         trainer.begin(0)
         batches = Circle(loader)
         for _ in range(4):

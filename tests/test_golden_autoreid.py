@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from reidlab.core.recipe import Recipe
+from reidlab.core.recipe import Search, Train
 from reidlab.data.loaders import Batch
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.losses.softmax import softmax_loss
@@ -29,13 +29,16 @@ from reidlab.models.ops import SPACES, build_op
 from reidlab.models.part_aware import PartAware
 from reidlab.models.pooling import AvgPool
 from reidlab.models.reid import ReIDModel
-from reidlab.nas.darts import SearchTrainer
+from reidlab.nas.darts import SearchTrainer, hypergradient
 from reidlab.nas.derive import derive
+from reidlab.nas.gdas import gumbel_weights
+from reidlab.nas.pcdarts import channel_shuffle, edge_shares
 from reidlab.nas.supernet import Supernet
 from reidlab.training.optim import learning_rate
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "autoreid"
-KEPT = json.loads((Path(__file__).parent / "data" / "autoreid_golden.json").read_text())
+DATA = Path(__file__).parent / "data"
+KEPT = json.loads((DATA / "autoreid_golden.json").read_text())
 KEPT_OP = "part_aware_attention_odd_s2"
 shared = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs ../shared/golden/autoreid")
 NAMES = {
@@ -60,6 +63,18 @@ def ours(names):
     return [ALIASES.get(name, name) for name in names]
 
 
+def kept_hypergradients():
+    "Arrays of the two toy problems, and what is said about them; their origin left out."
+    with np.load(DATA / "golden_hypergrad.npz", allow_pickle=False) as stored:
+        arrays = dict(stored)
+    about = json.loads(str(arrays.pop("about")))
+    about.pop("origin")
+    return arrays, about
+
+
+HYPER, ABOUT = kept_hypergradients()
+
+
 @shared
 def test_kept_numbers_are_the_golden_ones():
     table = dict(KEPT["params_shapes"])
@@ -68,6 +83,12 @@ def test_kept_numbers_are_the_golden_ones():
     assert KEPT["official"]["genotypes"] == golden("official_genotypes.json")
     misc = golden("misc.json")
     assert KEPT["cosine"]["schedules"] == {k: misc[k] for k in misc if k.startswith("cosine")}
+    rest = {k: misc[k] for k in misc if not k.startswith("cosine")}
+    assert KEPT["misc"] == rest | {"origin": "golden/autoreid/misc.json"}
+    arrays = golden("hypergrad.npz")
+    assert HYPER.keys() == arrays.keys()
+    assert all(np.array_equal(HYPER[key], arrays[key]) for key in arrays)
+    assert golden("hypergrad.json") == ABOUT
     assert KEPT["ops"]["names"] == {k: v["params"] for k, v in golden("ops.json").items()}
     arrays = golden("ops.npz")
     mine = {k for k in arrays if k == "x_odd" or k.startswith(f"{KEPT_OP}|")}
@@ -389,6 +410,7 @@ class TwoMixtures(Supernet):
 
     def __init__(self, g):
         nn.Module.__init__(self)
+        self.mix, self.masks = "softmax", {}
         self.alpha_normal = nn.Parameter(torch.tensor(g["mix_alpha"][:1]))
         self.alpha_reduce = nn.Parameter(torch.tensor(g["mix_alpha"][1:]))
         self.first, self.middle = (nn.Parameter(torch.tensor(g[f"mix_W{i}"])) for i in (0, 1))
@@ -410,20 +432,113 @@ class Toy(nn.Module):
         return [Branch(self.backbone(x) @ self.last, None)]
 
 
-@shared
-def test_first_order_gradient_of_the_alphas():
-    g, about = golden("hypergrad.npz"), golden("hypergrad.json")["mix"]
-    learn, held = (
-        Batch(*(torch.tensor(g[f"mix_{part}{i}"]) for part in "XY"), None, None) for i in (1, 2)
+def batches_of(g):
+    "The toy's batch for the weights and the one for the alphas."
+    pair = lambda i: (torch.tensor(g[f"mix_{part}{i}"]) for part in "XY")
+    return [Batch(*pair(i), None, None) for i in (1, 2)]
+
+
+def toy_trainer(g, strategy):
+    "The toy problem in the hands of the real search, its optimiser as far as the golden one."
+    about = ABOUT["mix"]
+    plan = Train(
+        optimizer="sgd",
+        lr=about["xi"],
+        momentum=about["momentum"],
+        weight_decay=about["weight_decay"],
     )
     loss = weighted_sum({"softmax": {"smoothing": 0.0}})
-    trainer = SearchTrainer(Toy(g), loss, Recipe().train, Recipe().search, other=None)
-    before = [weight.clone() for weight in trainer.model.parameters()]
-    found, total = trainer.alpha_gradients(held)
-    assert_close(total.item(), about["val_loss"], rtol=1e-9, atol=0)
-    assert_close(torch.cat(found), torch.tensor(g["mix_grad_first_order"]), rtol=1e-6, atol=1e-12)
+    trainer = SearchTrainer(Toy(g), loss, plan, Search(strategy=strategy), other=None)
+    net = trainer.model.backbone
+    for i, weight in enumerate((net.first, net.middle, trainer.model.last)):
+        buffer = torch.tensor(g[f"mix_buf{i}"])
+        trainer.optimizer.state[weight] = {"momentum_buffer": buffer}
+    return trainer
+
+
+def test_first_order_gradient_of_the_alphas():
+    learn, held = batches_of(HYPER)
+    trainer = toy_trainer(HYPER, "darts")
+    found, total = trainer.alpha_gradients(held, learn)
+    assert_close(total.item(), ABOUT["mix"]["val_loss"], rtol=1e-9, atol=0)
+    there = torch.tensor(HYPER["mix_grad_first_order"])
+    assert_close(torch.cat(found), there, rtol=1e-6, atol=1e-12)
     with torch.no_grad():
-        assert_close(trainer.forward(learn)[0].item(), about["train_loss"], rtol=1e-9, atol=0)
+        here = trainer.forward(learn)[0].item()
+    assert_close(here, ABOUT["mix"]["train_loss"], rtol=1e-9, atol=0)
+
+
+def test_second_order_gradient_of_the_alphas():
+    learn, held = batches_of(HYPER)
+    trainer = toy_trainer(HYPER, "darts2")
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    found, _ = trainer.alpha_gradients(held, learn)
+    there = {key.removeprefix("mix_grad_"): HYPER[key] for key in HYPER if "mix_grad_" in key}
+    gap = {key: float((torch.cat(found) - torch.tensor(g)).abs().max()) for key, g in there.items()}
+    assert gap["exact"] < 1e-6 and gap["finite_difference"] < 1e-12
+    assert gap["wrong_precedence"] > 1e-4 and gap["first_order"] > 1e-4
     for weight, was in zip(trainer.model.parameters(), before, strict=True):
         assert torch.equal(weight, was)
         assert weight.grad is None
+
+
+def test_parts_of_the_second_order_gradient():
+    learn, held = batches_of(HYPER)
+    trainer = toy_trainer(HYPER, "darts2")
+    for alpha in trainer.net.alphas:
+        alpha.requires_grad_(True)
+    found = trainer.unrolled(held, learn)
+    direct = torch.tensor(HYPER["mix_dalpha_direct_at_unrolled"])
+    assert_close(torch.cat(found.direct), direct, rtol=1e-9, atol=1e-12)
+    assert_close(torch.cat(found.hvp), torch.tensor(HYPER["mix_hvp"]), rtol=1e-6, atol=1e-9)
+    assert_close(found.eps, ABOUT["mix"]["eps"], rtol=1e-9, atol=0)
+
+
+def test_hypergradient_of_a_quadratic():
+    g = {key.removeprefix("quad_"): torch.tensor(HYPER[key]) for key in HYPER if "quad_" in key}
+    about = ABOUT["quad"]
+    w, a = (g[key].clone().requires_grad_() for key in ("w0", "a0"))
+    train = lambda: w @ g["A1"] @ w / 2 + w @ g["B1"] @ a + g["c1"] @ w
+    val = lambda: w @ g["A2"] @ w / 2 + w @ g["B2"] @ a + g["c2"] @ w + g["d2"] @ a
+    step = about["xi"], about["momentum"], about["weight_decay"], [g["buf"]]
+    found = hypergradient(train, val, [w], [a], *step)
+    assert_close(found.grads[0], g["grad_exact"], rtol=1e-9, atol=1e-12)
+    assert_close(found.direct[0], g["dalpha_direct_at_unrolled"], rtol=1e-9, atol=1e-12)
+    assert_close(found.hvp[0], g["hvp"], rtol=1e-9, atol=1e-12)
+    assert_close(found.eps, about["eps"], rtol=1e-9, atol=0)
+    assert (found.grads[0] - g["grad_wrong_precedence"]).abs().max() > 1e-3
+    first = hypergradient(train, val, [w], [a])
+    assert_close(first.grads[0], g["grad_first_order"], rtol=1e-9, atol=1e-12)
+    assert torch.equal(w, g["w0"])
+
+
+# --- draws, shuffles, shares -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [10.0, 1.0, 0.1])
+def test_straight_through_draw(tau):
+    given, there = KEPT["misc"]["gumbel_inputs"], KEPT["misc"][f"gumbel_tau_{tau}"]
+    part = lambda key: torch.tensor(given[key], dtype=torch.float64)
+    logits = part("logits").requires_grad_()
+    weights, soft = gumbel_weights(logits, part("gumbel_noise"), tau)
+    assert weights.argmax(1).tolist() == there["index"]
+    assert_close(weights.detach().sum(1), torch.ones(len(weights), dtype=torch.float64))
+    assert (weights != 0).sum(1).tolist() == [1, 1, 1]  # a draw, not a softmax
+    assert_close(soft, torch.tensor(there["soft"], dtype=torch.float64), rtol=1e-6, atol=1e-12)
+    (slope,) = torch.autograd.grad((weights * part("downstream_values")).sum(), logits)
+    grad = torch.tensor(there["grad_logits"], dtype=torch.float64)
+    assert_close(slope, grad, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", KEPT["misc"]["channel_shuffle"])
+def test_channel_shuffle(name):
+    channels, groups = (int(part[1:]) for part in name.split("_"))
+    dealt = channel_shuffle(torch.arange(float(channels)).view(1, -1, 1, 1), groups)
+    assert dealt.flatten().int().tolist() == KEPT["misc"]["channel_shuffle"][name]
+
+
+def test_edge_shares():
+    given = KEPT["misc"]["edge_norm"]
+    beta = torch.tensor([b for node in given["beta"] for b in node], dtype=torch.float64)
+    there = torch.tensor([w for node in given["weights"] for w in node], dtype=torch.float64)
+    assert_close(edge_shares(beta, len(given["beta"])), there, rtol=1e-6, atol=1e-9)

@@ -17,19 +17,19 @@ from torch import nn
 from reidlab.core.recipe import Model, Recipe, Search
 from reidlab.core.run import open_run
 from reidlab.data.loaders import Batch, open_data
-from reidlab.losses.catalogue import weighted_sum
 from reidlab.models.bricks import Zero
 from reidlab.models.genotype import genotypes_of
 from reidlab.models.ops import build_op
 from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.derive import derive
 from reidlab.nas.search import search_from_recipe, weight_plan
-from reidlab.nas.supernet import supernet_from_recipe
+from reidlab.nas.strategies import search_model, search_trainer
 from reidlab.training import loop
 from reidlab.training.launch import launch
 
 SEARCH = "nbs/search.ipynb"
 TABLE = Path(__file__).parent / "data" / "planted_search.csv"
+OTHERS = TABLE.with_name("planted_strategies.csv")
 
 
 def small(seed=0, **more):
@@ -53,6 +53,21 @@ def small(seed=0, **more):
     return tiny_recipe(seed=seed, **shape | more)
 
 
+STRATEGIES = ("darts", "darts2", "pcdarts", "gdas")
+HOW = {  # what has to be the same in two processes, in two runs, and in pieces
+    "darts": {},
+    "darts2": {"search__strategy": "darts2"},
+    "pcdarts": {"search__strategy": "pcdarts", "search__partial": 2},
+    "gdas": {"search__strategy": "gdas", "search__tau": [5.0, 0.5]},
+    "options": {  # all else at once
+        "search__mixing": "sigmoid",
+        "search__zero_one": 1.0,
+        "search__auxiliary_skip": True,
+        "search__cost_weight": 0.5,
+        "search__split": "identities",
+        "search__max_skips": 1,
+    },
+}
 # --- two processes and one -------------------------------------------------------------------
 
 
@@ -63,28 +78,39 @@ def furthest(one, other):
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in ends)
 
 
-def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path):
+@pytest.fixture(scope="module")
+def both_worlds(photos, tmp_path_factory):
+    "Every strategy after four steps: of one process, of each of two, and of two without joint norms."
     ops = ["skip_connect", "sep_conv_3x3", "part_aware", "none"]  # each norm is an exchange
     more = {"search__warmup": 0, "search__ops": ops, "data__val_fraction": 0.0}
-    joint = small(**more)
-    recipes = {"joint": joint, "local": small(train__sync_bn=False, **more)}
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    four_steps({"joint": joint}, one, photos, "cpu")
+    recipes = {name: small(**more, **HOW[name]) for name in HOW}
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    four_steps(recipes, one, photos, "cpu")
+    recipes["local"] = small(train__sync_bn=False, **more)
     launch(four_steps, gpus=2, device="cpu", recipes=recipes, folder=two, data_dir=photos)
-    alone, *pair, local = (
-        torch.load(file, weights_only=True)
-        for file in (one / "joint0.pt", two / "joint0.pt", two / "joint1.pt", two / "local0.pt")
-    )
+    read = lambda path: torch.load(path, weights_only=True)
+    found = {name: [read(two / f"{name}{rank}.pt") for rank in (0, 1)] for name in recipes}
+    return {name: read(one / f"{name}0.pt") for name in HOW}, found
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_two_processes_equal_one_on_the_joint_batch(how, both_worlds):
+    alone, pair = both_worlds[0][how], both_worlds[1][how]
     assert alone["backbone.alpha_normal"].dtype == torch.float64
-    for kind in ("normal", "reduce"):
-        alphas = [state[f"backbone.alpha_{kind}"] for state in pair]
-        assert torch.equal(*alphas)  # to the bit
-        assert (alone[f"backbone.alpha_{kind}"].abs().max(1).values > 0.02).all()  # they learned
+    names = [key for key in alone if key.startswith(("backbone.alpha", "backbone.beta"))]
+    assert len(names) == (4 if how == "pcdarts" else 2)
+    for name in names:
+        assert torch.equal(*(state[name] for state in pair))  # to the bit
+        assert alone[name].abs().max() > 0.02  # they learned
+    for key, value in pair[0].items():
+        if "running" not in key:
+            assert torch.equal(value, pair[1][key]), key
     for state in pair:
         assert furthest(alone, state) < 1e-6
-    assert furthest(alone, local) > 1e-3  # the comparison above can fail
+
+
+def test_two_processes_without_joint_norms_do_not(both_worlds):
+    assert furthest(both_worlds[0]["darts"], both_worlds[1]["local"][0]) > 1e-3
 
 
 # --- again, and in pieces --------------------------------------------------------------------
@@ -100,10 +126,11 @@ def searched(recipe, name, root, photos, **more):
     return path
 
 
-@pytest.fixture(scope="module")
-def reference(photos, tmp_path_factory):
-    "A search with everything random that there is: crops, flips, erasing, dropout."
-    recipe = small(model__dropout=0.3, train__checkpoint_minutes=1e-9)
+@pytest.fixture(scope="module", params=HOW)
+def reference(request, photos, tmp_path_factory):
+    "A search with everything random that there is: crops, flips, erasing, dropout, draws."
+    how = HOW[request.param]
+    recipe = small(model__dropout=0.3, train__checkpoint_minutes=1e-9, **how)
     return recipe, searched(recipe, "first", tmp_path_factory.mktemp("runs"), photos)
 
 
@@ -119,8 +146,11 @@ def test_two_searches_of_one_recipe_and_seed_are_equal(reference, photos, tmp_pa
     assert len(kept) > 100 and ".model.backbone.alpha_reduce" in kept
     assert different(kept, leaves(last(again))) == []
     assert answers(again) == answers(first) and len(answers(first)) == 4
-    other = searched(small(seed=1, model__dropout=0.3), "other", tmp_path, photos)
-    assert all(a != b for a, b in zip(answers(other), answers(first), strict=True))
+
+
+def test_another_seed_searches_elsewhere(photos, tmp_path):
+    one, other = (searched(small(seed=s), f"seed{s}", tmp_path, photos) for s in (0, 1))
+    assert all(a != b for a, b in zip(answers(other), answers(one), strict=True))
 
 
 def test_a_search_in_pieces_ends_where_the_whole_one_does(reference, photos, tmp_path, monkeypatch):
@@ -190,70 +220,84 @@ PLANTED = (
 CELL_KINDS = ("normal", "reduce")
 N_PIDS, STEPS = 8, 60
 MOST = 5  # of 8
+# what a strategy needs to be asked fairly: channels enough to share, draws enough to compare
+OWN = {
+    "darts": {},
+    "darts2": {},
+    "pcdarts": {"search": {"init_channels": 12, "partial": 2}},
+    "gdas": {"search": {"tau": (5.0, 5.0)}, "steps": 300},
+}
 
 
 class Drawn:
     "Batches of four people, each a pattern of their own under noise that is new each time."
 
-    def __init__(self, seed, half):
+    def __init__(self, seed, half, steps=0):
+        self.steps = steps or STEPS
         self.random = torch.Generator().manual_seed(10 * seed + half)
         patterns = torch.Generator().manual_seed(10 * seed)
         self.people = torch.randn(N_PIDS, 3, 4, 2, generator=patterns)
         self.batch_sampler = SimpleNamespace(set_epoch=lambda *place: None)
 
     def __iter__(self):
-        for _ in range(STEPS):
+        for _ in range(self.steps):
             pids = torch.randperm(N_PIDS, generator=self.random)[:4].repeat_interleave(4)
             images = F.interpolate(self.people[pids], size=(32, 16))
             images = images + 0.5 * torch.randn(images.shape, generator=self.random)
             yield Batch(images, pids, torch.zeros_like(pids), torch.arange(len(pids)))
 
 
-def search_with(put, kind, seed):
+def search_with(put, kind, seed, strategy="darts"):
     "The supernet after a search in which put(op, C, stride, way) stands in for ops, None: as it is."
+    own = OWN[strategy]
+    steps = own.get("steps", STEPS)
     recipe = Recipe(
         seed=seed,
         model=Model(stem="conv3x2", neck="none", last_stride=2),
         search=Search(
-            init_channels=6,
+            strategy=strategy,
             cells_per_stage={"normal": (1,), "reduce": (1, 1)}[kind],
             epochs=1,
             warmup=0,
             lr=0.05,
             lr_min=0.05,
-            alpha_lr=0.05,
+            alpha_lr=own.get("alpha_lr", 0.05),
             loss={
                 "softmax": {"weight": 0.5, "smoothing": 0.0},
                 "triplet": {"weight": 0.5, "margin": "soft"},
             },
+            **{"init_channels": 6} | own.get("search", {}),
         ),
     )
-    model = supernet_from_recipe(recipe, N_PIDS)
+    model = search_model(recipe, N_PIDS)
     for cell in model.backbone.stack.cells:
         ways = [(source, node) for node in range(2, cell.nodes + 2) for source in range(node)]
         for edge, way in zip(cell.edges, ways, strict=True):
             stride = 2 if way[0] < 2 and cell.kind == "reduce" else 1
+            width = cell.out_channels // cell.nodes // getattr(edge, "share", 1)
             for op in edge.ops:
-                other = put(op, cell.out_channels // cell.nodes, stride, way)
+                other = put(op, width, stride, way)
                 edge.ops[op] = other or edge.ops[op]
-    loss, plan = weighted_sum(recipe.search.loss), weight_plan(recipe)
-    trainer = SearchTrainer(model, loss, plan, recipe.search, Drawn(seed, 2))
+    trainer = search_trainer(recipe, model, weight_plan(recipe), Drawn(seed, 2, steps))
     trainer.begin(0)
-    for batch in islice(Drawn(seed, 1), STEPS):
+    for batch in islice(Drawn(seed, 1, steps), steps):
         trainer.step(batch)
     return trainer.net
 
 
 def chosen(net, kind):
     "The ops of the edges that a cell keeps."
-    found = derive(net.alpha_normal, net.alpha_reduce, net.space)
+    betas = [net.betas[k] for k in CELL_KINDS] if net.betas else []
+    rule = "edge_norm" if betas else "softmax"
+    found = derive(net.alpha_normal, net.alpha_reduce, net.space, rule, *betas)
     return [op for node in getattr(found, kind) for op, _ in node]
 
 
-def planted(op, kind, seed):
+def planted(op, kind, seed, strategy="darts"):
     "One row of the table: hide an op, search."
-    net = search_with(lambda name, c, stride, way: None if name == op else Zero(stride), kind, seed)
-    ops, p = chosen(net, kind), net.mixing()[kind][:, net.space.index(op)]
+    put = lambda name, c, stride, way: None if name == op else Zero(stride)
+    net = search_with(put, kind, seed, strategy)
+    ops, p = chosen(net, kind), net.tables()[kind].softmax(1)[:, net.space.index(op)]
     return {
         "op": op,
         "cell": kind,
@@ -261,8 +305,15 @@ def planted(op, kind, seed):
         "edges": len(ops),
         "found": ops.count(op),
         "mean_probability": round(float(p.mean()), 3),
-        "steps": STEPS,
+        "steps": OWN[strategy].get("steps", STEPS),
     }
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_table():
@@ -270,10 +321,16 @@ def write_table():
     cd tests && OMP_NUM_THREADS=1 python -c "import test_search; test_search.write_table()"
     """
     rows = [planted(op, kind, s) for op in PLANTED for kind in CELL_KINDS for s in range(5)]
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(TABLE, rows)
+
+
+def write_others():
+    """Make tests/data/planted_strategies.csv anew (six minutes):
+    cd tests && OMP_NUM_THREADS=1 python -c "import test_search; test_search.write_others()"
+    """
+    asked = [(s, kind, seed) for s in STRATEGIES[1:] for kind in CELL_KINDS for seed in range(5)]
+    found = lambda s, kind, seed: {"strategy": s} | planted("sep_conv_3x3", kind, seed, s)
+    write_csv(OTHERS, [found(*one) for one in asked])
 
 
 @pytest.mark.parametrize("op, kind", [("sep_conv_3x3", "normal"), ("max_pool_3x3", "reduce")])
@@ -281,6 +338,13 @@ def test_the_search_finds_the_only_op_that_works(op, kind):
     row = planted(op, kind, seed=0)
     assert row["edges"] == 8 and row["found"] >= MOST, row
     assert row["mean_probability"] > 2 / 7, row  # it began at 1/7
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_every_strategy_finds_the_only_op_that_works(strategy):
+    row = planted("sep_conv_3x3", "normal", 0, strategy)
+    assert row["edges"] == 8 and row["found"] >= MOST, row
+    assert row["mean_probability"] > 2 / 7, row
 
 
 def test_the_search_finds_the_only_edges_that_work():
@@ -301,6 +365,29 @@ def test_the_kept_table_is_whole_and_above_the_bar():
     assert {(r["op"], r["cell"], r["seed"]) for r in rows} == asked and len(rows) == len(asked)
     assert {(r["edges"], r["steps"]) for r in rows} == {("8", str(STEPS))}
     assert min(int(r["found"]) for r in rows) >= MOST
+
+
+def enough(rows):
+    "Whether four seeds of five found it, none of them by chance."
+    return sum(int(row["found"]) >= MOST for row in rows) >= 4
+
+
+def test_the_kept_table_of_the_strategies_is_whole_and_above_the_bar():
+    with OTHERS.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 * len(CELL_KINDS) * len(STRATEGIES[1:])
+    for strategy in STRATEGIES[1:]:
+        for kind in CELL_KINDS:
+            mine = [r for r in rows if (r["strategy"], r["cell"]) == (strategy, kind)]
+            assert {r["seed"] for r in mine} == set("01234") and enough(mine), mine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CELL_KINDS)
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_every_strategy_finds_it_under_four_seeds_of_five(strategy, kind):
+    rows = [planted("sep_conv_3x3", kind, seed, strategy) for seed in range(5)]
+    assert enough(rows), rows
 
 
 @pytest.mark.slow
@@ -362,8 +449,16 @@ def test_the_search_tells_no_difference_where_there_is_none(put, kind):
         ({"space": "ried"}, ("search space 'ried' not found", "Close names: reid")),
         ({"epoch": 3}, ("key 'search.epoch' not found", "Close names: search.epochs")),
         ({"strategy": "random"}, ("search.strategy", "'darts'", '"random"')),
+        ({"strategy": "darts2"}, ("search.optimizer sgd", "got adamw", "Choose sgd")),
+        ({"strategy": "pcdarts"}, ("a width that 4 divides", "got 6", "search.partial")),
+        (
+            {"split": "identities", "loss": {"softmax": {}, "triplet": {"weight": 0.0}}},
+            ("only triplet", "Give search.loss.triplet a weight"),
+        ),
+        ({"max_macs": 1000}, ("no genotype stays within 1,000 MACs", "Raise the limit")),
     ],
-    ids=["p", "op", "none", "channels", "space", "key", "strategy"],
+    ids=["p", "op", "none", "channels", "space", "key", "strategy"]
+    + ["darts2", "pcdarts", "split", "limit"],
 )
 def test_a_recipe_that_cannot_be_searched_leaves_no_run(search, words, stocked):
     changes = {f"search.{key}": value for key, value in search.items()}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Share', 'Count', 'Positive', 'SECTION_NAMES', 'CARD', 'Section', 'Synthetic', 'Data', 'Model', 'Loss', 'Train',
-           'Search', 'Evaluate', 'Recipe', 'validated', 'recipe_names', 'undotted', 'load_recipe', 'recipe_card',
-           'first_difference', 'read_recipe']
+           'Stage', 'Search', 'Evaluate', 'Recipe', 'validated', 'recipe_names', 'undotted', 'load_recipe',
+           'recipe_card', 'first_difference', 'read_recipe']
 
 # %% ../../nbs/0_core/04_recipe.ipynb #68d23191
 import json
@@ -133,11 +133,31 @@ class Train(Section):
     select: Literal["mAP", "R1", "mINP", "last"] = "mAP"  # which validation figure picks best.pt
     checkpoint_minutes: Positive = 10.0  # also between epochs, on a clock
 
-# %% ../../nbs/0_core/04_recipe.ipynb #81991321
+# %% ../../nbs/0_core/04_recipe.ipynb #0066309d
+class Stage(Section):
+    "One stage of a progressive search (Chen et al. 2019): deeper than the last, with fewer operations."
+
+    epochs: Annotated[int, Field(ge=1)]
+    warmup: Count = 0  # epochs in which only the weights learn
+    cells_per_stage: tuple[Annotated[int, Field(ge=1)], ...] = ()  # empty: as the search's
+    layers: Count = 0  # darts macro; 0: as the search's
+    ops: Count = 0  # operations an edge keeps from the stage before; 0: all
+    skip_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # on short cuts, falling to 0
+
+
 class Search(Section):
     "How an architecture is searched; macro, last_stride, pool and neck are the model's."
 
-    strategy: Literal["darts"] = "darts"  # first order (Liu et al. 2019)
+    # darts, darts2: first, second order (Liu et al. 2019); pcdarts (Xu et al. 2020);
+    # gdas (Dong and Yang 2019)
+    strategy: Literal["darts", "darts2", "pcdarts", "gdas"] = "darts"
+    partial: Annotated[int, Field(ge=1)] = 4  # pcdarts: one channel in so many is mixed
+    tau: tuple[Positive, Positive] = (10.0, 0.1)  # gdas: temperature of the first and last epoch
+    mixing: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: Chu et al. 2020 (FairDARTS)
+    zero_one: Annotated[float, Field(ge=0)] = 0.0  # weight of FairDARTS' zero-one loss
+    auxiliary_skip: bool = False  # a second short cut that fades (DARTS-, Chu et al. 2021)
+    stages: tuple[Stage, ...] = ()  # a progressive search; instead of epochs and warmup
+    split: Literal["photos", "identities"] = "photos"  # what weights and alphas do not share
     space: str = "reid"  # reid or darts: the operations on offer
     ops: tuple[str, ...] = ()  # instead of the space's
     nodes: Annotated[int, Field(ge=1)] = 4  # of a cell, its inputs not counted
@@ -162,8 +182,22 @@ class Search(Section):
     alpha_lr: Positive = 0.02  # Adam
     alpha_betas: tuple[Share, Share] = (0.5, 0.999)
     alpha_weight_decay: Annotated[float, Field(ge=0)] = 5e-5
-    rule: Literal["softmax", "raw_logit"] = "softmax"  # how a genotype is read off the alphas
+    # how a genotype is read off the alphas; unsaid: edge_norm for pcdarts, sigmoid for sigmoid
+    rule: Literal["softmax", "raw_logit", "edge_norm", "sigmoid"] = "softmax"
+    max_skips: Count | None = None  # short cuts a derived cell may have; None: any number
+    max_macs: Count = 0  # of the derived network, for one photo; 0: no limit
+    max_params: Count = 0  # of the derived network; 0: no limit
+    cost_weight: Annotated[float, Field(ge=0)] = 0.0  # what expected MACs cost the alphas
     validate_every: Annotated[int, Field(ge=0)] = 2  # epochs; 0: never
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_of_the_strategy(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "rule" in values:
+            return values
+        own = "edge_norm" if values.get("strategy") == "pcdarts" else ""
+        own = own or ("sigmoid" if values.get("mixing") == "sigmoid" else "softmax")
+        return {**values, "rule": own}
 
 # %% ../../nbs/0_core/04_recipe.ipynb #81778dfb
 class Evaluate(Section):

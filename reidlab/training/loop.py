@@ -54,6 +54,8 @@ def joint(
 class Trainer:
     "A network, its loss and its optimiser, and the steps they make together."
 
+    sparse = False  # True: a step may leave weights out, and processes must ask which
+
     def __init__(self, model: nn.Module, loss: Callable, train: Train, device: str = "cpu"):
         self.kind = torch.device(device).type
         self.device, self.loss, self.train = device, loss, train
@@ -61,7 +63,9 @@ class Trainer:
         self.model = model.to(device, memory_format=self.layout)
         if train.sync_bn:
             self.model = convert_sync_batchnorm(self.model, device)
-        self.wrapped = DistributedDataParallel(self.model) if world_size() > 1 else self.model
+        self.wrapped = self.model
+        if world_size() > 1:
+            self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=self.sparse)
         self.optimizer = build_optimizer(
             self.model,
             train.optimizer,
