@@ -823,6 +823,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'reidlab.nas.search._Notes.__call__': ('5_nas/search.html#_notes.__call__', 'reidlab/nas/search.py'),
                                     'reidlab.nas.search._Notes.__init__': ('5_nas/search.html#_notes.__init__', 'reidlab/nas/search.py'),
                                     'reidlab.nas.search._Notes.path': ('5_nas/search.html#_notes.path', 'reidlab/nas/search.py'),
+                                    'reidlab.nas.search._Notes.verdict': ('5_nas/search.html#_notes.verdict', 'reidlab/nas/search.py'),
                                     'reidlab.nas.search._Relay': ('5_nas/search.html#_relay', 'reidlab/nas/search.py'),
                                     'reidlab.nas.search._Relay.__call__': ('5_nas/search.html#_relay.__call__', 'reidlab/nas/search.py'),
                                     'reidlab.nas.search._Relay.__init__': ('5_nas/search.html#_relay.__init__', 'reidlab/nas/search.py'),

@@ -320,7 +320,7 @@ def searched(tmp_path_factory):
 def test_search_leaves_genotypes_and_their_history(searched):
     run = searched.run
     assert [p.name for p in searched.runs.iterdir()] == [run.name]
-    assert pictures(searched.page) == 4  # a batch, the curves, the alphas, their entropy
+    assert pictures(searched.page) == 5  # a batch, the curves, the alphas, their entropy, health
     assert searched.page.read_text().count("image/svg+xml") == 1  # the answer
     assert re.search(r"epoch 2/2 · loss \d+\.\d+", searched.console)
     names = [p.name for p in sorted((run.path / "genotypes").iterdir())]
@@ -346,7 +346,7 @@ def test_search_writes_its_records(searched):
     run, stored = searched.run, searched.run.metrics()
     about = {"format", "run", "recipe", "seed", "commit", "dirty", "device", "dataset", "seconds"}
     assert about <= stored.keys() and stored["verb"] == "search"
-    assert "alphas after the last epoch, 2" in stored["selection"]
+    assert "alphas after epoch 2, the last" in stored["selection"]
     history, cost = run.history(), genotypes_of(run.path)[-1].about["cost"]
     assert list(history["epoch"]) == [1, 2] and (history["alpha_drift"] == 0).all()
     assert history["alpha_loss"].isna().tolist() == [True, False]

@@ -189,6 +189,10 @@ class Search(Section):
     max_params: Count = 0  # of the derived network; 0: no limit
     cost_weight: Annotated[float, Field(ge=0)] = 0.0  # what expected MACs cost the alphas
     validate_every: Annotated[int, Field(ge=0)] = 2  # epochs; 0: never
+    memory: str = ""  # lean forward: lean, cell, node, edge, or a budget as 8GiB; empty: plain
+    health: dict[str, dict[str, float | int | bool | str]] = {}  # rules watched; empty: the usual
+    stop: bool = False  # end a search that collapses, and answer its last sound epoch
+    sharpness: bool = False  # measure the alphas' curvature and noise each epoch; costs steps
 
     @model_validator(mode="before")
     @classmethod

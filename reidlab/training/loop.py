@@ -331,14 +331,15 @@ def run_epochs(
     validate: Callable
     | None = None,  # validate(model, recipe=…, data=…, device=…) -> {name: float}
     on_epoch: Sequence[Callable] = (),  # f(folder's path, the epoch's record), on rank 0
-    # each(epochs completed) -> more fields for the record; called on all ranks
+    # each(epochs completed) -> more fields for the record; called on all ranks. A field `stop`,
+    # the reason in words, ends the training there
     each: Callable[[int], dict[str, Any]] = lambda epoch: {},
 ) -> dict[str, Any]:  # progress: best (the kept record), seconds
     "Train from where the folder stands to the last epoch, and leave checkpoints and history."
     plan, device, steps = trainer.train, trainer.device, len(loader.batch_sampler.batches)
     checkpoints, plain = run.path / "checkpoints", recipe.model_dump(mode="json")
     facts = architecture_of(trainer.model, recipe)
-    progress = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best": {}}
+    progress = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best": {}, "stop": ""}
     if before := read_last(checkpoints, device):
         progress = _resume(trainer, before, facts)
 
@@ -351,7 +352,7 @@ def run_epochs(
             )
         barrier()
 
-    while progress["epoch"] < plan.epochs:
+    while progress["epoch"] < plan.epochs and not progress.get("stop"):
         epoch = progress["epoch"]
         loader.batch_sampler.set_epoch(epoch, progress["step"])
         if not progress["step"]:
@@ -360,6 +361,7 @@ def run_epochs(
         progress |= {"epoch": epoch + 1, "step": 0, "sums": {}}
         progress["seconds"] += record["seconds"]
         record = {"epoch": epoch + 1, "epochs": plan.epochs, **record, **each(epoch + 1)}
+        progress["stop"] = from_rank_zero(record.get("stop", ""))
         if _chosen(plan, data, validate, epoch + 1):
             scores = validate(trainer.model, recipe=recipe, data=data, device=device)
             record |= {f"val_{k}": v for k, v in scores.items() if isinstance(v, int | float)}
@@ -436,7 +438,7 @@ def _keep_best(
 ) -> None:
     "Write best.pt when this epoch is the one to keep."
     key = f"val_{plan.select}"
-    last = record["epoch"] == plan.epochs
+    last = record["epoch"] == plan.epochs or bool(progress.get("stop"))
     scored, held = key in record, key in progress["best"]
     if (scored and (not held or record[key] > progress["best"][key])) or (last and not held):
         kept = {
