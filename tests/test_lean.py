@@ -1,7 +1,10 @@
 """A lean supernet is the plain one with less memory: gradients, statistics, precisions, processes, bytes."""
 
 import copy
+import importlib.util
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,3 +286,35 @@ def test_a_word_in_a_recipe():
         assert list(model.state_dict()) == keys
         assert supernet_of(model) is model.backbone
     assert type(model.backbone.stack.cells[0]).__name__ == "SearchCell"
+
+
+# --- the benchmark -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "bench_supernet.py"
+    spec = importlib.util.spec_from_file_location("bench_supernet", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_peer_of_the_benchmark_computes_the_same_net(benchmark):
+    images = torch.randn(2, 3, 32, 16)
+    nets = [benchmark.build(kind, (3, 4, 2)) for kind in ("published", "plain", "edge")]
+    outs = [net(images) for net in nets]
+    assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-5)
+    assert_close(outs[2], outs[1], rtol=1e-4, atol=1e-5)
+    assert footprint(nets[0], images).kept > 1.03 * footprint(nets[1], images).kept  # `none` too
+
+
+def test_the_small_form_of_the_benchmark_ends_with_its_table(
+    benchmark, monkeypatch, capsys, tmp_path
+):
+    out = tmp_path / "out.csv"
+    monkeypatch.setattr(sys, "argv", ["bench_supernet.py", "--tiny", "--out", str(out)])
+    benchmark.main()
+    printed = capsys.readouterr().out.rstrip("\n").splitlines()
+    assert all(line.startswith("| ") for line in printed[-2 * len(benchmark.ROWS) :])
+    assert len(out.read_text().splitlines()) == 1 + 2 * 2 * len(benchmark.ROWS)
