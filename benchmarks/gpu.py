@@ -1,12 +1,13 @@
 """Training speed and peak memory of a re-ID network on this GPU, with input from memory.
 
-    python benchmarks/gpu.py                      # about 7 minutes, prints one table last
+    python benchmarks/gpu.py                      # about 7 minutes, prints its two tables last
     python benchmarks/gpu.py --out results.csv    # appends to a table; .json keeps everything
     python benchmarks/gpu.py --tiny               # seconds on a CPU: does the script still run?
 
 One step is what the trainer does: forward, label-smoothed cross-entropy plus batch-hard triplet,
 backward, Adam. Photos are random numbers that already lie on the device, so neither disk nor
-decoder is measured. Needs torch, torchvision and numpy, and of reidlab only models and losses.
+decoder is measured. Needs torch, torchvision and numpy, and of reidlab only models and losses;
+the rows of the search supernet also pydantic and pandas, and say so where those are missing.
 """
 
 import argparse
@@ -31,10 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout's library, installed or not
 
 from reidlab.losses.catalogue import weighted_sum  # noqa: E402
-from reidlab.models.catalogue import build_model  # noqa: E402
+from reidlab.models.catalogue import assemble, build_model  # noqa: E402
 
 TERMS = {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}
 N_PIDS = 751  # training identities of Market-1501
+SUPERNET = "supernet "  # a model's name begins so; then plain, or a level of nas.lean
 COLUMNS = ["model", "size", "stride", "precision", "layout", "compiled"]
 COLUMNS += ["images/s", "peak MiB", "ratio"]
 RESULTS = ["date", "commit", "benchmark", "device", "torch"]  # columns of results.csv
@@ -93,6 +95,37 @@ def cases(tiny: bool) -> list[Case]:
     return [Case(*shape, *variant) for shape in shapes for variant in variants]
 
 
+def supernet_cases(tiny: bool) -> list[Case]:
+    "Rows of the search supernet: 384×128, 8 cells, 16 channels, by level of recomputation."
+    size = (32, 16) if tiny else (384, 128)
+    levels = ["plain", "lean", "cell", "node", "edge"]
+    shapes = [(SUPERNET + level, *size, 2) for level in levels]
+    rows = [(shape, "fp32", "nchw", "no") for shape in shapes]
+    rows += [(shape, "bf16", "nchw", "no") for shape in shapes[1:]]
+    rows += [(shape, "bf16", "nhwc", "no") for shape in (shapes[1], shapes[-1])]
+    if not tiny:  # a minute and more of compilation
+        rows.append((shapes[1], "bf16", "nchw", "inductor"))
+    return [Case(*shape, *variant) for shape, *variant in rows]
+
+
+def build_net(case: Case) -> torch.nn.Module:
+    "The network of a row."
+    if not case.model.startswith(SUPERNET):
+        options = {"last_stride": case.stride, "weights": "", "neck": "bnneck", "n_pids": N_PIDS}
+        return build_model(case.model, **options)
+    from reidlab.models.ops import SPACES
+    from reidlab.nas.lean import make_lean
+    from reidlab.nas.supernet import Supernet
+
+    small = case.height < 64
+    options = {"init_channels": 4 if small else 16, "layers": 3 if small else 8}
+    maps = Supernet(SPACES["reid"], 1 if small else 4, "darts", **options)
+    parts = {"pool": "avg", "neck": "bnneck", "neck_feat": "after", "head": "linear"}
+    said = parts | {"embedding": 0, "dropout": 0.0, "n_pids": N_PIDS}
+    net, level = assemble(maps, said, {}), case.model.removeprefix(SUPERNET)
+    return net if level == "plain" else make_lean(net, level)
+
+
 def in_running_order(rows: Iterable[Case]) -> list[Case]:
     "Compiled rows last, stride 1 before stride 2: what a short budget drops is what costs most."
     return sorted(
@@ -122,8 +155,7 @@ def make_batches(case: Case, p: int, k: int, device: str, count: int = 4) -> lis
 def make_step(case: Case, device: str) -> Callable[[torch.Tensor, torch.Tensor], None]:
     "One training step as a function of images and pids."
     torch.manual_seed(0)
-    net = build_model(case.model, last_stride=case.stride, weights="", neck="bnneck", n_pids=N_PIDS)
-    net = net.to(device).train()
+    net = build_net(case).to(device).train()
     if case.layout == "nhwc":
         net = net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), lr=3.5e-4, weight_decay=5e-4)
@@ -196,6 +228,8 @@ def attempt(case: Case, **how) -> Result:
         return Result(note="out of memory")
     except OutOfTime:
         return Result(note="stopped: time is up")
+    except ModuleNotFoundError as missing:
+        return Result(note=f"needs the package {missing.name}")
     except Exception as wrong:
         if case.compiled != "no" and isinstance(wrong, compile_errors()):
             print(f"torch.compile failed: {wrong}", file=sys.stderr)
@@ -364,9 +398,15 @@ def main() -> None:
     p, k, steps, warmup = (4, 2, 2, 1) if args.tiny else (args.p, args.k, args.steps, 10)
     torch.backends.cudnn.benchmark = True
     rows, about = cases(args.tiny), provenance(device)
-    results = run_all(rows, args.seconds, device, p=p, k=k, warmup=warmup, steps=steps, limit=12.0)
+    began, how = time.monotonic(), {"warmup": warmup, "steps": steps}
+    searched = supernet_cases(args.tiny)
+    half = {"p": max(p // 2, 2), "k": k}  # 32 photos, the least that a search wants
+    third = args.seconds / 3
+    results = run_all(searched, third, device, **half, **how | {"warmup": 2}, limit=5.0)
+    left = args.seconds - (time.monotonic() - began)
+    results |= run_all(rows, left, device, p=p, k=k, **how, limit=12.0)
     if args.out:
-        write_out(args.out, about, rows, results)
+        write_out(args.out, about, [*searched, *rows], results)
     skipped = sum(bool(result.note) for result in results.values())
     print()
     print(", ".join(f"{key} {value}" for key, value in about.items() if value))
@@ -377,6 +417,9 @@ def main() -> None:
     print(
         f"images/s from the median step; ratio to the fp32 row above; rows without a number: {skipped}"
     )
+    print()
+    print(f"search supernet, darts macro, reid operations, batch {half['p']}×{half['k']}:")
+    print("\n".join(table_lines(searched, results)))
     print()
     print("\n".join(table_lines(rows, results)))
 

@@ -45,7 +45,11 @@ def test_tiny_ends_with_its_table(tmp_path, gpu):
     assert found[0]["ratio"] == "1.00"
     with (tmp_path / "out.csv").open() as file:
         kept = list(csv.DictReader(file))
-    assert list(kept[0]) == gpu.RESULTS and len(kept) == 4
+    searched = [line for line in kept if line["case"].startswith(gpu.SUPERNET)]
+    assert list(kept[0]) == gpu.RESULTS and len(kept) - len(searched) == 4
+    assert len(searched) == len(gpu.supernet_cases(tiny=True)) == 11
+    assert all(float(line["value"]) > 0 for line in searched)
+    assert done.stdout.count("| supernet ") == 11
     assert all(line["date"] and line["device"] and line["torch"] for line in kept)
 
 
@@ -73,6 +77,24 @@ def test_all_rows_are_there_and_the_costly_ones_run_last(gpu):
     order = gpu.in_running_order(rows)
     assert [c.compiled for c in order] == ["no"] * 16 + ["inductor"] * 4
     assert [c.stride for c in order[16:]] == [1, 1, 2, 2]
+
+
+def test_the_supernet_is_there_at_every_level(gpu):
+    rows = gpu.supernet_cases(tiny=False)
+    assert len(rows) == len(set(rows)) == 12
+    assert {(c.height, c.width) for c in rows} == {(384, 128)}
+    levels = ["plain", "lean", "cell", "node", "edge"]
+    assert [c.model for c in rows[:5]] == [f"supernet {level}" for level in levels]
+    assert [c.compiled for c in gpu.in_running_order(rows)][-1] == "inductor"
+
+
+def test_a_missing_package_is_a_result(gpu, monkeypatch):
+    def measure(case, **how):
+        raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    result = gpu.attempt(gpu.supernet_cases(tiny=True)[0], device="cpu")
+    assert result.note == "needs the package pandas"
 
 
 HOW = {"p": 4, "k": 2, "warmup": 0, "steps": 2, "limit": 1.0}
