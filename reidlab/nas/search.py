@@ -33,6 +33,7 @@ from .darts import SearchTrainer
 from .derive import derive
 from .halves import split_halves, split_identities
 from .health import checked_rules, health, verdicts
+from .lean import check_memory, make_lean, use_memory
 from .sharpness import alpha_sharpness
 from .stages import kept_ops, stage_recipe
 from .strategies import check_strategy, derived_genotype, search_model, search_trainer
@@ -111,6 +112,11 @@ def check_search(
     p, k = data.p, data.k
     check_strategy(recipe)
     checked_rules(s.health or None)
+    if check_memory(s.memory) and s.sharpness:
+        raise ValueError(
+            "search.sharpness differentiates twice, and the lean supernet of search.memory does not. "
+            "Leave one of them out."
+        )
     if s.warmup >= s.epochs:
         raise ValueError(
             f"search.warmup needs to be less than search.epochs, got {s.warmup} and {s.epochs}: "
@@ -134,7 +140,9 @@ def check_search(
     weighted_sum(s.loss)
     plain = recipe.model_copy(update={"search": s.model_copy(update={"strategy": "darts"})})
     with torch.device("meta"), torch.no_grad():
-        search_model(recipe, n_pids)  # a draw needs numbers, so the plain net runs in its place
+        net = search_model(recipe, n_pids)  # a draw needs numbers: the plain net runs in its place
+        if s.memory:
+            make_lean(net)  # refused by name where a strategy's edges are not plain ones
         search_model(plain, n_pids)(torch.zeros(2, 3, data.height, data.width))
     first = random_genotype(0, nodes=1)
     derived_cost(first, recipe, n_pids)
@@ -287,7 +295,12 @@ def _searched(
     loader, other = half_loaders(data.train, recipe, workers)
     model = search_model(recipe, data.n_pids, masks, skip_dropout)
     size = count_parameters(model)
-    plan = weight_plan(recipe)
+    plan, batch = weight_plan(recipe), search_data(recipe)
+    photos = batch.p * batch.k // world_size()
+    size_of = (recipe.data.height, recipe.data.width)
+    made = use_memory(model, recipe.search.memory, *size_of, photos, amp=recipe.train.amp != "none")
+    if made and rank() == 0:
+        print(made)
     trainer = search_trainer(recipe, model, plan, other, device, data.n_pids)
     fresh = half_loaders(data.train, recipe)[1] if recipe.search.sharpness else ()
     each = _Notes(run, recipe, trainer, data.n_pids, list(islice(fresh, WATCHED)))
