@@ -30,8 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout's library, installed or not
 
 from reidlab.models.ops import SPACES  # noqa: E402
+from reidlab.nas.cdnet_space import LayerSupernet  # noqa: E402
 from reidlab.nas.footprint import Footprint, footprint  # noqa: E402
+from reidlab.nas.gdas import GumbelSupernet  # noqa: E402
 from reidlab.nas.lean import LEVELS, make_lean, measure  # noqa: E402
+from reidlab.nas.pcdarts import PartialSupernet  # noqa: E402
 from reidlab.nas.supernet import Mixed, Supernet  # noqa: E402
 
 RESULTS = ["date", "commit", "benchmark", "device", "torch"]  # columns of results.csv
@@ -72,11 +75,21 @@ def build(kind: str, shape: tuple[int, int, int]) -> Supernet:
         return net
     if kind in LEVELS:
         return make_lean(net, kind)
+    own = (SPACES["reid"], nodes, "darts", channels)
+    if kind == "pcdarts":
+        return PartialSupernet(*own, layers=layers, share=max(1, min(4, channels // 4)))
+    if kind == "gdas":
+        return GumbelSupernet(*own, layers=layers)
     raise ValueError(f"no such row: {kind!r}")
 
 
-# A row for another strategy (PC-DARTS, GDAS) is a name here and a case in `build`.
-ROWS = ("published", "plain", *LEVELS)
+# PC-DARTS mixes a quarter of the channels, GDAS executes one operation an edge: other gradients,
+# so their rows are what a search with that strategy costs, and no goal is set for them
+ROWS = ("published", "plain", *LEVELS, "pcdarts", "gdas")
+LAYERS = (
+    "cdnet plain",
+    "cdnet top-k",
+)  # CDNet's space: all 12 candidates, or the 2 with most weight
 
 
 def step_seconds(net: Supernet, images: torch.Tensor) -> float:
@@ -105,6 +118,19 @@ def run(height: int, width: int, batch: int, shape: tuple, pairs: int) -> dict[s
         seconds = 1.0 if kind == "published" else paired(net, peer, images, pairs)
         found[kind] = {"bytes": Footprint(*(n / batch for n in bytes_)), "time": seconds}
         print(f"{height}×{width} {kind}: done", file=sys.stderr, flush=True)
+    return found
+
+
+def run_layers(height: int, width: int, batch: int, wide: float, pairs: int) -> dict[str, dict]:
+    "The same for CDNet's space of layers, against all candidates at once."
+    images = torch.randn(batch, 3, height, width)
+    torch.manual_seed(0)
+    nets = [LayerSupernet("cdnet", mixing, width=wide) for mixing in ("plain", "topk")]
+    found = {}
+    for kind, net in zip(LAYERS, nets, strict=True):
+        bytes_ = footprint(net, images)
+        seconds = 1.0 if net is nets[0] else paired(net, nets[0], images, pairs)
+        found[kind] = {"bytes": Footprint(*(n / batch for n in bytes_)), "time": seconds}
     return found
 
 
@@ -167,7 +193,7 @@ def provenance() -> dict:
     }
 
 
-def write_out(path: Path, about: dict, found: dict[tuple, dict]) -> None:
+def write_out(path: Path, about: dict, found: dict[tuple, dict], against: str) -> None:
     "Lines appended to a .csv with the columns of results.csv."
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -175,10 +201,10 @@ def write_out(path: Path, about: dict, found: dict[tuple, dict]) -> None:
         if new:
             out.writeheader()
         for (h, w), rows in found.items():
-            base = rows["published"]["bytes"].peak
+            base = rows[against]["bytes"].peak
             for kind, row in rows.items():
                 shared = {key: about[key] for key in RESULTS if key in about}
-                shared |= {"case": f"supernet {h}x{w} {kind}", "against": "published"}
+                shared |= {"case": f"supernet {h}x{w} {kind}", "against": against}
                 peak = row["bytes"].peak
                 value = {"value": f"{peak / MIB:.2f}", "ratio": f"{peak / base:.4f}"}
                 out.writerow(shared | {"measure": "MiB kept an image"} | value)
@@ -201,8 +227,10 @@ def main() -> None:
     shape, pairs = ((3, 4, 1), 1) if args.tiny else ((8, 16, 4), args.pairs)
     found = {size: run(*size, batch=2, shape=shape, pairs=pairs) for size in sizes}
     said = planned(*sizes[0], shape)
+    layers_found = run_layers(*sizes[0], batch=2, wide=0.25 if args.tiny else 1.0, pairs=pairs)
     if args.out:
-        write_out(args.out, provenance(), found)
+        write_out(args.out, provenance(), found, "published")
+        write_out(args.out, provenance(), {sizes[0]: layers_found}, LAYERS[0])
     rows = []
     for size, by_kind in found.items():
         base = by_kind["published"]["bytes"].peak
@@ -229,6 +257,13 @@ def main() -> None:
                     says,
                 ]
             )
+    base = layers_found[LAYERS[0]]["bytes"].peak
+    for kind, row in layers_found.items():
+        kept, peak, alive = (n / MIB for n in row["bytes"])
+        share = f"{peak * MIB / base:.3f} (1/{base / peak / MIB:.1f})"
+        size = f"{sizes[0][0]}×{sizes[0][1]}"
+        numbers = [f"{kept:.1f}", f"{peak:.1f}", f"{alive:.1f}", "–", share, f"{row['time']:.2f}"]
+        rows.append([size, kind, *numbers, "–", "–"])
     large, small = (by_kind["edge"]["bytes"].peak for by_kind in found.values())
     pixels = [h * w for h, w in sizes]
     power = math.log(large / small) / math.log(pixels[0] / pixels[1])
