@@ -355,7 +355,7 @@ def append(path: Path, rows: list[Row]) -> None:
     )
     new = not path.is_file()
     with path.open("a", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
+        out = csv.writer(file, lineterminator="\n")
         if new:
             out.writerow(head)
         about = (

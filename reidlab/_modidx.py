@@ -1280,6 +1280,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'reidlab/retrieval/matches.py'),
                                            'reidlab.retrieval.matches._runs': ( '6_retrieval/matches.html#_runs',
                                                                                 'reidlab/retrieval/matches.py'),
+                                           'reidlab.retrieval.matches._sorted': ( '6_retrieval/matches.html#_sorted',
+                                                                                  'reidlab/retrieval/matches.py'),
                                            'reidlab.retrieval.matches.as_array': ( '6_retrieval/matches.html#as_array',
                                                                                    'reidlab/retrieval/matches.py'),
                                            'reidlab.retrieval.matches.by_identity': ( '6_retrieval/matches.html#by_identity',
