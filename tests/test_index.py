@@ -405,3 +405,13 @@ def test_no_faiss_is_said_plainly(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r'pip install "reidlab\[index\]"'):
         GalleryIndex(8)
+
+
+def test_a_row_of_zeros_has_no_cosine():
+    index = GalleryIndex(4, metric="cosine")
+    with pytest.raises(
+        ValueError, match="rows of zeros, which have no direction, in 1 of 3; first: row 1"
+    ):
+        index.add(
+            np.array([[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]], np.float32), [1, 2, 3], [0, 0, 0]
+        )

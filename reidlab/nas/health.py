@@ -278,10 +278,16 @@ def checked_rules(
     for name, options in rules.items():
         if name not in RULES:
             raise ValueError(unknown("rule", name, RULES))
-        known = list(inspect.signature(RULES[name]).parameters)[1:]
-        for option in options:
+        known = dict(list(inspect.signature(RULES[name]).parameters.items())[1:])
+        for option, value in options.items():
             if option not in known:
                 raise ValueError(unknown(f"threshold of rule {name!r}", option, known))
+            usual = known[option].default
+            fits = type(value) is type(usual) or (type(usual), type(value)) == (float, int)
+            if not fits or (option == "patience" and value < 1):
+                raise ValueError(
+                    f"{option} of rule {name!r} needs a value like {usual!r}, got {value!r}."
+                )
     return {name: dict(options) for name, options in rules.items()}
 
 

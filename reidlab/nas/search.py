@@ -106,12 +106,26 @@ def check_search(
                 "search.stop and search.stages exclude one another: a staged search drops operations "
                 "instead of ending. Leave one of them out."
             )
+        if recipe.search.memory and any(stage.skip_dropout for stage in recipe.search.stages):
+            raise ValueError(
+                "the lean supernet of search.memory knows no dropout behind short cuts: leave out "
+                "search.memory, or the stages' skip_dropout."
+            )
         _check_stages(recipe)
         return
     s, data = recipe.search, search_data(recipe)
     p, k = data.p, data.k
     check_strategy(recipe)
     checked_rules(s.health or None)
+    if "eigenvalue" in s.health and not s.sharpness:
+        raise ValueError(
+            "rule 'eigenvalue' needs search.sharpness, which measures it: set it to true."
+        )
+    if s.sharpness and s.strategy == "gdas":
+        raise ValueError(
+            "search.sharpness compares forward passes, and gdas draws another path in each. "
+            "Leave search.sharpness out."
+        )
     if check_memory(s.memory) and s.sharpness:
         raise ValueError(
             "search.sharpness differentiates twice, and the lean supernet of search.memory does not. "
@@ -266,6 +280,8 @@ def search_from_recipe(
             kept = run.path / "genotypes" / f"epoch_{epoch:03}.json"
             write_bytes(run.path / "genotype.json", kept.read_bytes())
             why = f"the search was stopped in {found['stop']}" if "stop" in found else "the last"
+            if epoch <= recipe.search.warmup and "stop" in found:
+                why = f"in which they had not learned yet, so this is chance; {why}"
             run.finish(
                 found["figures"],
                 verb="search",
@@ -278,6 +294,15 @@ def search_from_recipe(
 
 
 WATCHED = 2  # batches on which the curvature is measured
+
+
+def _figures_of(run: RunFolder, epoch: int) -> dict[str, Any]:
+    "What is said of the genotype of an epoch: its health and its cost."
+    path = run.path / "genotypes" / f"epoch_{epoch:03}.json"
+    found, before = read_genotype(path), path.with_name(f"epoch_{epoch - 1:03}.json")
+    facts = health(found, read_genotype(before) if before.is_file() else None)
+    cost = {key: found.about["cost"][key] for key in ("params", "macs")}
+    return {"epoch": epoch, **facts, **cost}
 
 
 def _searched(
@@ -303,10 +328,18 @@ def _searched(
         print(made)
     trainer = search_trainer(recipe, model, plan, other, device, data.n_pids)
     fresh = half_loaders(data.train, recipe)[1] if recipe.search.sharpness else ()
-    each = _Notes(run, recipe, trainer, data.n_pids, list(islice(fresh, WATCHED)))
+    watched = list(islice(fresh, WATCHED))
+    if recipe.search.sharpness and len(watched) < WATCHED:
+        raise ValueError(
+            f"search.sharpness needs {WATCHED} batches in the alphas' half or more, got {len(watched)} "
+            f"of {batch.p} people. Lower search.p (or data.p)."
+        )
+    each = _Notes(run, recipe, trainer, data.n_pids, watched)
     progress = run_epochs(run, recipe, trainer, loader, data, validate, on_epoch, each)
     figures = {**progress["best"], "supernet_params": size}
     ended = {key: figures.pop(key) for key in ("stop", "sound") if key in figures}
+    if ended and rank() == 0:
+        figures |= _figures_of(run, ended["sound"])
     return {
         "epochs": progress["epoch"],
         "seconds": progress["seconds"],
@@ -355,13 +388,14 @@ class _Notes:
     def verdict(self, record: dict[str, Any]) -> dict[str, Any]:
         "Why this search should end here, if its recipe wants to know and it has collapsed."
         s = self.recipe.search
-        if not s.stop or not s.warmup < record["epoch"] < s.epochs:
+        if not s.stop or record["epoch"] <= s.warmup:
             return {}
         history = [*self.run.events("epoch"), record]
         collapsed = [f for f in verdicts(history, s.health or None, s.warmup) if f.collapse]
         if not collapsed:
             return {}
-        return {"stop": str(collapsed[0]), "sound": max(collapsed[0].sound, s.warmup)}
+        sound = min(finding.sound for finding in collapsed)
+        return {"stop": str(collapsed[0]), "sound": max(sound, s.warmup)}
 
 # %% ../../nbs/5_nas/20_search.ipynb #474f4eb5
 class _Relay:

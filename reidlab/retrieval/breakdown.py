@@ -29,7 +29,9 @@ class CameraMatrix(NamedTuple):
     mAP: pd.DataFrame  # nan where no query has a match
     R1: pd.DataFrame
     queries: pd.DataFrame  # behind each mean
-    without_match: pd.DataFrame  # queries of people whom that camera did not see
+    without_match: (
+        pd.DataFrame
+    )  # queries with nothing to find by that camera; on the diagonal all of them
 
     def plain(self) -> dict[str, Any]:  # cameras, and nested lists; None where nothing can be found
         "Plain values, as they go into metrics.json."

@@ -185,7 +185,7 @@ def evaluate_split(
     folder: str | Path | None = None,  # where to leave embeddings.npz, if anywhere
     workers: int = 0,  # processes that read images
 ) -> dict[str, float]:  # mAP, mAP_trapezoidal, mINP, R1, R5, R10, queries_without_match
-    "Score a model on a split by the rules of its recipe."
+    "Score a model on a split by plain distances: the recipe's metric and normalisation, no re-ranking."
     data = open_data(recipe.data, recipe.seed) if data is None else data
     embeddings = embed_split(model, recipe, data, split, device, workers)
     if folder is not None and rank() == 0:
@@ -201,7 +201,9 @@ def protocol_card(
     split: str,  # "val" or "test"
     embeddings: Embeddings,
     result: RankResult,
-    **more: str | int,  # rerank, expansion, multi_query, version, checkpoint, chosen, times_opened
+    **more: str
+    | int
+    | bool,  # normalised (if more than the recipe says), rerank, expansion, multi_query, version, checkpoint, chosen, times_opened
 ) -> ProtocolCard:
     "The rules behind a result, ready for metrics.json."
     rules = recipe.evaluate
@@ -209,7 +211,7 @@ def protocol_card(
         dataset=data.name,
         split=split,
         metric=rules.metric,
-        normalised=rules.normalise,
+        normalised=more.pop("normalised", rules.normalise),
         flip=rules.flip,
         max_rank=rules.max_rank,
         counts=protocol_counts(*embeddings[2:6]),

@@ -19,14 +19,14 @@ from ..core.names import unknown
 from ..core.recipe import Evaluate, Recipe, undotted, validated
 from ..core.run import RunFolder, environment, read_json, write_json
 from ..core.settings import settings
-from ..data.loaders import open_data
+from ..data.loaders import DataSet, open_data
 from ..data.manifest import Photos
 from .baselines import BASELINES, rank_baseline
 from .breakdown import camera_matrix_features
 from .distance import l2_normalise
 from .evaluate import Embeddings, embed_split, protocol_card
 from .metrics import RankResult, best_queries, worst_queries
-from .rules import in_words, rank_by_rules
+from .rules import in_words, on_sphere, rank_by_rules
 from .statistics import intervals
 from ..training.loop import load_model
 from ..training.world import barrier, rank, world_size
@@ -113,6 +113,19 @@ def _same(stored: dict, card: dict) -> bool:
     return all(before.get(key) == card[key] for key in asked)
 
 
+def _opened(folder: Path) -> int:
+    "Count one more look at the test split, before it is opened: a crash in the middle counts too."
+    file, record = folder / "opened.json", folder / "metrics.json"
+    if file.is_file():
+        before = read_json(file)["times_opened"]
+    else:  # an evaluation from before there was such a file
+        before = read_json(record)["protocol"]["times_opened"] if record.is_file() else 0
+    barrier()  # everyone has read it
+    if rank() == 0:
+        write_json(file, {"times_opened": before + 1})
+    return before + 1
+
+
 def _put_aside(folder: Path) -> None:
     "Keep an earlier result and its ranking under the next free number."
     n = 1
@@ -153,7 +166,7 @@ def evaluate_run(
         "dataset": data.name,
         "split": "test",
         "metric": recipe.evaluate.metric,
-        "normalised": recipe.evaluate.normalise,
+        "normalised": on_sphere(recipe.evaluate),
         "flip": recipe.evaluate.flip,
         "max_rank": recipe.evaluate.max_rank,
         "fingerprint": data.fingerprint,
@@ -162,18 +175,20 @@ def evaluate_run(
     }
     ranked, embedded = ((out / f).is_file() for f in ("ranking.json", "embeddings.npz"))
     barrier()
-    if stored and _same(stored, rules) and (ranked or embedded):
+    if stored and _same(stored, rules) and embedded:
         if not ranked and rank() == 0:
             result = rank_by_rules(load_embeddings(out / "embeddings.npz"), recipe.evaluate)
             _write_ranking(out, run.name, rules, (data.query, data.gallery, result))
-        return stored
+        if recipe.evaluate.baselines and "baselines" not in stored and rank() == 0:
+            stored["baselines"] = _baselines(data)
+            write_json(out / "metrics.json", stored)
+        barrier()
+        return read_json(out / "metrics.json")
     began = time.monotonic()
-    times = 1 + (stored["protocol"]["times_opened"] if stored else 0)
+    times = _opened(out)
     workers = settings().workers if workers is None else workers
     embeddings = embed_split(model, recipe, data, "test", device, workers)
     if rank() == 0:
-        if stored:
-            _put_aside(out)
         save_embeddings(out / "embeddings.npz", embeddings)
         result = rank_by_rules(embeddings, recipe.evaluate)
         card = protocol_card(
@@ -183,6 +198,7 @@ def evaluate_run(
             embeddings,
             result,
             **in_words(recipe.evaluate),
+            normalised=rules["normalised"],
             checkpoint=rules["checkpoint"],
             chosen=content["selection"],
             times_opened=times,
@@ -191,16 +207,22 @@ def evaluate_run(
         record = _record(run, recipe, card.to_dict(), result, device)
         record["seconds"] = round(time.monotonic() - began, 2)
         if recipe.evaluate.baselines:
-            floor = {n: rank_baseline(n, data.query, data.gallery).summary() for n in BASELINES}
-            record["baselines"] = floor
+            record["baselines"] = _baselines(data)
         record["intervals"] = _intervals(result, data.query.pids)
         record["cameras"] = _cameras(embeddings, recipe.evaluate)
+        if stored:
+            _put_aside(out)  # only now: until here a crash leaves the earlier result where it was
         _write_ranking(out, run.name, rules, (data.query, data.gallery, result))
         write_json(out / "metrics.json", record)
     barrier()
     return read_json(out / "metrics.json")
 
 # %% ../../nbs/6_retrieval/16_evaluate_run.ipynb #72057123
+def _baselines(data: DataSet) -> dict[str, dict]:
+    "What colours and chance reach on the same photos."
+    return {n: rank_baseline(n, data.query, data.gallery).summary() for n in BASELINES}
+
+
 def _intervals(result: RankResult, pids: np.ndarray) -> dict[str, dict]:
     "95 % intervals of the figures, drawn over people."
     if len(np.unique(np.asarray(pids)[np.asarray(result.valid)])) < 2:
@@ -216,7 +238,7 @@ def _cameras(embeddings: Embeddings, rules: Evaluate) -> dict[str, Any]:
     labels = embeddings[2:6]
     if not 1 < len(np.unique(labels[3])) <= CAMERAS:
         return {}
-    feats = (l2_normalise(x) if rules.normalise else x for x in embeddings[:2])
+    feats = (l2_normalise(x) if on_sphere(rules) else x for x in embeddings[:2])
     return camera_matrix_features(*feats, *labels, metric=rules.metric).plain()
 
 # %% ../../nbs/6_retrieval/16_evaluate_run.ipynb #51d9738b

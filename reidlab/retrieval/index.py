@@ -281,7 +281,13 @@ class GalleryIndex:
                 f"the index holds features of {self.dims} dimensions, {name} have {x.shape[1]}. "
                 "Embed both with the same model."
             )
-        x = l2_normalise(x) if self.metric == "cosine" else x
+        if self.metric == "cosine":
+            if len(zeros := (x == 0).all(1).nonzero().flatten().tolist()):
+                raise ValueError(
+                    f"{name} hold rows of zeros, which have no direction, in {len(zeros)} of {len(x)}; "
+                    f"first: row {zeros[0]}. Leave those photos out, or index by another metric."
+                )
+            x = l2_normalise(x)
         return np.ascontiguousarray(x.cpu().numpy())
 
     def _params(self, n_probe: int) -> Any:

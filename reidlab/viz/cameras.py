@@ -26,15 +26,16 @@ def plot_camera_matrix(
     ax = plt.subplots(figsize=(5, 4))[1] if ax is None else ax
     percent = 100 * table.to_numpy(dtype=float)
     known = percent[np.isfinite(percent)]
-    low = 10 * np.floor(known.min() / 10) if len(known) else 0.0
+    low = min(10 * np.floor(known.min() / 10), 90.0) if len(known) else 0.0
     image = ax.imshow(percent, cmap="Blues", vmin=low, vmax=100)
     if max(table.shape) <= FEW:
         for (row, column), v in np.ndenumerate(percent):
             dark = v > low + 0.6 * (100 - low)
             text, ink = ("–", "0.4") if np.isnan(v) else (f"{v:.0f}", "white" if dark else "black")
             ax.text(column, row, text, color=ink, ha="center", va="center", fontsize=9)
-        ax.set_xticks(range(table.shape[1]), table.columns)
-        ax.set_yticks(range(table.shape[0]), table.index)
+    size = 9 if max(table.shape) <= FEW else 7
+    ax.set_xticks(range(table.shape[1]), table.columns, fontsize=size)
+    ax.set_yticks(range(table.shape[0]), table.index, fontsize=size)
     ax.set(title=f"{name} (%)", xlabel="gallery camera", ylabel="query camera", facecolor="0.93")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)

@@ -28,7 +28,17 @@ def percent_axis(
     return ax
 
 # %% ../../nbs/7_viz/03_curves.ipynb #9457d05c
-BOOKKEEPING = {"epoch", "epochs", "step", "loss", "lr", "images_per_s", "seconds", "skipped"}
+BOOKKEEPING = {
+    "epoch",
+    "epochs",
+    "step",
+    "stage",
+    "loss",
+    "lr",
+    "images_per_s",
+    "seconds",
+    "skipped",
+}
 NO_LOSS = (  # what a record's other columns begin with
     "val_",
     "lr",
