@@ -88,6 +88,9 @@ def test_exact_is_a_stable_sort_of_everything(seed, metric, k, n, values, rule, 
     elif values == "far away":  # differences are small beside the lengths
         feats, query = feats + 50, query + 50
     feats, query = feats.astype(np.float32), query.astype(np.float32)
+    if metric == "cosine":  # rows of zeros are refused
+        for x in (feats, query):
+            x[(x == 0).all(1), 0] = 1
     pids, camids = g.integers(-1, 4, n), g.integers(-1, 2, n)
     who, by = g.integers(0, 4, q), g.integers(-1, 2, q)
     index = built(feats, pids, camids, metric=metric)

@@ -317,4 +317,5 @@ def test_the_small_form_of_the_benchmark_ends_with_its_table(
     benchmark.main()
     printed = capsys.readouterr().out.rstrip("\n").splitlines()
     assert all(line.startswith("| ") for line in printed[-2 * len(benchmark.ROWS) :])
-    assert len(out.read_text().splitlines()) == 1 + 2 * 2 * len(benchmark.ROWS)
+    numbers = 2 * (2 * len(benchmark.ROWS) + len(benchmark.LAYERS))
+    assert len(out.read_text().splitlines()) == 1 + numbers

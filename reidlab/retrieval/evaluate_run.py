@@ -114,15 +114,13 @@ def _same(stored: dict, card: dict) -> bool:
 
 
 def _opened(folder: Path) -> int:
-    "Count one more look at the test split, before it is opened: a crash in the middle counts too."
+    "Count one more look at the test split, before it is ranked: a crash from here on counts too."
     file, record = folder / "opened.json", folder / "metrics.json"
     if file.is_file():
         before = read_json(file)["times_opened"]
     else:  # an evaluation from before there was such a file
         before = read_json(record)["protocol"]["times_opened"] if record.is_file() else 0
-    barrier()  # everyone has read it
-    if rank() == 0:
-        write_json(file, {"times_opened": before + 1})
+    write_json(file, {"times_opened": before + 1})
     return before + 1
 
 
@@ -185,10 +183,10 @@ def evaluate_run(
         barrier()
         return read_json(out / "metrics.json")
     began = time.monotonic()
-    times = _opened(out)
     workers = settings().workers if workers is None else workers
     embeddings = embed_split(model, recipe, data, "test", device, workers)
     if rank() == 0:
+        times = _opened(out)
         save_embeddings(out / "embeddings.npz", embeddings)
         result = rank_by_rules(embeddings, recipe.evaluate)
         card = protocol_card(
