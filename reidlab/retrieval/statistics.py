@@ -34,6 +34,7 @@ class Estimate:
     n_pids: int = 0  # people behind it; 0: every query was taken to stand alone
     left_out: int = 0  # queries without a match
     level: float = 0.95  # how often such an interval holds the truth
+    unit: str = "queries"  # what n counts
 
     def __format__(self, spec: str) -> str:
         value, low, high = (_percent(v, spec) for v in (self.value, self.low, self.high))
@@ -45,11 +46,11 @@ class Estimate:
     def __repr__(self) -> str:
         people = f" of {self.n_pids} people" if self.n_pids else ""
         lost = f", {self.left_out} without a match left out" if self.left_out else ""
-        return f"{self} (%; {100 * self.level:g} % interval, {self.n} queries{people}{lost})"
+        return f"{self} (%; {100 * self.level:g} % interval, {self.n} {self.unit}{people}{lost})"
 
     def to_dict(self) -> dict[str, float | int]:
         "Plain values, as they go into metrics.json."
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "unit"}
 
 # %% ../../nbs/6_retrieval/14_statistics.ipynb #b93c0963
 def identity_sums(
