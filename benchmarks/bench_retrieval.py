@@ -338,7 +338,7 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def append(path: Path, rows: list[Row]) -> None:
+def append(path: Path, rows: list[Row], script: str = "bench_retrieval.py") -> None:
     "Add one line for every number to results.csv."
     made = environment("cpu")
     head = (
@@ -361,7 +361,7 @@ def append(path: Path, rows: list[Row]) -> None:
         about = (
             datetime.now(UTC).strftime("%Y-%m-%d"),
             made["commit"],
-            "bench_retrieval.py",
+            script,
             f"{platform.machine()} CPU, 1 thread",
             torch.__version__,
         )
