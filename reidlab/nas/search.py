@@ -26,17 +26,26 @@ from ..core.settings import settings
 from ..data.loaders import DataSet, train_loader
 from ..losses.catalogue import weighted_sum
 from ..models.cost import count_parameters
-from ..models.genotype import Genotype, random_genotype, read_genotype
+from ..models.genotype import Genotype, LayerGenotype, random_genotype, read_genotype
+from ..models.layered import random_layers
 from ..models.ops import space_ops
-from .budget import cost_tables, derived_cost, within
+from .budget import derived_cost, within
+from .cdnet_space import LAYER_SPACES, LayerSupernet
 from .darts import SearchTrainer
 from .derive import derive
-from .halves import split_halves, split_identities
-from .health import checked_rules, health, verdicts
+from .halves import split_halves, split_identities, split_overlapping
+from .health import FOR_LAYERS, checked_rules, health, verdicts
+from .layer_budget import layers_within
 from .lean import check_memory, make_lean, use_memory
 from .sharpness import alpha_sharpness
 from .stages import kept_ops, stage_recipe
-from .strategies import check_strategy, derived_genotype, search_model, search_trainer
+from reidlab.nas.strategies import (
+    check_strategy,
+    derived_genotype,
+    recipe_limits,
+    search_model,
+    search_trainer,
+)
 from .supernet import FAR, Supernet, supernet_of
 from ..training.checkpoint import read_checkpoint
 from ..training.loop import open_together, run_epochs
@@ -44,15 +53,20 @@ from ..training.world import barrier, from_every_rank, rank, world_size
 
 # %% ../../nbs/5_nas/21_search.ipynb #e6b5e1e8
 def answer(
-    net: Supernet,
+    net: Supernet | LayerSupernet,
     recipe: Recipe,
     run: str,  # the run's name
     epoch: int,  # epochs completed
     n_pids: int,
-) -> Genotype:
+) -> Genotype | LayerGenotype:
     "The genotype of the present alphas, with its provenance."
     s = recipe.search
     found = derived_genotype(recipe, net, n_pids)
+    made_by = {"run": run, "recipe": recipe.name, "seed": recipe.seed, "epoch": epoch}
+    if isinstance(found, LayerGenotype):
+        cost = derived_cost(found, recipe, n_pids)
+        said = {"strategy": s.strategy, "cost": cost, "made_by": made_by}
+        return replace(found, about=found.about | said)
     rows = lambda a: [[round(v, 6) for v in row] for row in a.detach().cpu().tolist()]
     short = lambda b: [round(v, 6) for v in b.detach().cpu().tolist()]
     about = {
@@ -61,7 +75,7 @@ def answer(
         "alphas": {kind: rows(logits) for kind, logits in net.tables().items()},
         **({"betas": {kind: short(b) for kind, b in net.betas.items()}} if net.betas else {}),
         "cost": derived_cost(found, recipe, n_pids),
-        "made_by": {"run": run, "recipe": recipe.name, "seed": recipe.seed, "epoch": epoch},
+        "made_by": made_by,
     }
     space = "" if s.ops else s.space
     return replace(found, space=space, about=about)
@@ -81,9 +95,12 @@ def half_loaders(
     workers: int = 0,  # reading processes, each half
 ) -> tuple[Any, Any]:  # loader of the weights' half, loader of the alphas' half
     "P×K batches of the two halves, for this process."
-    data = search_data(recipe)
-    cut = split_identities if recipe.search.split == "identities" else split_halves
-    ours, theirs = cut(train, recipe.seed)
+    data, split = search_data(recipe), recipe.search.split
+    if split == "overlapping":
+        ours, theirs = split_overlapping(train, data.k, recipe.seed)
+    else:
+        cut = split_identities if split == "identities" else split_halves
+        ours, theirs = cut(train, recipe.seed)
     other_seed = int(rng(recipe.seed, 606).integers(2**31))
     loaders = [
         train_loader(half, data, seed, workers, rank(), world_size())
@@ -116,14 +133,21 @@ def check_search(
     s, data = recipe.search, search_data(recipe)
     p, k = data.p, data.k
     check_strategy(recipe)
-    checked_rules(s.health or None)
+    layers = s.space in LAYER_SPACES
+    for rule in checked_rules(s.health or None) if s.health else ():
+        if (rule == "unheard" and not layers) or (layers and rule not in FOR_LAYERS):
+            raise ValueError(
+                f"rule {rule!r} does not speak about a search of {'layers' if layers else 'cells'}. "
+                f"Leave it out of search.health{f'; layers have {chr(44).join(FOR_LAYERS)}' if layers else ''}."
+            )
     if "eigenvalue" in s.health and not s.sharpness:
         raise ValueError(
             "rule 'eigenvalue' needs search.sharpness, which measures it: set it to true."
         )
-    if s.sharpness and s.strategy == "gdas":
+    if s.sharpness and s.strategy in ("gdas", "topk"):
+        why = "draws another path in each" if s.strategy == "gdas" else "may choose others in each"
         raise ValueError(
-            "search.sharpness compares forward passes, and gdas draws another path in each. "
+            f"search.sharpness compares forward passes, and {s.strategy} {why}. "
             "Leave search.sharpness out."
         )
     if check_memory(s.memory) and s.sharpness:
@@ -153,12 +177,17 @@ def check_search(
         )
     weighted_sum(s.loss)
     plain = recipe.model_copy(update={"search": s.model_copy(update={"strategy": "darts"})})
-    with torch.device("meta"), torch.no_grad():
-        net = search_model(recipe, n_pids)  # a draw needs numbers: the plain net runs in its place
-        if s.memory:
-            make_lean(net)  # refused by name where a strategy's edges are not plain ones
-        search_model(plain, n_pids)(torch.zeros(2, 3, data.height, data.width))
     first = random_genotype(0, nodes=1)
+    if layers:
+        first = random_layers(0, LAYER_SPACES[s.space].reader)
+    with torch.device("meta"), torch.no_grad():
+        if not layers:
+            net = search_model(
+                recipe, n_pids
+            )  # a draw needs numbers: the plain net runs in its place
+            if s.memory:
+                make_lean(net)  # refused by name where a strategy's edges are not plain ones
+        search_model(plain, n_pids)(torch.zeros(2, 3, data.height, data.width))
     derived_cost(first, recipe, n_pids)
     if s.max_macs or s.max_params or s.cost_weight:
         _check_limits(recipe, n_pids)
@@ -166,13 +195,12 @@ def check_search(
 
 def _check_limits(recipe: Recipe, n_pids: int) -> None:
     "Refuse limits that no genotype can meet, before there is anything to search."
-    ops = recipe.search.ops or space_ops(recipe.search.space)
-    even = [[[0.0] * len(ops)] * j for j in range(2, recipe.search.nodes + 2)]
-    costs = cost_tables(recipe, ops, n_pids)
-    wanted = {"MACs": ("macs", recipe.search.max_macs)}
-    wanted["parameters"] = ("params", recipe.search.max_params)
-    limits = {name: (costs[key], most) for name, (key, most) in wanted.items() if most}
-    if limits:
+    limits = recipe_limits(recipe, n_pids)
+    if limits and recipe.search.space in LAYER_SPACES:
+        layers_within(limits)(next(iter(limits.values()))[0].layers * 0.0)
+    elif limits:
+        ops = recipe.search.ops or space_ops(recipe.search.space)
+        even = [[[0.0] * len(ops)] * j for j in range(2, recipe.search.nodes + 2)]
         derive(even, even, ops, choose=within(limits))
 
 
@@ -199,7 +227,7 @@ def weight_plan(
 
 
 def alpha_drift(
-    net: Supernet,
+    net: Supernet | LayerSupernet,
 ) -> float:  # largest difference from rank 0's
     "How far the processes' alphas lie apart; more than nothing is an error."
     mine = torch.cat([a.detach().flatten() for a in net.alphas]).cpu()
@@ -278,6 +306,7 @@ def search_from_recipe(
         if rank() == 0:
             epoch = found.get("sound", found["epochs"])
             kept = run.path / "genotypes" / f"epoch_{epoch:03}.json"
+            rule = read_genotype(kept).about["rule"]
             write_bytes(run.path / "genotype.json", kept.read_bytes())
             why = f"the search was stopped in {found['stop']}" if "stop" in found else "the last"
             if epoch <= recipe.search.warmup and "stop" in found:
@@ -287,7 +316,7 @@ def search_from_recipe(
                 verb="search",
                 dataset=data.name,
                 seconds=found["seconds"],
-                selection=f"alphas after epoch {epoch}, {why}; rule {recipe.search.rule}",
+                selection=f"alphas after epoch {epoch}, {why}; rule {rule}",
             )
         barrier()
     return run.metrics()
@@ -323,7 +352,9 @@ def _searched(
     plan, batch = weight_plan(recipe), search_data(recipe)
     photos = batch.p * batch.k // world_size()
     size_of = (recipe.data.height, recipe.data.width)
-    made = use_memory(model, recipe.search.memory, *size_of, photos, amp=recipe.train.amp != "none")
+    made, amp = "", recipe.train.amp != "none"
+    if recipe.search.space not in LAYER_SPACES:
+        made = use_memory(model, recipe.search.memory, *size_of, photos, amp=amp)
     if made and rank() == 0:
         print(made)
     trainer = search_trainer(recipe, model, plan, other, device, data.n_pids)
