@@ -31,7 +31,7 @@ from reidlab.models.comparisons import gdasnet, mobilenetv2, osnet
 from reidlab.models.cost import count_macs, count_parameters
 from reidlab.models.layered import find_layers, stdnet_maps
 from reidlab.models.reid import ReIDModel
-from reidlab.nas.cdnet_space import derive_layers, layer_supernet
+from reidlab.nas.cdnet_space import LAYER_SPACES, derive_layers, layer_supernet
 from reidlab.nas.topk import select
 from reidlab.training.loop import check_model
 from reidlab.training.optim import learning_rate
@@ -486,12 +486,19 @@ def double(rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def offering(g, space):
+    "The space by our name that has the candidates of a golden search."
+    offered = {name: [list(c) for c in found.candidates] for name, found in LAYER_SPACES.items()}
+    (name,) = [n for n, these in offered.items() if these == g["candidates"] and space in n]
+    return name
+
+
 @pytest.mark.parametrize("space", ["cdnet", "cnet"])
 @pytest.mark.parametrize("mixing", ["topk", "plain"])
 def test_supernets_have_the_candidates_and_the_weights(space, mixing):
     g = KEPT[f"search_{space}_{mixing}"]
     with torch.device("meta"):
-        model = layer_supernet(space, mixing=mixing, candidates=len(g["candidates"]))
+        model = layer_supernet(offering(g, space), mixing=mixing)
     net = model.backbone
     assert [list(layer) for layer in net.offered] == g["candidates"]
     weights = [p.numel() for name, p in model.named_parameters() if not name.endswith("alpha")]
@@ -534,16 +541,17 @@ def supernet_key(key, space):
 @each_search
 def test_a_supernet_and_the_gradient_of_its_alphas(space, mixing, case):
     g, row = searching(space, mixing, case)
-    options = {"k": row["k"]} if mixing == "topk" else {"candidates": len(g["candidates"])}
+    options = {"k": row["k"]} if mixing == "topk" else {}
     model = layer_supernet(
-        space, row["num_classes"], 0.0, mixing=mixing, planes=row["planes"], **options
+        offering(g, space), row["num_classes"], 0.0, mixing=mixing, planes=row["planes"], **options
     ).double()
     net, own = model.backbone, model.state_dict()
-    names = {key: supernet_key(key, space) for key in own if not key.endswith("alpha")}
+    ours = ("alpha", "draws", "ran")  # what the authors keep elsewhere, or not at all
+    names = {key: supernet_key(key, space) for key in own if not key.endswith(ours)}
     assert len(set(names.values())) == len(names) == g["tiny_state_dict_len"]
     for key, shape in g["tiny_state_dict_keys_first"]:
-        (ours,) = [mine for mine, theirs in names.items() if theirs == key]
-        assert list(own[ours].shape) == shape
+        (mine,) = [mine for mine, theirs in names.items() if theirs == key]
+        assert list(own[mine].shape) == shape
     with torch.no_grad():
         for key, name in names.items():
             own[key].copy_(fill(name, tuple(own[key].shape), torch.float64))

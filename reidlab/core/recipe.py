@@ -149,16 +149,24 @@ class Search(Section):
     "How an architecture is searched; macro, last_stride, pool and neck are the model's."
 
     # darts, darts2: first, second order (Liu et al. 2019); pcdarts (Xu et al. 2020);
-    # gdas (Dong and Yang 2019)
-    strategy: Literal["darts", "darts2", "pcdarts", "gdas"] = "darts"
+    # gdas (Dong and Yang 2019); topk (Li et al. 2021)
+    strategy: Literal["darts", "darts2", "pcdarts", "gdas", "topk"] = "darts"
     partial: Annotated[int, Field(ge=1)] = 4  # pcdarts: one channel in so many is mixed
-    tau: tuple[Positive, Positive] = (10.0, 0.1)  # gdas: temperature of the first and last epoch
+    tau: tuple[Positive, Positive] = (10.0, 0.1)  # of draws: temperature of first and last epoch
+    top_k: Annotated[int, Field(ge=1)] = 2  # topk: candidates of a layer that run
+    preset: Literal["reference", "clean", "explore"] = "reference"  # topk: how they are chosen
+    ones: bool | None = None  # topk: unchosen gates are taught as if they had answered ones
+    noise: bool | None = None  # topk: Gumbel noise before choosing; None: as the preset
+    shuffle: bool | None = None  # topk: equal ones at random; None: as the preset
+    alpha_noise: Annotated[float, Field(ge=0)] = 0.0  # layers: deviation of the first alphas
+    width: Positive = 1.0  # layers: multiplier of the supernet's channels
     mixing: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: Chu et al. 2020 (FairDARTS)
     zero_one: Annotated[float, Field(ge=0)] = 0.0  # weight of FairDARTS' zero-one loss
     auxiliary_skip: bool = False  # a second short cut that fades (DARTS-, Chu et al. 2021)
     stages: tuple[Stage, ...] = ()  # a progressive search; instead of epochs and warmup
-    split: Literal["photos", "identities"] = "photos"  # what weights and alphas do not share
-    space: str = "reid"  # reid or darts: the operations on offer
+    # what weights and alphas do not share; overlapping: nothing (Li et al. 2021)
+    split: Literal["photos", "identities", "overlapping"] = "photos"
+    space: str = "reid"  # reid or darts: operations of cells; cdnet, cdnet9 or cnet: layers
     ops: tuple[str, ...] = ()  # instead of the space's
     nodes: Annotated[int, Field(ge=1)] = 4  # of a cell, its inputs not counted
     init_channels: Annotated[int, Field(ge=1)] = 8  # width of the supernet's first stage
@@ -182,6 +190,8 @@ class Search(Section):
     alpha_lr: Positive = 0.02  # Adam
     alpha_betas: tuple[Share, Share] = (0.5, 0.999)
     alpha_weight_decay: Annotated[float, Field(ge=0)] = 5e-5
+    alpha_milestones: tuple[float, ...] = ()  # epochs from which alpha_lr is multiplied
+    alpha_gamma: Positive = 0.1  # by this, at each
     # how a genotype is read off the alphas; unsaid: edge_norm for pcdarts, sigmoid for sigmoid
     rule: Literal["softmax", "raw_logit", "edge_norm", "sigmoid"] = "softmax"
     max_skips: Count | None = None  # short cuts a derived cell may have; None: any number

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'POOLS', 'NECKS', 'HEADS', 'CELLS', 'OPTIONS', 'WHOLE_FILES', 'build_part', 'balanced', 'assemble',
-           'build_model']
+           'build_model', 'network_genotype']
 
 # %% ../../nbs/2_models/99_catalogue.ipynb #c91f3918
 import inspect
@@ -20,9 +20,9 @@ from .balance import BALANCED, balanced_parts
 from .cdnet import load_published
 from .comparisons import gdasnet, mobilenetv2, osnet
 from .derived import derived
-from .genotype import Genotype, find_genotype
+from .genotype import Genotype, LayerGenotype, find_genotype
 from .heads import LinearHead
-from .layered import cdnet_maps, cnet_maps, stdnet_maps
+from .layered import cdnet_maps, cnet_maps, find_layers, stdnet_maps
 from .neck import bn, bnneck, no_neck
 from .pooling import AvgPool, GeM, MaxPool
 from .reid import ReIDModel
@@ -171,3 +171,13 @@ def build_model(
     if weights and later:
         load_published(model, weights)
     return model
+
+# %% ../../nbs/2_models/99_catalogue.ipynb #e31b10c9
+def network_genotype(
+    backbone: str,  # a name of BACKBONES that has a genotype
+    reference: str | Genotype | LayerGenotype,  # auto_reid, cdnet, random:3, run:NAME, or a path
+) -> Genotype | LayerGenotype:
+    "The genotype that a backbone would read."
+    if backbone not in WHOLE_FILES:
+        return find_genotype(reference)
+    return find_layers(reference, space="cnet" if backbone == "cnet" else "cdnet")

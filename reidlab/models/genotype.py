@@ -413,7 +413,7 @@ def read_genotype(
 
 def genotypes_of(
     folder: str | Path,  # a search's run folder
-) -> list[Genotype]:  # one an epoch, from epoch 0: before the first step
+) -> list[Genotype] | list[LayerGenotype]:  # one an epoch, from epoch 0: before the first step
     "What a search would have answered after each of its epochs."
     paths = sorted((Path(folder) / "genotypes").glob("epoch_*.json"))
     if not paths:
@@ -424,10 +424,15 @@ def genotypes_of(
 
 
 def genotype_distance(
-    one: Genotype,
-    other: Genotype,
+    one: Genotype | LayerGenotype,
+    other: Genotype | LayerGenotype,  # of the same kind
 ) -> int:  # 0 for equal ones
-    "How many edges of `other` are not in `one`, over both cells."
+    "How many edges of `other` are not in `one`, over both cells; of layers, how many differ."
+    kinds = {isinstance(g, LayerGenotype) for g in (one, other)}
+    if len(kinds) > 1:
+        raise ValueError("only genotypes of one kind can be compared, got cells and layers.")
+    if isinstance(one, LayerGenotype):
+        return sum(a != b for a, b in zip(one.layers, other.layers, strict=True))
     lost = 0
     for kind in ("normal", "reduce"):
         for mine, theirs in zip(getattr(one, kind), getattr(other, kind), strict=True):

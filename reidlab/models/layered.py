@@ -53,10 +53,14 @@ def check_layers(
 def find_layers(
     genotype: str
     | Sequence[Sequence[int]]
-    | LayerGenotype,  # cdnet, cnet, a path, run:NAME, a list
+    | LayerGenotype,  # cdnet, cnet, a path, run:NAME, random:3, a list
     n_blocks: int = 6,  # places in the network
+    space: str = "cdnet",  # that random:SEED is drawn from
 ) -> LayerGenotype:
     "A checked genotype of layers, from wherever it stands."
+    kind, _, name = genotype.partition(":") if isinstance(genotype, str) else ("", "", "")
+    if kind == "random" and name.isdecimal():
+        return random_layers(int(name), space, n_blocks)
     if isinstance(genotype, list | tuple):
         genotype = LayerGenotype(genotype)
     elif isinstance(genotype, dict):  # as an architecture notes it
@@ -180,7 +184,7 @@ def _layered(
     name: str, space: str, genotype, width: float, stem: str, taps: bool, weights: str, fusion: str
 ) -> LayeredNet:
     "A backbone of one space; `genotype` empty: the published one."
-    found = find_layers(space if genotype == "" else genotype)
+    found = find_layers(space if genotype == "" else genotype, space=space)
     if found.space != space:
         raise ValueError(
             f"backbone {name!r} reads layers of space {space!r}, got {found.space!r}: "

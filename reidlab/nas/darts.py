@@ -173,6 +173,7 @@ class SearchTrainer(Trainer):
         super().__init__(model, loss, train, device)
         self.other_loss, self.penalty = other_loss or loss, penalty
         self.circle, self.warmup, self.learning = Circle(other), search.warmup, False
+        self.search = search
         self.alpha_optimizer = torch.optim.Adam(
             self.net.alphas,
             lr=search.alpha_lr,
@@ -185,6 +186,10 @@ class SearchTrainer(Trainer):
         super().begin(epoch)
         self.net.schedule(epoch / max(self.train.epochs - 1, 1))
         self.learning = epoch >= self.warmup
+        passed = sum(epoch >= milestone for milestone in self.search.alpha_milestones)
+        rate = self.search.alpha_lr * self.search.alpha_gamma**passed
+        for group in self.alpha_optimizer.param_groups:
+            group["lr"] = rate
 
     def alpha_loss(self, batch: Batch) -> Tensor:
         "What the alphas are judged by on a batch of their half."

@@ -207,8 +207,8 @@ def supernet_from_recipe(
 
 def supernet_of(
     model: nn.Module,  # a ReIDModel
-) -> Supernet:
+) -> Supernet:  # or another backbone with alphas
     "The supernet inside a re-ID model."
-    if not isinstance(model.backbone, Supernet):
+    if not hasattr(model.backbone, "alphas"):
         raise TypeError(f"needs a model with a supernet, got {type(model.backbone).__name__}.")
     return model.backbone

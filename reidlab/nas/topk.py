@@ -40,33 +40,35 @@ class Selection(NamedTuple):
 def ranked(
     p: Tensor,  # (…, O) probabilities
     shuffle: bool = False,  # True: equal ones in a random order
+    random: torch.Generator | None = None,  # of the CPU; None: torch's global one
 ) -> Tensor:  # (…, O) columns, largest first
     "Columns by size; equal ones in the order of the list, or at random."
     if not shuffle:
         return p.argsort(dim=-1, descending=True, stable=True)
-    order = torch.rand_like(p).argsort(-1)
+    order = torch.rand(p.shape, generator=random).argsort(-1).to(p.device)
     return order.gather(-1, ranked(p.gather(-1, order)))
 
 # %% ../../nbs/5_nas/18_topk.ipynb #c420c1af
 def select(
     alpha: Tensor,  # (N, O) a row a place, or (O,)
     k: int = 2,  # how many run
-    preset: str = "reference",  # a name in PRESETS
+    preset: str | Preset = "reference",  # a name in PRESETS, or what it would stand for
     tau: float = 1.0,  # temperature, where there is noise
+    random: torch.Generator | None = None,  # of the CPU; None: torch's global one
 ) -> Selection:  # indices (N, k), gates (N, O)
     "The k loudest candidates of each row, with straight-through gates (Li et al., 2021)."
-    if preset not in PRESETS:
+    if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(unknown("preset", preset, PRESETS))
     if not 1 <= k <= alpha.shape[-1]:
         raise ValueError(f"top-k needs k from 1 to {alpha.shape[-1]} candidates, got {k}.")
     if not alpha.isfinite().all():
         raise ValueError("the alphas are not finite; lower the rate of their optimiser.")
-    how, scores = PRESETS[preset], alpha
+    how, scores = PRESETS[preset] if isinstance(preset, str) else preset, alpha
     if how.noise:
-        noise = -torch.empty_like(alpha).exponential_().log()
-        scores = (alpha.log_softmax(-1) + noise) / tau
+        drawn = torch.empty(alpha.shape).exponential_(generator=random).clamp(min=1e-30)
+        scores = (alpha.log_softmax(-1) - drawn.log().to(alpha)) / tau
     p = scores.softmax(-1)
-    indices = ranked(p.detach(), how.shuffle)[..., :k]
+    indices = ranked(p.detach(), how.shuffle, random)[..., :k]
     chosen = torch.zeros_like(p).scatter(-1, indices, 1.0)
     gates = chosen + (p - p.detach())
     return Selection(indices, gates if how.ones else torch.where(chosen > 0, gates, 0.0))

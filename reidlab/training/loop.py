@@ -25,10 +25,10 @@ from ..core.seed import deterministic, seed_all
 from ..core.settings import settings
 from ..data.loaders import Batch, DataSet, open_data, train_loader
 from ..losses.catalogue import weighted_sum
-from ..models.catalogue import build_model
+from ..models.catalogue import build_model, network_genotype
 from ..models.cells import set_drop_path
 from ..models.cost import count_macs, count_parameters
-from ..models.genotype import find_genotype, read_genotype
+from ..models.genotype import read_genotype
 from .checkpoint import load_weights, read_checkpoint, read_last, save_checkpoint
 from .optim import build_optimizer, learning_rate, set_rate
 from .syncbn import convert_sync_batchnorm
@@ -267,7 +267,8 @@ def keep_genotype(
     "Copy a recipe's genotype into its run; refuse to go on with another than the run began with."
     if not recipe.model.genotype:
         return
-    copy, found = Path(folder) / "genotype.json", find_genotype(recipe.model.genotype)
+    copy = Path(folder) / "genotype.json"
+    found = network_genotype(recipe.model.backbone, recipe.model.genotype)
     if not copy.is_file():
         write_bytes(copy, found.to_json().encode())
     elif read_genotype(copy).plain() != found.plain():
@@ -296,10 +297,13 @@ def load_model(
     "A run's network with its weights, ready to embed."
     run = RunFolder(folder)
     content = read_checkpoint(run.path / "checkpoints" / f"{checkpoint}.pt", device)
-    if content["architecture"].get("backbone") == "supernet":
+    about = content["architecture"]
+    if about.get("backbone") in ("supernet", "layer_supernet"):
+        reader = "cnet" if about.get("space") == "cnet" else "cdnet"
+        reader = "derived" if about["backbone"] == "supernet" else reader
         raise ValueError(
             f"run {run.name!r} is a search; its supernet is no network to rank with. Train what it found: "
-            f'papermill nbs/train.ipynb out.ipynb -p overrides \'{{"model.backbone": "derived", "model.genotype": "run:{run.name}"}}\''
+            f'papermill nbs/train.ipynb out.ipynb -p overrides \'{{"model.backbone": "{reader}", "model.genotype": "run:{run.name}"}}\''
         )
     recipe = with_genotype(run.recipe, run.path)
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": ""})})

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'FILLS', 'EDGES', 'INK', 'FONT', 'KINDS', 'PICTURE', 'Pen', 'family', 'cell_words', 'cell_svg',
-           'genotype_svg', 'plot_cell', 'plot_genotype', 'figure_png', 'genotype_png', 'write_genotype']
+           'genotype_svg', 'plot_cell', 'plot_genotype', 'figure_png', 'genotype_png', 'layer_words', 'layout_layers',
+           'layers_svg', 'write_genotype']
 
 # %% ../../nbs/7_viz/08_genotype.ipynb #d258c23e
 import io
@@ -29,8 +30,9 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from ..core import look
-from ..models.genotype import Cell, Genotype, read_genotype
-from .layout import MARGIN, WORDS, Box, Layout, Wire, layout_cell
+from ..models.genotype import Cell, Genotype, LayerGenotype, read_genotype
+from ..models.layered import STAGES
+from .layout import MARGIN, NODE, STUB, WORDS, Box, Layout, Wire, layout_cell
 from .tensorboard import EVENTS, append, written
 
 # %% ../../nbs/7_viz/08_genotype.ipynb #0a36f86c
@@ -188,8 +190,8 @@ def _layouts(genotype: Genotype, first: int = 2) -> dict[str, Layout]:
     "The layouts of both cells."
     if not isinstance(genotype, Genotype):
         raise ValueError(
-            f"only a genotype of cells can be drawn, got {type(genotype).__name__}. "
-            "A list of layers has no graph: show genotype.plain() instead."
+            f"two cells are drawn from a genotype of cells, got {type(genotype).__name__}. "
+            "A list of layers is drawn by layers_svg."
         )
     return {
         kind: layout_cell(getattr(genotype, kind), getattr(genotype, f"{kind}_concat"), first)
@@ -198,11 +200,13 @@ def _layouts(genotype: Genotype, first: int = 2) -> dict[str, Layout]:
 
 
 def genotype_svg(
-    genotype: Genotype,
+    genotype: Genotype | LayerGenotype,
     title: str = "",
     first: int = 2,  # what a cell's first node is called: 2 as in genotype.json, 0 as in papers
 ) -> str:  # an SVG document
-    "Normal and reduction cell as one SVG."
+    "Normal and reduction cell, or a column of layers, as one SVG."
+    if isinstance(genotype, LayerGenotype):
+        return layers_svg(genotype, title)
     layouts = _layouts(genotype, first)
     width = max(*(layout.width for layout in layouts.values()), 2 * MARGIN + 10.8 * len(title))
     body, y = "", 0.0
@@ -308,10 +312,16 @@ def figure_png(
 
 
 def genotype_png(
-    genotype: Genotype,
+    genotype: Genotype | LayerGenotype,
     scale: float = 1.0,  # picture pixels a layout pixel
 ) -> bytes:
-    "Both cells as PNG, one above the other."
+    "Both cells as PNG, one above the other; or a column of layers."
+    if isinstance(genotype, LayerGenotype):
+        layout = layout_layers(genotype)
+        size = (layout.width / 100, layout.height / 100)
+        fig = Figure(figsize=size, dpi=100 * scale, layout="none")
+        plot_cell(layout, fig.add_axes((0, 0, 1, 1)))
+        return figure_png(fig)
     layouts = _layouts(genotype)
     width = max(layout.width for layout in layouts.values())
     height = sum(layout.height + 26 for layout in layouts.values())
@@ -324,6 +334,50 @@ def genotype_png(
         words = {"fontsize": 9, "color": "0.35", "family": "DejaVu Sans"}
         fig.text(MARGIN / width, 1 - (y - layout.height - 6) / height, KINDS[kind], **words)
     return figure_png(fig)
+
+# %% ../../nbs/7_viz/08_genotype.ipynb #4f9e57b9
+def layer_words(
+    layer: Sequence[int],  # kernels, and the depth where there is one
+) -> str:
+    "A layer in words: 3×3 + 7×7, twice."
+    kernels = " + ".join(f"{k}×{k}" for k in layer[:2])
+    return kernels + ("" if len(layer) < 3 or layer[2] == 1 else ", twice")
+
+
+def layout_layers(
+    genotype: LayerGenotype,
+) -> Layout:
+    "A list of layers as rows of boxes, the first on top."
+    block, tall, gap = 112, 28, 8
+    boxes, wires, y, ends = [], [], MARGIN, set(np.cumsum(STAGES)[:-1])
+    for place, layer in enumerate(genotype.layers, 1):
+        boxes.append(Box("node", str(place), MARGIN, y, NODE, tall))
+        x = MARGIN + NODE
+        for _ in range(layer[2] if len(layer) > 2 else 1):
+            wires.append(Wire("sep_conv", ((x, y + tall / 2), (x + STUB, y + tall / 2)), True))
+            x += STUB
+            text = layer_words(layer[:2])
+            boxes.append(Box("op", text, x, y, block, tall, "sep_conv"))
+            x += block
+        y += tall + gap
+        if place in ends:
+            boxes.append(Box("op", "half the size", MARGIN, y, NODE + STUB + block, 20, "avg_pool"))
+            y += 20 + gap
+    width = MARGIN * 2 + NODE + 2 * (STUB + block)
+    return Layout(width, y - gap + MARGIN, tuple(boxes), tuple(wires))
+
+
+def layers_svg(
+    genotype: LayerGenotype,
+    title: str = "",
+) -> str:  # an SVG document
+    "A list of layers as SVG."
+    layout, head = layout_layers(genotype), 28 if title else 0
+    body = _word_svg(title, MARGIN, 24, 13, ' font-weight="bold"') if title else ""
+    words = "; ".join(f"layer {i}: {layer_words(v)}" for i, v in enumerate(genotype.layers, 1))
+    width = max(layout.width, 2 * MARGIN + 8.4 * len(title))
+    said = f"{title}: {words}" if title else words
+    return _svg(width, layout.height + head, said, body + _drawn(layout, y=head))
 
 # %% ../../nbs/7_viz/08_genotype.ipynb #d3532af6
 PICTURE = "genotype/cells"  # its tag in TensorBoard
