@@ -98,6 +98,7 @@ class Trainer:
             c.milestones,
             c.gamma,
             c.lr_min,
+            c.period,
         )
 
     def forward(
@@ -318,7 +319,7 @@ def open_together(recipe: Recipe, data_dir: str | Path) -> DataSet:
 def _chosen(plan: Train, data: DataSet, validate: Callable | None, epoch: int) -> bool:
     "Whether this epoch is validated: every so many, and the last."
     every = plan.validate_every
-    wanted = validate is not None and every and data.val_query is not None
+    wanted = validate is not None and every and data.held_out
     return bool(wanted and (epoch % every == 0 or epoch == plan.epochs))
 
 # %% ../../nbs/4_training/06_loop.ipynb #74003cb9
@@ -429,7 +430,8 @@ def reason_of(plan: Train, record: dict[str, Any]) -> str:
     "How the kept epoch was chosen, in words."
     key = f"val_{plan.select}"
     if key in record:
-        return f"best {key} {record[key]:.4f}, on held-out identities, epoch {record['epoch']}"
+        what = "photos" if plan.select.startswith("top") else "identities"
+        return f"best {key} {record[key]:.4f}, on held-out {what}, epoch {record['epoch']}"
     return f"last epoch, {record['epoch']}"
 
 
