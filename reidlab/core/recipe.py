@@ -54,10 +54,10 @@ class Shapes(Section):
     "The drawn shapes, used when data.name is 'synthetic_shapes'."
 
     classes: Annotated[int, Field(ge=2, le=12)] = 8  # kinds of shape
-    train_photos: Annotated[int, Field(ge=1)] = 40  # of each class
+    train_photos: Annotated[int, Field(ge=1)] = 60  # of each class
     test_photos: Annotated[int, Field(ge=1)] = 20
     size: Annotated[int, Field(ge=16)] = 32  # pixels a side
-    difficulty: Share = 0.5  # 0 clean, 1 hard
+    difficulty: Share = 0.3  # 0 clean, 1 hard
     seed: Count = 0  # which pictures; not the seed of the training
 
 

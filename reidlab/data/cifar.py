@@ -133,15 +133,16 @@ def write_pictures(
                 if not path.is_file():
                     Image.fromarray(np.ascontiguousarray(picture)).save(path)
 
-# %% ../../nbs/1_data/09_cifar.ipynb #36a4e7ee
+# %% ../../nbs/1_data/09_cifar.ipynb #4e9b5363
 def prepare_cifar(
     name: str,  # cifar10 or cifar100
     source: str | Path = "",  # archive or folder; empty: under raw_dirs
     out: str | Path = "",  # the set's folder under data_dir: unpacked/, photos/ and the manifest
     raw_dirs: tuple[Path, ...] | None = None,
+    version: str = "",  # as its authors count it
 ) -> Manifest:
     "Unpack, write out as pictures, and describe one of the two sets."
     raw, out, about = find_cifar(name, source, raw_dirs), Path(out), CIFAR[name]
     place = _files(open_raw(raw, out / "unpacked"), about)
     write_pictures(place, out / "photos", about)
-    return prepare_classes(name, out / "photos", out, "binary", PUBLISHED)
+    return prepare_classes(name, out / "photos", out, version or "binary", PUBLISHED)

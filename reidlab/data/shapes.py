@@ -51,18 +51,18 @@ SHAPES: dict[str, list[tuple[float, float]]] = {
     "burst": corners(9, 0.6),
 }
 
-# %% ../../nbs/1_data/10_shapes.ipynb #36845544
+# %% ../../nbs/1_data/10_shapes.ipynb #1678f9eb
 def draw_shape(
     kind: str,  # a name in SHAPES
     g: np.random.Generator,  # of this picture alone
     size: int = 32,  # pixels a side
-    difficulty: float = 0.5,  # 0 clean, 1 hard
+    difficulty: float = 0.3,  # 0 clean, 1 hard
 ) -> np.ndarray:  # (size, size, 3) uint8
     "A shape of any colour on a ground of another."
-    ground, ink = g.uniform(0, 255, 3), g.uniform(0, 255, 3)
-    apart = 90 - 50 * difficulty  # least distance of the two colours
-    while np.abs(ground - ink).mean() < apart:
-        ink = g.uniform(0, 255, 3)
+    ground, ink = g.uniform(0, 120, 3), g.uniform(135, 255, 3)
+    if g.random() < difficulty / 2:
+        ground, ink = ink, ground
+    ink = ground + (ink - ground) * (1 - 0.5 * difficulty)
     big, radius = 4 * size, 4 * size * g.uniform(0.38 - 0.16 * difficulty, 0.42)
     x, y = big / 2 + (big / 2 - radius) * g.uniform(-1, 1, 2)
     turn = pi * (0.1 + 0.9 * difficulty) * g.uniform(-1, 1)
@@ -74,17 +74,17 @@ def draw_shape(
     noise = 40 * difficulty * g.standard_normal((size, size, 1))
     return (picture + noise).clip(0, 255).astype(np.uint8)
 
-# %% ../../nbs/1_data/10_shapes.ipynb #76e777bc
+# %% ../../nbs/1_data/10_shapes.ipynb #72eccd1a
 SHAPES_VERSION = 1  # raised whenever the same arguments would give other bytes
 
 
 def write_shapes(
     root: str | Path,  # gets <split>/<class>/<number>.png
     classes: int = 8,  # the first so many of SHAPES
-    train_photos: int = 40,  # of each class
+    train_photos: int = 60,  # of each class
     test_photos: int = 20,
     size: int = 32,
-    difficulty: float = 0.5,
+    difficulty: float = 0.3,
     seed: int = 0,
 ) -> None:
     "Draw a set of shapes as a tree of classes."
@@ -96,14 +96,14 @@ def write_shapes(
                 picture = draw_shape(kind, rng(seed, 12, c, s, i), size, difficulty)
                 Image.fromarray(picture).save(folder / f"{i:04d}.png")
 
-# %% ../../nbs/1_data/10_shapes.ipynb #c8af8e35
+# %% ../../nbs/1_data/10_shapes.ipynb #7b79af2f
 def prepare_shapes(
     data_dir: str | Path,  # where data sets live; created
     classes: int = 8,
-    train_photos: int = 40,
+    train_photos: int = 60,
     test_photos: int = 20,
     size: int = 32,
-    difficulty: float = 0.5,
+    difficulty: float = 0.3,
     seed: int = 0,
 ) -> Path:  # the finished folder: tree, manifest.csv, manifest.json
     "Draw the shapes once; another call with the same arguments finds them ready."

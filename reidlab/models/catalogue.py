@@ -20,6 +20,7 @@ from .balance import BALANCED, balanced_parts
 from .cdnet import load_published
 from .comparisons import gdasnet, mobilenetv2, osnet
 from .derived import derived
+from .finetune import run_checkpoint, start_from
 from .genotype import Genotype, find_genotype
 from .heads import LinearHead
 from .layered import cdnet_maps, cnet_maps, stdnet_maps
@@ -136,7 +137,7 @@ def build_model(
     backbone: str = "small_cnn",  # a name of BACKBONES
     last_stride: int = 1,  # 1 or 2, of the backbone's last stage
     stem_relu: bool = True,  # ResNets; False as strong-baseline trained
-    weights: str = "",  # local file for the backbone; empty: random from torch's global seed
+    weights: str = "",  # local file, or run:NAME; empty: random from torch's global seed
     pool: str = "avg",  # a name of POOLS
     neck: str = "bnneck",  # a name of NECKS or of BALANCED
     neck_feat: str = "after",  # the neck's side compared at test time: after or before
@@ -156,7 +157,8 @@ def build_model(
 ) -> ReIDModel:
     "Assemble a re-ID model from names."
     said = dict(locals())
-    later = backbone in WHOLE_FILES  # whose published files hold neck and head as well
+    source = run_checkpoint(weights)  # of a run of ours, which holds neck and head as well
+    later = source is not None or backbone in WHOLE_FILES  # published files of these do, too
     asked = said | {"weights": ""} if later else said
     maps = build_part("backbone", BACKBONES, asked, taps=neck == "fblneck")
     architecture = {k: v for k, v in said.items() if k not in ("weights", "width", *CELLS)}
@@ -168,6 +170,8 @@ def build_model(
     if backbone in (*WHOLE_FILES, "osnet", "mobilenetv2"):
         architecture["width"] = width
     model = assemble(maps, said, architecture)
-    if weights and later:
+    if source is not None:
+        start_from(model, source)
+    elif weights and later:
         load_published(model, weights)
     return model
