@@ -340,7 +340,10 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     for test in tests:
         own = len(tests) == 1 or test["dataset"] == recipe.data.name
         floors = {
-            f"{name}_mAP": scores["mAP"] for name, scores in test.get("baselines", {}).items()
+            f"{name}_{figure}": scores[figure]
+            for name, scores in test.get("baselines", {}).items()
+            for figure in ("mAP", "top1")
+            if figure in scores
         }
         figures = _numbers(test["metrics"]) | floors
         row |= {

@@ -20,7 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.recipe import Data
 from ..core.settings import settings
-from .manifest import Manifest, Photos, hold_out, labels, load_manifest, read_manifest
+from reidlab.data.manifest import (
+    Manifest,
+    Photos,
+    check_protocol,
+    hold_out,
+    labels,
+    load_manifest,
+    read_manifest,
+)
 from .samplers import Key, PKSampler
 from .synthetic import prepare_synthetic
 from .transforms import augment, draw_augmentation, normalise, read_photo
@@ -44,6 +52,11 @@ class DataSet:
         return self.manifest.fingerprint
 
     @property
+    def held_out(self) -> bool:
+        "Whether there are people to choose an epoch on."
+        return self.val_query is not None
+
+    @property
     def n_pids(self) -> int:
         "Identities to train on, after the held-out ones have left."
         return len(np.unique(self.train.pids))
@@ -65,9 +78,14 @@ def find_manifest(
 ) -> Manifest:
     "The manifest that a recipe names; synthetic people are drawn on first use."
     folder = Path(data_dir or settings().data_dir)
+    if data.task != "reid":
+        raise ValueError(
+            f"data.task is {data.task}, and this job ranks identities. nbs/train.ipynb trains "
+            "classes, nbs/evaluate.ipynb counts their hits; a search needs task reid."
+        )
     if data.name == "synthetic":
         return read_manifest(prepare_synthetic(folder, **data.synthetic.model_dump()))
-    return load_manifest(data.name, folder)
+    return check_protocol(load_manifest(data.name, folder), data.task)
 
 
 def open_data(

@@ -26,22 +26,25 @@ def learning_rate(
     t: float,  # epochs since the start, fractions allowed
     epochs: float,  # where the cosine ends
     lr: float,  # at its highest
-    schedule: str = "cosine",  # cosine, multistep, constant
+    schedule: str = "cosine",  # cosine, multistep, step, constant
     warmup: float = 0.0,  # epochs
     warmup_start: float = 0.01,  # factor of the first step
     milestones: Sequence[float] = (),  # epochs (multistep)
-    gamma: float = 0.1,  # factor at each milestone
+    gamma: float = 0.1,  # factor at each milestone, or after each period
     lr_min: float = 0.0,  # where the cosine ends
+    period: float = 1.0,  # epochs (step)
 ) -> float:
     "The learning rate at epoch `t`."
     if schedule == "multistep":
         rate = lr * gamma ** sum(m <= t for m in milestones)
+    elif schedule == "step":
+        rate = lr * gamma ** (t // period)
     elif schedule == "cosine":
         rate = lr_min + (lr - lr_min) * (1 + math.cos(math.pi * min(t / epochs, 1.0))) / 2
     elif schedule == "constant":
         rate = lr
     else:
-        raise ValueError(f"schedule needs cosine, multistep or constant, got {schedule!r}.")
+        raise ValueError(f"schedule needs cosine, multistep, step or constant, got {schedule!r}.")
     return rate * warmup_factor(t, warmup, warmup_start)
 
 # %% ../../nbs/4_training/01_optim.ipynb #09bd2561

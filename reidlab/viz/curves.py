@@ -113,8 +113,10 @@ def _plot_losses(history: pd.DataFrame, ax: Axes, log: bool = False) -> Axes:
 
 # %% ../../nbs/7_viz/03_curves.ipynb #440bd5ef
 def _plot_validation(history: pd.DataFrame, ax: Axes) -> Axes:
-    ax.set_title("validation, held-out identities")
-    for i, name in enumerate(("mAP", "R1")):
+    named = "val_top1" in history
+    ax.set_title(f"validation, held-out {'photos' if named else 'identities'}")
+    figures = {"top1": "top-1", "top5": "top-5"} if named else {"mAP": "mAP", "R1": "R1"}
+    for i, (name, label) in enumerate(figures.items()):
         seen = history.dropna(subset=[f"val_{name}"]) if f"val_{name}" in history else history[:0]
         if len(seen):
             style = {
@@ -122,8 +124,8 @@ def _plot_validation(history: pd.DataFrame, ax: Axes) -> Axes:
                 "linestyle": look.DASHES[i],
                 "marker": look.MARKERS[i],
             }
-            ax.plot(seen["epoch"], 100 * seen[f"val_{name}"], label=name, **style)
-    percent_axis(ax, "mAP, R1")
+            ax.plot(seen["epoch"], 100 * seen[f"val_{name}"], label=label, **style)
+    percent_axis(ax, ", ".join(figures.values()))
     if ax.get_lines():
         return look.label_ends(ax)
     ax.text(0.5, 0.5, "not validated so far", transform=ax.transAxes, ha="center", color="0.35")

@@ -60,6 +60,8 @@ FIGURES = {  # name in files → name in tables, factor, decimals
     "R1": ("R1 (%)", 100, 1),
     "R5": ("R5 (%)", 100, 1),
     "R10": ("R10 (%)", 100, 1),
+    "top1": ("top-1 (%)", 100, 2),
+    "top5": ("top-5 (%)", 100, 2),
     "queries_without_match": ("queries without match", 1, 0),
     "params": ("params (M)", 1e-6, 2),
     "macs": ("MACs (G)", 1e-9, 2),
