@@ -21,7 +21,7 @@ from .cdnet import load_published
 from .comparisons import gdasnet, mobilenetv2, osnet
 from .derived import derived
 from .genotype import Genotype, find_genotype
-from .heads import LinearHead
+from .heads import CosineHead, LinearHead
 from .layered import cdnet_maps, cnet_maps, stdnet_maps
 from .neck import bn, bnneck, no_neck
 from .pooling import AvgPool, GeM, MaxPool
@@ -51,7 +51,7 @@ POOLS: dict[str, Callable[..., nn.Module]] = {"avg": AvgPool, "max": MaxPool, "g
 NECKS: dict[str, Callable[..., nn.Module]] = {"bnneck": bnneck, "bn": bn, "none": no_neck}
 
 # %% ../../nbs/2_models/99_catalogue.ipynb #18fb084d
-HEADS: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead}
+HEADS: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, "cosine": CosineHead}
 
 # %% ../../nbs/2_models/99_catalogue.ipynb #1acdbec9
 CELLS = (
