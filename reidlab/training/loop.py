@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'teaching_mode',
-           'loss_from_recipe', 'check_model', 'keep_genotype', 'with_genotype', 'load_model', 'open_together',
-           'run_epochs', 'fit_from_recipe', 'costs_of', 'reason_of']
+           'branches_of', 'loss_from_recipe', 'check_model', 'keep_genotype', 'with_genotype', 'load_model',
+           'open_together', 'run_epochs', 'fit_from_recipe', 'costs_of', 'reason_of']
 
 # %% ../../nbs/4_training/06_loop.ipynb #b8c0f91b
 import math
@@ -103,19 +103,23 @@ class Trainer:
             c.lr_min,
         )
 
-    def forward(
+    def see(
         self, batch: Batch, network: nn.Module | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        "The loss of one batch and its terms; network: instead of the wrapped one."
+    ) -> tuple[list[Any], Tensor]:  # branches and labels, of all processes where they gather
+        "What a network says of one batch; network: instead of the wrapped one."
         network = self.wrapped if network is None else network
         images = batch.images.to(self.device, memory_format=self.layout, non_blocking=True)
         pids = batch.pids.to(self.device, non_blocking=True)
         dtype = torch.float16 if self.train.amp == "fp16" else torch.bfloat16
         with torch.autocast(self.kind, dtype, enabled=self.train.amp != "none"):
             branches = network(images)
-        if self.train.gather:
-            branches, pids = joint(branches, pids)
-        return self.loss(branches, pids)
+        return joint(branches, pids) if self.train.gather else (list(branches), pids)
+
+    def forward(
+        self, batch: Batch, network: nn.Module | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        "The loss of one batch and its terms; network: instead of the wrapped one."
+        return self.loss(*self.see(batch, network))
 
     def step(self, batch: Batch, last: bool = True, share: float = 1.0) -> dict[str, Tensor]:
         "Gradients of one batch; with `last` the optimiser steps. share: of the batches in this step."
@@ -275,15 +279,22 @@ def _without_memory(recipe: Recipe, n_pids: int) -> nn.Module:
         return build_model(**recipe.model.model_dump() | {"weights": ""}, n_pids=n_pids)
 
 
+def branches_of(
+    recipe: Recipe,
+    n_pids: int,  # identities of the classifier
+) -> list[Any]:  # Branch of two photos, without memory
+    "The branches of a recipe's network: their names and widths."
+    photos = torch.zeros(2, 3, recipe.data.height, recipe.data.width, device="meta")
+    with torch.no_grad():
+        return list(teaching_mode(_without_memory(recipe, n_pids))(photos))
+
+
 def loss_from_recipe(
     recipe: Recipe,
     n_pids: int,  # identities of the classifier
 ) -> Callable:  # loss(branches, pids) -> (scalar, values by name); a module where it has weights
     "The loss a recipe describes, tried on the branches of the recipe's network."
-    photos = torch.zeros(2, 3, recipe.data.height, recipe.data.width, device="meta")
-    with torch.no_grad():
-        branches = teaching_mode(_without_memory(recipe, n_pids))(photos)
-    return weighted_sum(recipe.loss.terms, branches, n_pids, recipe.seed)
+    return weighted_sum(recipe.loss.terms, branches_of(recipe, n_pids), n_pids, recipe.seed)
 
 
 def check_model(
