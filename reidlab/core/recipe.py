@@ -84,6 +84,17 @@ class Model(Section):
     head: str = "linear"
     embedding: Count = 0  # width of the embedding layer; 0: the pooled feature itself
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the classifier
+    stripes: Annotated[int, Field(ge=1)] = 6  # pcb: horizontal stripes, each with a classifier
+    global_branch: Count = 0  # pcb: width of a branch over the whole map; 0: none
+    copied_stage: Literal[0, 1, 2] = 0  # pcb: stride of the global branch's own stage 4; 0: none
+    concat_classifier: bool = False  # pcb: one classifier more, over all stripes together
+    pooled_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # pcb: before the embedding
+    branch_update: Count = 0  # pcb: draws of branches that sit a step out; 0: none
+    feature_erasing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the map's rows blanked
+    feature_mask: bool = False  # a gate on the feature's channels (neck bn)
+    spectral_sigma: Positive = 0.3  # spectral: temperature of the batch's graph
+    spectral_norm: Literal["row", "col"] = "row"  # spectral: the paper's, or pytorch-reid-lite's
+    spectral_gate: Share = 0.0  # spectral: accuracy from which it works; 0: always
     genotype: str = ""  # auto_reid, cdnet, random:3, run:NAME of a search, or a file's path
     macro: Literal["resnet", "darts"] = "resnet"  # cells: where they stand
     init_channels: Annotated[int, Field(ge=1)] = 64  # derived: width of the first stage

@@ -18,6 +18,7 @@ class Branch(NamedTuple):
 
     logits: Tensor | None  # (B, n_pids) before the softmax
     feat: Tensor | None  # (B, D) for the metric losses, not normalised
+    name: str = ""  # stripe_1 …, stripes, global; empty: the only one
 
 # %% ../../nbs/2_models/04_heads.ipynb #9af33b2a
 def classifier_layer(

@@ -46,7 +46,8 @@ def joint(
     if world_size() == 1:
         return list(branches), pids
     whole = [
-        type(b)(*(None if part is None else gather_rows(part) for part in b)) for b in branches
+        type(b)(*(gather_rows(part) if isinstance(part, Tensor) else part for part in b))
+        for b in branches
     ]
     return whole, gather_rows(pids)
 
@@ -112,7 +113,9 @@ class Trainer:
             branches = network(images)
         if self.train.gather:
             branches, pids = joint(branches, pids)
-        return self.loss(branches, pids)
+        total, terms = self.loss(branches, pids)
+        observe = getattr(getattr(self.model, "head", None), "observe", None)
+        return total, terms | (observe(branches, pids) if observe else {})
 
     def step(self, batch: Batch, last: bool = True, share: float = 1.0) -> dict[str, Tensor]:
         "Gradients of one batch; with `last` the optimiser steps. share: of the batches in this step."
