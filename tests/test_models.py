@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reidlab.core.recipe import validated
 from reidlab.core.seed import seed_all
 from reidlab.models.balance import BALANCED
 from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS, build_model
 from reidlab.models.cdnet import cdnet, reference_key, strip_training_layers
 from reidlab.models.cost import count_macs, count_parameters
+from reidlab.training.loop import check_model
 
 LITE = {"backbone": "resnet50", "neck": "bn", "embedding": 256, "dropout": 0.5}
 
@@ -278,6 +280,11 @@ def test_bfloat16_autocast_stays_near_and_ends_in_float32():
             half = model(images)
     assert half.dtype == torch.float32
     assert F.cosine_similarity(full, half).min() > 0.999
+
+
+@pytest.mark.parametrize("options", [{"pool": "gem"}, {"head": "spectral", "spectral_gate": 0.9}])
+def test_a_recipe_is_checked_without_memory(options):
+    check_model(validated("checked", {"model": options}))
 
 
 def test_channels_last_gives_the_same_features():
