@@ -1,12 +1,13 @@
 """Weights and settings of the public baselines: an answer for every tensor and key, the same figures."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_recipe
 
-from reidlab.core.recipe import validated
+from reidlab.core.recipe import load_recipe, recipe_names, validated
 from reidlab.core.run import open_run
 from reidlab.models.baseline_weights import NAMES, baseline_facts, baseline_key, load_baseline
 from reidlab.models.catalogue import build_model
@@ -182,3 +183,54 @@ def test_a_recipe_of_the_strong_baselines_can_be_built():
             check_model(r)
             assert tuple(r.loss.terms[t]["weight"] for t in ("softmax", "triplet")) == terms
             assert r.evaluate.normalise == (family == "strong") and not r.model.stem_relu
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ROWS = [name for name in recipe_names(RECIPES) if re.match(r"(lite|strong|sbn)(/|$)", name)]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_published_row_can_be_built(name):
+    assert len(ROWS) == 12 + 9 + 7
+    r = load_recipe(name, folder=RECIPES)
+    check_model(r, 751)
+    assert r.data.val_fraction == 0 and r.train.select == "last"
+
+
+def test_rows_are_what_the_originals_files_say():
+    "A row of ours and the recipe read off a file of theirs."
+    ours = load_recipe("lite/best-one-stage", folder=RECIPES)
+    theirs, _ = lite_recipe(
+        {
+            "batch_sampling_params": {"P": 32, "K": 2},
+            "tri_loss_params": {"margin": 0.16},
+            "epochs": 100,
+        }
+    )
+    theirs = validated("theirs", theirs)
+    assert ours.model == theirs.model and ours.loss == theirs.loss
+    assert ours.train.milestones == theirs.train.milestones
+    ours = load_recipe("sbn/market", folder=RECIPES)
+    theirs, _ = strong_recipe(
+        {
+            "SOLVER": {
+                "BASE_LR": 1e-4,
+                "GAMMA": 0.6,
+                "STEPS": [20, 30],
+                "WARMUP_FACTOR": 0.01,
+                "WARMUP_ITERS": 10,
+                "MAX_EPOCHS": 30,
+            },
+            "DATALOADER": {"SAMPLER": "softmax_triplet", "NUM_INSTANCE": 8},
+        },
+        "sbn",
+        stem_relu=False,
+    )
+    theirs = validated("theirs", theirs)
+    assert ours.model == theirs.model and (ours.data.p, ours.data.k) == (
+        theirs.data.p,
+        theirs.data.k,
+    )
+    assert ours.train.warmup_factor == pytest.approx(theirs.train.warmup_factor)
+    assert ours.train.milestones == theirs.train.milestones and ours.train.warmup == 9
+    assert ours.evaluate.normalise == theirs.evaluate.normalise
