@@ -42,9 +42,11 @@ def softmax_term(
     branches: Iterable[BranchLike],
     pids: Tensor,  # (B,) classes 0 … C−1
     smoothing: float = 0.1,  # share of the target spread over all classes
+    largest: bool = False,  # True: the worst branch alone, instead of the sum
 ) -> Tensor:  # scalar
     "Smoothed cross-entropy, summed over the branches with logits."
-    return sum(softmax_loss(z, pids, smoothing) for z in _parts(branches, "logits", "softmax"))
+    losses = [softmax_loss(z, pids, smoothing) for z in _parts(branches, "logits", "softmax")]
+    return torch.stack(losses).max() if largest else sum(losses)
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #b0403d8b
 def triplet_term(
