@@ -7,13 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reidlab.core.recipe import validated
 from reidlab.core.seed import seed_all
 from reidlab.models.balance import BALANCED
 from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS, build_model
-from reidlab.models.cdnet import cdnet, reference_key
+from reidlab.models.cdnet import cdnet, reference_key, strip_training_layers
 from reidlab.models.cost import count_macs, count_parameters
+from reidlab.training.loop import check_model
 
 LITE = {"backbone": "resnet50", "neck": "bn", "embedding": 256, "dropout": 0.5}
+
+PCB = {"backbone": "resnet50", "head": "pcb", "neck": "bn", "embedding": 256, "pool": "max"}
 
 
 def on_paper(**names):
@@ -29,6 +33,14 @@ def test_parameter_counts_are_the_published_ones():
     assert count_parameters(on_paper(backbone="resnet50").backbone.layer4) == 14_964_736
     assert count_parameters(on_paper(backbone="resnet50")) == 25_050_176
     assert count_parameters(on_paper(**LITE)) == 24_226_095
+    assert count_parameters(on_paper(backbone="resnet50_ibn").backbone) == 23_508_032
+    stripe = on_paper(**PCB, stripes=1)
+    assert count_parameters(stripe) - count_parameters(stripe.backbone) == 718_063
+    assert count_parameters(on_paper(**PCB, global_branch=256)) == 28_534_473
+    forked = on_paper(**PCB, global_branch=256, copied_stage=1)
+    assert count_parameters(forked) == 28_534_473 + 14_964_736
+    middle = on_paper(backbone="resnet50_middle", neck="bn", embedding=512)  # with bias, by hand
+    assert count_parameters(middle) == 23_508_032 + 3072 * 512 + 512 + 1024 + 512 * 751 + 751
 
 
 def test_only_the_bias_of_the_bnneck_is_frozen():
@@ -82,14 +94,63 @@ def test_every_combination_trains_and_answers(pool, neck, head, embedding):
     seed_all(0)
     model = build_model(pool=pool, neck=neck, head=head, embedding=embedding, n_pids=4)
     branches = model(torch.randn(4, 3, 48, 48))
-    loss = sum(
-        F.cross_entropy(b.logits, torch.arange(4)) + b.feat.square().mean() for b in branches
-    )
+    loss = sum(F.cross_entropy(b.logits, torch.arange(4)) for b in branches)
+    loss = loss + sum(b.feat.square().mean() for b in branches if b.feat is not None)
     loss.backward()
     for name, p in model.named_parameters():
         assert not p.requires_grad or p.grad is not None, f"{name} learns nothing"
     features = model.eval()(torch.randn(2, 3, 48, 48))
     assert features.shape == (2, embedding or 256) and features.dtype == torch.float32
+
+
+STRIPED = {"head": "pcb", "embedding": 8, "stripes": 3, "n_pids": 4}
+VARIANTS = {
+    "plain": {},
+    "max, no norm": {"pool": "max", "neck": "none"},
+    "bias-free norm, before": {"neck": "bnneck", "neck_feat": "before"},
+    "global": {"global_branch": 16, "neck": "bn"},
+    "own stage 4": {"backbone": "resnet18", "global_branch": 16, "copied_stage": 2},
+    "concatenated": {"concat_classifier": True, "pooled_dropout": 0.5},
+    "masked and erased": {"feature_mask": True, "feature_erasing": 0.4, "dropout": 0.5},
+    "random update": {"branch_update": 5, "global_branch": 16, "neck": "bn"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stripes_train_answer_and_rebuild(variant):
+    seed_all(0)
+    model = build_model(**STRIPED | VARIANTS[variant])
+    images, pids = torch.randn(4, 3, 64, 48), torch.arange(4)
+    branches = model(images)
+    wide = bool(VARIANTS[variant].get("global_branch"))
+    names = ["stripe_1", "stripe_2", "stripe_3", "stripes"] + ["global"] * wide
+    assert [b.name for b in branches] == names
+    assert [b.feat is not None for b in branches] == [False] * 3 + [True] * (1 + wide)
+    loss = sum(F.cross_entropy(b.logits, pids) for b in branches if b.logits is not None)
+    (loss + sum(b.feat.square().mean() for b in branches if b.feat is not None)).backward()
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or p.grad is not None, f"{name} learns nothing"
+    assert json.loads(json.dumps(model.architecture)) == model.architecture
+    twin = build_model(**model.architecture).eval()
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), twin(images))
+        assert model(images).shape == (4, 24 + 16 * wide) == (4, model.feature_dim)
+
+
+def test_a_stripped_model_answers_from_the_same_side():
+    for side in ("before", "after"):
+        model = build_model(**STRIPED, neck="bn", neck_feat=side, feature_mask=True)
+        model(torch.randn(4, 3, 64, 48))  # running statistics other than 0 and 1
+        images = torch.randn(2, 3, 64, 48)
+        with torch.no_grad():
+            assert torch.equal(strip_training_layers(model)(images), model.eval()(images))
+
+
+def test_options_beyond_the_usual_leave_old_fingerprints_alone():
+    late = {"stripes", "global_branch", "branch_update", "feature_erasing", "spectral_gate"}
+    assert not late & on_paper().architecture.keys()
+    assert on_paper(feature_erasing=0.3).architecture["feature_erasing"] == 0.3
 
 
 @pytest.mark.parametrize("neck", BALANCED)
@@ -219,6 +280,11 @@ def test_bfloat16_autocast_stays_near_and_ends_in_float32():
             half = model(images)
     assert half.dtype == torch.float32
     assert F.cosine_similarity(full, half).min() > 0.999
+
+
+@pytest.mark.parametrize("options", [{"pool": "gem"}, {"head": "spectral", "spectral_gate": 0.9}])
+def test_a_recipe_is_checked_without_memory(options):
+    check_model(validated("checked", {"model": options}))
 
 
 def test_channels_last_gives_the_same_features():

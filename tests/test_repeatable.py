@@ -99,12 +99,23 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path):
         "apart": tiny_recipe(train__sync_bn=True, train__gather=False, **shared),
         "local": tiny_recipe(train__sync_bn=False, train__gather=True, **shared),
     }
+    stripes = {"head": "pcb", "stripes": 2, "embedding": 8, "neck": "bn", "global_branch": 8}
+    stripes |= {"branch_update": 3}
+    striped_net = {f"model__{k}": v for k, v in stripes.items()}
+    # averages and no hardest pairs: by rounding, a maximum may find another place
+    recipes["stripes"] = tiny_recipe(**shared | striped_net, loss__terms__triplet={"weight": 0.0})
+    gated = {"model__head": "spectral", "model__spectral_gate": 0.01}
+    recipes["spectral"] = tiny_recipe(**shared | gated)
     one = fitted(recipes["joint"], "one", tmp_path, photos)["model"]
+    striped = fitted(recipes["stripes"], "striped", tmp_path, photos)["model"]
     fits = [(r, opened(r, name, tmp_path, photos)) for name, r in recipes.items()]
     launch(fit_each, gpus=2, device="cpu", fits=fits, data_dir=photos)
     two = {name: last(tmp_path / name)["model"] for name in recipes}
     assert one["neck.norm.num_batches_tracked"] == 5
     assert_close(two["joint"], one, rtol=1e-5, atol=1e-5)
+    assert striped["head.update.drawn"][1] == 5
+    assert_close(two["stripes"], striped, rtol=1e-5, atol=1e-5)  # the same branches sat out
+    assert two["spectral"]["head.steps"] == 5
     for name in ("apart", "local"):  # the comparison above can fail
         with pytest.raises(AssertionError, match="not close"):
             assert_close(two[name], one, rtol=1e-3, atol=1e-3)

@@ -88,7 +88,20 @@ def test_a_shipped_file_becomes_a_recipe_with_nothing_refused(name, tmp_path):
 SAMPLE = {"int": 3, "float": 0.5, "bool": False, "str": "x", "any": None, "float or False": False}
 
 
-@pytest.mark.parametrize("model", ["Darts_normal", "resnet50_middle"])
+def test_the_baselines_are_the_networks_of_the_original():
+    heads = {"resnet50_middle": ("resnet50_middle", "linear"), "PCB": ("resnet50", "pcb")}
+    for name, (backbone, head) in heads.items():
+        file = {"MODEL": {"model_name": name, "PCB": name == "PCB", "dropoutrate": 0.5}}
+        values, report = seed_recipe(file)
+        assert [line for line in report if line.status == "refused"] == []
+        model = validated(name, values).model
+        assert (model.backbone, model.head, model.dropout) == (backbone, head, 0.5)
+        check_model(validated(name, values), 751)
+    _, report = seed_recipe({"MODEL": {"model_name": "resnet50_middle", "PCB": True}})
+    assert [line.key for line in report if line.status == "refused"] == ["MODEL.PCB"]
+
+
+@pytest.mark.parametrize("model", ["Darts_normal", "resnet50_middle", "PCB"])
 def test_every_key_there_is_has_an_answer(model):
     sections = {s: {k: SAMPLE[kind] for k, kind in keys.items()} for s, keys in KEYS.items()}
     sections["MODEL"]["model_name"] = model

@@ -86,7 +86,7 @@ def strip_training_layers(
 ) -> ReIDModel:  # in evaluation mode
     "A copy that embeds alike, without the layers that only the losses need."
     head = model.head
-    side = head.neck_feat if isinstance(head, LinearHead) else "before"
+    side = getattr(head, "neck_feat", "before")
     light = copy.copy(model)
     light._modules = dict(model._modules) | {"head": FeatureHead(head.feature_dim, side)}
     light = copy.deepcopy(light)
