@@ -1898,4 +1898,10 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'reidlab.viz.tensorboard.write_photos': ( '7_viz/tensorboard.html#write_photos',
                                                                                    'reidlab/viz/tensorboard.py'),
                                          'reidlab.viz.tensorboard.written': ( '7_viz/tensorboard.html#written',
-                                                                              'reidlab/viz/tensorboard.py')}}}
+                                                                              'reidlab/viz/tensorboard.py')},
+            'reidlab.viz.tricks': { 'reidlab.viz.tricks.by_seed': ('7_viz/tricks.html#by_seed', 'reidlab/viz/tricks.py'),
+                                    'reidlab.viz.tricks.paired_differences': ( '7_viz/tricks.html#paired_differences',
+                                                                               'reidlab/viz/tricks.py'),
+                                    'reidlab.viz.tricks.plot_tricks': ('7_viz/tricks.html#plot_tricks', 'reidlab/viz/tricks.py'),
+                                    'reidlab.viz.tricks.trick_difference': ('7_viz/tricks.html#trick_difference', 'reidlab/viz/tricks.py'),
+                                    'reidlab.viz.tricks.trick_table': ('7_viz/tricks.html#trick_table', 'reidlab/viz/tricks.py')}}}
