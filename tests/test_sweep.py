@@ -1,0 +1,185 @@
+"""A sweep: its plan under all grids, its runner under bad luck, and once with the real pages."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import nbformat
+import pytest
+from conftest import TINY, run_job
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reidlab.core.parameters import SweepJob, check_parameters
+from reidlab.core.run import RunFolder, _named, open_run, write_json
+from reidlab.training.grid import plan_cells
+from reidlab.training.sweep import cell_state, check_sweep, claim, run_sweep, start_page, stop_all
+
+SWEEP = "nbs/sweep.ipynb"
+VALUES = {
+    "train.lr": st.floats(1e-6, 1, allow_nan=False),
+    "train.epochs": st.integers(1, 99),
+    "data.flip": st.sampled_from([0.0, 0.25, 1.0]),
+    "search.lr": st.floats(1e-6, 1, allow_nan=False),
+    "loss.terms.triplet.margin": st.sampled_from([0.1, 0.3, "soft"]),
+    "model.genotype": st.text("ab:/ .-_", max_size=6),
+}
+grids = st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=3).flatmap(
+    lambda keys: st.fixed_dictionaries(
+        {k: st.lists(VALUES[k], min_size=1, max_size=3, unique=True) for k in keys}
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    "A folder with one recipe, quick to read."
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "plain.yaml").write_text("train: {epochs: 3}\n")
+    return folder
+
+
+@given(grids, st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True))
+@settings(deadline=None, max_examples=60)
+def test_every_combination_has_a_folder_of_its_own_or_the_plan_is_refused(shop, grid, seeds):
+    try:
+        cells = plan_cells("plain", grid=grid, seeds=seeds, folder=shop)
+    except ValueError as wrong:
+        assert "two cells would share the run" in str(wrong)
+        return
+    assert [_named(c.name) for c in cells] == list(dict.fromkeys(c.name for c in cells))
+    wanted = list(itertools.product(*grid.values(), seeds))
+    assert [(*c.overrides.values(), c.seed) for c in cells] == wanted
+    again = plan_cells("plain", grid=json.loads(json.dumps(grid)), seeds=seeds, folder=shop)
+    assert cells == again
+
+
+def test_a_job_takes_its_lists_as_text():
+    given = {"rows": '["all"]', "grid": '{"train.lr": [0.1]}', "seeds": "[0, 1]", "overrides": ""}
+    job = check_parameters(given, SweepJob)
+    assert (job.rows, job.grid, job.seeds, job.overrides) == (
+        ["all"],
+        {"train.lr": [0.1]},
+        [0, 1],
+        {},
+    )
+    with pytest.raises(ValueError, match=r"parameter seeds: needs JSON such as '\[0, 1, 2\]'"):
+        check_parameters({"seeds": "0 1"}, SweepJob)
+    with pytest.raises(ValueError, match="parameter seeds"):
+        check_parameters({"seeds": [-1]}, SweepJob)
+
+
+class Page:
+    "A step that ends at once and leaves what the real page would."
+
+    def __init__(self, runs, log, cell, step, slot, held):
+        os.fstat(held)  # an open claim
+        log.append((cell.name, step))
+        run = open_run(cell.name, cell.resolved(), verb="train", root=runs)
+        if step == "train":
+            run.finish({"val_mAP": 0.5}, seconds=1.0)
+        else:
+            write_json(run.path / "evaluate/synthetic/metrics.json", {"metrics": {"mAP": 0.4}})
+
+    def poll(self):
+        return 0
+
+    def send_signal(self, sig):
+        raise AssertionError("nothing to stop")
+
+
+def test_two_sweeps_at_once_run_every_cell_once(tmp_path):
+    cells, log, tables = plan_cells("smoke", seeds=range(12)), [], {}
+    meet = threading.Barrier(2)
+
+    def sweep(who):
+        meet.wait()
+        launch = partial(Page, tmp_path, log)
+        tables[who] = run_sweep(cells, launch, 3, tmp_path, pause=lambda: None)
+
+    threads = [threading.Thread(target=sweep, args=[who]) for who in "ab"]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert sorted(log) == sorted((c.name, s) for c in cells for s in ("train", "evaluate"))
+    for cell, a, b in zip(cells, tables["a"], tables["b"], strict=True):
+        assert "finished" in (a.state, b.state), cell.name
+        assert cell_state(cell, tmp_path)[0] == "finished"
+
+
+def test_a_claim_ends_with_the_process_that_holds_it(tmp_path):
+    code = (
+        "import sys; from reidlab.training.sweep import claim; print(claim(sys.argv[1]), flush=True);"
+        " sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=-1, stdout=-1, text=True
+    ) as other:
+        assert other.stdout.readline().strip().isdigit()
+        assert claim(tmp_path) is None
+        other.kill()
+        other.wait()
+    held = claim(tmp_path)
+    assert held is not None
+    os.close(held)
+
+
+def test_a_page_that_ignores_the_interrupt_is_ended():
+    code = (
+        "import signal; signal.signal(2, signal.SIG_IGN); print('on', flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, text=True) as deaf:
+        assert deaf.stdout.readline() == "on\n"
+        stop_all([deaf], grace=0.2)
+        assert deaf.poll() == -signal.SIGTERM
+
+
+def test_a_page_that_ends_well_and_leaves_nothing_has_failed(tmp_path):
+    class Idle(Page):
+        def __init__(self, *_):
+            pass
+
+    table = run_sweep(plan_cells("smoke"), Idle, runs=tmp_path, pause=lambda: None)
+    assert (table[0].state, table[0].about) == ("failed", "train: no result was left")
+
+
+def test_a_step_that_cannot_start_gives_its_claim_back(tmp_path):
+    def broken(*_):
+        raise FileNotFoundError("no papermill here")
+
+    cells = plan_cells("smoke")
+    with pytest.raises(FileNotFoundError, match="no papermill here"):
+        run_sweep(cells, broken, runs=tmp_path)
+    held = claim(tmp_path / cells[0].name)
+    assert held is not None
+    os.close(held)
+
+
+def test_a_sweep_with_the_real_pages(stocked):
+    "Two cells, one of which cannot be built: it is reported, the other finishes, and stays finished."
+    small = TINY | {"train.epochs": 1, "evaluate.baselines": False}
+    asked = {
+        "grid": {"model.backbone": ["small_cnn", "no_such_net"]},
+        "overrides": small,
+        "at_once": 2,
+    }
+    out = stocked.root / "sweep.ipynb"
+    job = run_job(SWEEP, out, **asked)
+    assert job.rc == 1 and "1 of 2 cells are not finished" in job.text, job.text[-3000:]
+    assert "no_such_net" in job.text and "backbone 'no_such_net' not found" in job.text
+    run = RunFolder(stocked.runs / "smoke-backbone_small-cnn-train-s0")
+    assert run.finished and (run.path / "evaluate/synthetic/metrics.json").is_file()
+    for step in ("train", "evaluate"):
+        page = nbformat.read(run.path / f"{step}.ipynb", as_version=4)
+        assert not [o for c in page.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    shown = "".join(str(c.get("outputs")) for c in nbformat.read(out, as_version=4).cells)
+    assert "smoke-backbone_small-cnn" in shown and "minutes" in shown
+    cells = plan_cells("smoke", grid={"model.backbone": ["small_cnn"]}, overrides=small)
+    before = (run.path / "train.ipynb").stat().st_mtime_ns
+    table = run_sweep(cells, start_page, show=lambda table: None)
+    assert check_sweep(table) == "All 1 cells are finished."
+    assert (run.path / "train.ipynb").stat().st_mtime_ns == before
