@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['points_of_runs', 'plot_tradeoff']
 
-# %% ../../nbs/7_viz/18_tradeoff.ipynb #50a981f8
+# %% ../../nbs/7_viz/18_tradeoff.ipynb #efec17f6
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from ..core import look
 from ..core.names import unknown
@@ -29,7 +30,7 @@ def points_of_runs(
     columns = ["dataset", "params", name]
     return known[columns].reset_index(names="model")
 
-# %% ../../nbs/7_viz/18_tradeoff.ipynb #5c71f002
+# %% ../../nbs/7_viz/18_tradeoff.ipynb #b1dcba5a
 def plot_tradeoff(
     published: pd.DataFrame,  # model, dataset, params and the figure; may be empty
     ours: pd.DataFrame,  # the same columns, from points_of_runs; may be empty
@@ -60,6 +61,12 @@ def plot_tradeoff(
         for word, *at in zip(part["model"], x, y, strict=True):
             ax.annotate(word, at, xytext=(5, 3), textcoords="offset points", fontsize=8)
     ax.set(xscale="log", xlabel="parameters (M, log scale)", ylabel=title, title=sets[0])
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     ax.margins(x=0.15, y=0.15)
+    low = ax.get_ylim()[0]
+    note = f"axis starts at {low:.0f} %" if factor == 100 else ""
+    ax.text(0.01, 0.02, note, transform=ax.transAxes, fontsize=8, color="0.35")
     ax.legend(loc="lower right")
     return ax
