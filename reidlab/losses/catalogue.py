@@ -76,10 +76,12 @@ def softmax_term(
     branches: Iterable[BranchLike],
     pids: Tensor,  # (B,) classes 0 … C−1
     smoothing: float = 0.1,  # share of the target spread over all classes
+    largest: bool = False,  # True: the worst branch alone, instead of the sum
 ) -> Tensor:  # scalar
     "Smoothed cross-entropy, summed over the branches with logits."
     found = fitting(branches, "logits", "softmax")
-    return sum(softmax_loss(b.logits, pids, smoothing) for b in found)
+    losses = [softmax_loss(b.logits, pids, smoothing) for b in found]
+    return torch.stack(losses).max() if largest else sum(losses)
 
 
 def focal_term(
@@ -89,6 +91,7 @@ def focal_term(
 ) -> Tensor:  # scalar
     "Focal loss, summed over the branches with logits."
     return sum(focal_loss(b.logits, pids, gamma) for b in fitting(branches, "logits", "focal"))
+
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #b0403d8b
 MININGS = {"hard": hardest_pairs, "weighted": weighted_pairs}

@@ -22,6 +22,7 @@ class Branch(NamedTuple):
     name: str = ""  # stripe_1 …, stripes, global; empty: the only one
     norm: Tensor | None = None  # (B,) length of the classified feature, where logits are cosines
 
+
 # %% ../../nbs/2_models/04_heads.ipynb #9af33b2a
 def classifier_layer(
     in_dim: int,  # D

@@ -42,7 +42,7 @@ def control_seeds(
     table = pd.DataFrame(rows).T[["params", "macs"]].astype("int64")
     return table.assign(relative=(table["macs"] / bar["macs"]).round(3)).rename_axis("genotype")
 
-# %% ../../nbs/5_nas/21_controls.ipynb #a6a34405
+# %% ../../nbs/5_nas/22_controls.ipynb #a6a34405
 def width_within(
     genotype: str | Genotype,  # cells
     recipe: Recipe,  # of the training: cells, stem, input size; its own width does not matter

@@ -221,8 +221,7 @@ DECIDED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "warm_up": _only(False, WARM),
     "input_channels": _only(3, "photos have three channels"),
     "pretrain": _only(False, "weights come from a file: name it in model.weights"),
-    "return_middle_level_feature": _only(False, "no network here joins the maps of two stages"),
-    "PCB": _only(False, "say the stripes in the recipe's model section"),
+    "return_middle_level_feature": _only(False, "model_name says it: resnet50_middle"),
     "optimizer_type": lambda key, value: {
         "train.optimizer": _one_of(key, value, {"build_base_SGD_opt": "sgd"})
     },
@@ -274,10 +273,18 @@ NETWORKS = {
         "search.warmup": 0,
     },
     "resnet50_middle": {
-        "model.backbone": "resnet50",
+        "model.backbone": "resnet50_middle",
         "model.last_stride": 2,
         "model.embedding": 512,
         "model.neck": "bn",
+    },
+    "PCB": {
+        "model.backbone": "resnet50",
+        "model.head": "pcb",
+        "model.embedding": 256,
+        "model.neck": "bn",
+        "model.pooled_dropout": 0.5,
+        "model.dropout": 0.5,
     },
 }
 
@@ -291,6 +298,10 @@ def _decide(key: str, flat: Mapping[str, Any], searching: bool) -> dict[str, Any
         return NO_EFFECT[key].format(value=value)
     if key == "model_name":
         return _one_of(key, value, NETWORKS)
+    if key == "PCB":
+        if bool(value) != (flat["model_name"] == "PCB"):
+            raise Refused("model_name says it: PCB")
+        return "model_name says it"
     if key in ("batch_size", "pair_num"):
         if key == "pair_num" and "batch_size" not in flat:
             raise Refused("pair_num needs batch_size beside it")
@@ -327,8 +338,6 @@ def _line(
     if isinstance(found, str):
         return Line(name, value, "ignored", "", "; ".join(filter(None, [found, note, stray]))), {}
     reason = "; ".join(filter(None, [REMARKS.get(key, ""), note, stray]))
-    if key == "model_name" and value == "resnet50_middle":
-        reason = "the nearest: the original joins the maps of the last two stages"
     return Line(name, value, "mapped", ", ".join(found), reason), found
 
 
@@ -348,7 +357,7 @@ def seed_recipe(
     for key, (_, value) in found.items():
         values[key], notes[key] = typed(key, value) if key in KINDS else (value, "")
     if "model_name" not in values:
-        raise ValueError("needs MODEL.model_name (Darts_normal or resnet50_middle), got none.")
+        raise ValueError("needs MODEL.model_name (Darts_normal, resnet50_middle or PCB), got none.")
     _one_of("model_name", values["model_name"], NETWORKS)
     dotted: dict[str, Any] = (
         {"search.space": space} if values["model_name"] == "Darts_normal" else {}
