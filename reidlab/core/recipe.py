@@ -93,6 +93,8 @@ class Model(Section):
     width: Positive = 1.0  # cdnet and the networks it was compared with: multiplier of all channels
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # derived: reached at the last epoch
     pool_norm: bool = True  # derived: batch norm behind a pooling
+    auxiliary: bool = False  # derived: a second classifier at two thirds, in training alone
+    auxiliary_weight: Positive = 0.4  # of its losses
 
 # %% ../../nbs/0_core/04_recipe.ipynb #3dedfa8d
 class Loss(Section):

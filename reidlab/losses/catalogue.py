@@ -27,15 +27,25 @@ class BranchLike(Protocol):
     feat: Tensor | None  # (B, D)
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #d8d366b1
-def _parts(branches: Iterable[BranchLike], part: str, term: str) -> list[Tensor]:
-    found = [getattr(branch, part) for branch in branches]
-    kept = [tensor for tensor in found if tensor is not None]
-    if not kept:
+def _summed(
+    branches: Iterable[BranchLike],
+    part: str,  # logits or feat
+    term: str,  # the loss's name
+    loss: Callable[[Tensor], Tensor],  # of one branch's part
+) -> Tensor:  # scalar
+    "A loss added up over the branches that have a part, each with the branch's weight."
+    branches, values = list(branches), []
+    for branch in branches:
+        tensor, weight = getattr(branch, part), getattr(branch, "weight", 1.0)
+        if tensor is not None:
+            value = loss(tensor)
+            values.append(value if weight == 1 else weight * value)
+    if not values:
         raise ValueError(
-            f"{term} needs a branch with {part}; none of the model's {len(found)} has one. "
+            f"{term} needs a branch with {part}; none of the model's {len(branches)} has one. "
             f"Change the model's head, or leave {term} out of the recipe's loss."
         )
-    return kept
+    return sum(values)
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #c26f77e3
 def softmax_term(
@@ -44,7 +54,7 @@ def softmax_term(
     smoothing: float = 0.1,  # share of the target spread over all classes
 ) -> Tensor:  # scalar
     "Smoothed cross-entropy, summed over the branches with logits."
-    return sum(softmax_loss(z, pids, smoothing) for z in _parts(branches, "logits", "softmax"))
+    return _summed(branches, "logits", "softmax", lambda z: softmax_loss(z, pids, smoothing))
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #b0403d8b
 def triplet_term(
@@ -55,8 +65,8 @@ def triplet_term(
     normalize: bool = False,  # features on the unit sphere first
 ) -> Tensor:  # scalar
     "Batch-hard triplet loss, summed over the branches with a feature."
-    feats = _parts(branches, "feat", "triplet")
-    return sum(triplet_loss(x, pids, margin, valid_only, normalize) for x in feats)
+    one = lambda x: triplet_loss(x, pids, margin, valid_only, normalize)
+    return _summed(branches, "feat", "triplet", one)
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #682bcfd1
 LOSSES: dict[str, Callable[..., Tensor]] = {

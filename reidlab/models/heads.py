@@ -18,6 +18,7 @@ class Branch(NamedTuple):
 
     logits: Tensor | None  # (B, n_pids) before the softmax
     feat: Tensor | None  # (B, D) for the metric losses, not normalised
+    weight: float = 1.0  # how much it counts in every loss; below 1 for an assistant's opinion
 
 # %% ../../nbs/2_models/04_heads.ipynb #9af33b2a
 def classifier_layer(

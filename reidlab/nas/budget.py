@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.recipe import Recipe
+from ..models.auxiliary import AUXILIARY_WEIGHT
 from ..models.catalogue import build_model
 from ..models.cost import MacCounter, count_macs, count_parameters
 from ..models.genotype import Genotype, random_genotype
@@ -27,6 +28,7 @@ from .supernet import MIXES, Supernet
 # %% ../../nbs/5_nas/13_budget.ipynb #faa2742d
 def _network(genotype: Genotype, recipe: Recipe, n_pids: int) -> Any:
     own = {"backbone": "derived", "genotype": genotype, "weights": "", "stem_relu": True}
+    own |= {"auxiliary": False, "auxiliary_weight": AUXILIARY_WEIGHT}  # stays behind after training
     with torch.device("meta"):
         return build_model(**recipe.model.model_dump() | own, n_pids=n_pids)
 

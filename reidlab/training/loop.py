@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'check_model',
-           'keep_genotype', 'with_genotype', 'load_model', 'open_together', 'run_epochs', 'fit_from_recipe', 'costs_of',
-           'reason_of']
+           'note_weights', 'keep_genotype', 'with_genotype', 'load_model', 'open_together', 'run_epochs',
+           'fit_from_recipe', 'costs_of', 'reason_of']
 
 # %% ../../nbs/4_training/06_loop.ipynb #b8c0f91b
 import math
@@ -25,7 +25,8 @@ from ..core.seed import deterministic, seed_all
 from ..core.settings import settings
 from ..data.loaders import Batch, DataSet, open_data, train_loader
 from ..losses.catalogue import weighted_sum
-from ..models.catalogue import build_model
+from ..models.backbones import key_account
+from ..models.catalogue import WHOLE_FILES, build_model
 from ..models.cells import set_drop_path
 from ..models.cost import count_macs, count_parameters
 from ..models.genotype import find_genotype, read_genotype
@@ -45,10 +46,8 @@ def joint(
     "The branches and labels of all processes, with gradients."
     if world_size() == 1:
         return list(branches), pids
-    whole = [
-        type(b)(*(None if part is None else gather_rows(part) for part in b)) for b in branches
-    ]
-    return whole, gather_rows(pids)
+    rows = lambda b: {k: gather_rows(v) for k, v in b._asdict().items() if isinstance(v, Tensor)}
+    return [b._replace(**rows(b)) for b in branches], gather_rows(pids)
 
 # %% ../../nbs/4_training/06_loop.ipynb #6baef0d3
 class Trainer:
@@ -253,11 +252,22 @@ def check_model(
     recipe: Recipe,
     n_pids: int = 2,  # identities of the classifier
 ) -> None:
-    "Refuse a recipe whose network or loss cannot be built."
+    "Refuse a recipe whose network or loss cannot be built, or whose weights do not fit."
     weighted_sum(recipe.loss.terms)
     with torch.device("meta"):
         network = build_model(**recipe.model.model_dump() | {"weights": ""}, n_pids=n_pids)
     costs_of(network, recipe)  # runs it once, without memory: a map too small shows here
+    if recipe.model.weights:
+        build_model(**recipe.model.model_dump(), n_pids=n_pids)
+
+
+def note_weights(run: RunFolder, recipe: Recipe, model: nn.Module) -> None:
+    "Write down which keys of the recipe's weight file the backbone took, which it left, which it lacks."
+    if rank() > 0 or not recipe.model.weights or recipe.model.backbone in WHOLE_FILES:
+        return
+    keys = key_account(model.backbone, recipe.model.weights)
+    told = {"loaded": len(keys["loaded"]), "left": keys["left"], "missing": keys["missing"]}
+    run.log("weights", file=Path(recipe.model.weights).name, **told)
 
 # %% ../../nbs/4_training/06_loop.ipynb #a9e0c4b9
 def keep_genotype(
@@ -402,6 +412,7 @@ def fit_from_recipe(
             keep_genotype(recipe, run.path)
         data = open_together(recipe, data_dir)  # all ranks meet here
         model = model_from_recipe(with_genotype(recipe, run.path), data.n_pids)
+        note_weights(run, recipe, model)
         costs = costs_of(model, recipe)
         trainer = Trainer(model, weighted_sum(recipe.loss.terms), recipe.train, device)
         workers = settings().workers if workers is None else workers
@@ -420,9 +431,11 @@ def fit_from_recipe(
 
 # %% ../../nbs/4_training/06_loop.ipynb #c0249f2a
 def costs_of(model: nn.Module, recipe: Recipe) -> dict[str, int]:
-    "Parameters and multiply-accumulates of a forward pass on one photo."
+    "Parameters and multiply-accumulates of a forward pass on one photo; what only training has, apart."
     size = (1, 3, recipe.data.height, recipe.data.width)
-    return {"params": count_parameters(model), "macs": count_macs(model, size)}
+    extra = count_parameters(getattr(model, "auxiliary", nn.Identity()))
+    costs = {"params": count_parameters(model) - extra, "macs": count_macs(model, size)}
+    return costs | ({"auxiliary_params": extra} if extra else {})
 
 
 def reason_of(plan: Train, record: dict[str, Any]) -> str:
