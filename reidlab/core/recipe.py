@@ -189,7 +189,9 @@ class Search(Section):
     max_skips: Count | None = None  # short cuts a derived cell may have; None: any number
     max_macs: Count = 0  # of the derived network, for one photo; 0: no limit
     max_params: Count = 0  # of the derived network; 0: no limit
-    cost_weight: Annotated[float, Field(ge=0)] = 0.0  # what expected MACs cost the alphas
+    cost_weight: Annotated[float, Field(ge=0)] = 0.0  # what the expected cost costs the alphas
+    cost: Literal["macs", "latency"] = "macs"  # the cost they hear of; latency: measured here, once
+    max_latency: Annotated[float, Field(ge=0)] = 0.0  # ms of the derived network; 0: no limit
     validate_every: Annotated[int, Field(ge=0)] = 2  # epochs; 0: never
     memory: str = ""  # lean forward: lean, cell, node, edge, or a budget as 8GiB; empty: plain
     health: dict[str, dict[str, float | int | bool | str]] = {}  # rules watched; empty: the usual

@@ -18,10 +18,11 @@ from ..core.recipe import Recipe, Train
 from ..losses.catalogue import weighted_sum
 from ..models.genotype import Genotype
 from ..models.reid import ReIDModel
-from .budget import CostPenalty, cost_tables, within
+from .budget import CostPenalty, CostTable, cost_tables, within
 from .darts import SearchTrainer
 from .derive import derive
 from .gdas import GumbelSupernet
+from .latency import latency_limit
 from .pcdarts import PartialSupernet
 from .shortcuts import Helped, drop_skips, zero_one_loss
 from .stages import prune
@@ -124,13 +125,15 @@ def search_trainer(
     other: Any,  # loader of the alphas' half
     device: str = "cpu",
     n_pids: int = 751,  # training identities, of the network that cost is about
+    latency: CostTable | None = None,  # where the recipe asks for it: the run's own
 ) -> SearchTrainer:
     "The trainer of a recipe's search."
     s, parts = recipe.search, []
     if s.zero_one:
         parts.append(lambda net: s.zero_one * zero_one_loss(net))
     if s.cost_weight:
-        table = cost_tables(recipe, supernet_of(model).space, n_pids)["macs"]
+        timed = s.cost == "latency"
+        table = latency if timed else cost_tables(recipe, supernet_of(model).space, n_pids)["macs"]
         parts.append(CostPenalty(table, s.cost_weight))
     loss, judge = weighted_sum(s.loss), weighted_sum(alpha_terms(recipe))
     return SearchTrainer(
@@ -142,6 +145,7 @@ def derived_genotype(
     recipe: Recipe,
     net: Supernet,
     n_pids: int = 751,  # training identities, of the network that cost is about
+    latency: CostTable | None = None,  # where the recipe limits it: the run's own
 ) -> Genotype:
     "The genotype that a net's present alphas stand for, within the recipe's limits."
     s, tables, betas = recipe.search, net.tables(), net.betas
@@ -150,6 +154,9 @@ def derived_genotype(
         costs = cost_tables(recipe, net.space, n_pids)
         wanted = {"MACs": ("macs", s.max_macs), "parameters": ("params", s.max_params)}
         limits = {name: (costs[key], most) for name, (key, most) in wanted.items() if most}
+    if s.max_latency:
+        limits |= latency_limit(recipe, latency)
+    if limits:
         choose = {"choose": within(limits)}
     return derive(
         tables["normal"],
@@ -183,12 +190,13 @@ def search_card(
     extras = {
         "an auxiliary short cut that fades": s.auxiliary_skip,
         f"zero-one loss, weight {s.zero_one:g}": s.zero_one,
-        f"expected MACs, weight {s.cost_weight:g}": s.cost_weight,
+        f"expected {'MACs' if s.cost == 'macs' else 'latency'}, weight {s.cost_weight:g}": s.cost_weight,
     }
     limits = {
         f"{s.max_skips} short cuts a cell": s.max_skips is not None,
         f"{s.max_macs:,} MACs": s.max_macs,
         f"{s.max_params:,} parameters": s.max_params,
+        f"{s.max_latency:g} ms, measured": s.max_latency,
     }
     named = lambda parts: ", ".join(name for name, is_so in parts.items() if is_so) or "none"
     epochs = f"{s.epochs}, the first {s.warmup} for the weights alone"
