@@ -123,6 +123,8 @@ class Model(Section):
     width: Positive = 1.0  # cdnet and the networks it was compared with: multiplier of all channels
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # derived: reached at the last epoch
     pool_norm: bool = True  # derived: batch norm behind a pooling
+    auxiliary: bool = False  # derived: a second classifier at two thirds, in training alone
+    auxiliary_weight: Positive = 0.4  # of its losses
 
 # %% ../../nbs/0_core/04_recipe.ipynb #3dedfa8d
 class Loss(Section):
@@ -240,7 +242,9 @@ class Search(Section):
     max_skips: Count | None = None  # short cuts a derived cell may have; None: any number
     max_macs: Count = 0  # of the derived network, for one photo; 0: no limit
     max_params: Count = 0  # of the derived network; 0: no limit
-    cost_weight: Annotated[float, Field(ge=0)] = 0.0  # what expected MACs cost the alphas
+    cost_weight: Annotated[float, Field(ge=0)] = 0.0  # what the expected cost costs the alphas
+    cost: Literal["macs", "latency"] = "macs"  # the cost they hear of; latency: measured here, once
+    max_latency: Annotated[float, Field(ge=0)] = 0.0  # ms of the derived network; 0: no limit
     validate_every: Annotated[int, Field(ge=0)] = 2  # epochs; 0: never
     memory: str = ""  # lean forward: lean, cell, node, edge, or a budget as 8GiB; empty: plain
     health: dict[str, dict[str, float | int | bool | str]] = {}  # rules watched; empty: the usual

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PACKAGES', 'STALE', 'KEPT', 'KEPT_BYTES', 'write_bytes', 'write_json', 'read_json', 'commit', 'environment',
-           'RunFolder', 'open_run', 'find_run', 'load_runs', 'provenance', 'keep_run']
+           'RunFolder', 'run_path', 'open_run', 'find_run', 'load_runs', 'provenance', 'keep_run']
 
 # %% ../../nbs/0_core/06_run.ipynb #1ca0b353
 import json
@@ -251,6 +251,17 @@ def _named(run: str) -> str:
     return run
 
 # %% ../../nbs/0_core/06_run.ipynb #ffc0d3fa
+def run_path(
+    run: str,  # folder name under runs/; empty: recipe, verb and seed
+    recipe: Recipe,
+    verb: str,  # train, search
+    root: str | Path = "",  # where run folders lie; empty: settings().runs_dir
+) -> Path:
+    "Where a run lies, or will."
+    name = _named(run or f"{recipe.name.replace('/', '.')}-{verb}-s{recipe.seed}")
+    return Path(root or settings().runs_dir) / name
+
+
 def open_run(
     run: str,  # folder name under runs/; empty: recipe, verb and seed
     recipe: Recipe,  # what is to run
@@ -261,8 +272,8 @@ def open_run(
     root: str | Path = "",  # where run folders lie; empty: settings().runs_dir
 ) -> RunFolder:  # new, to be continued, or finished
     "Open a run: create it, continue an unfinished one, show a finished one, refuse another's."
-    name = _named(run or f"{recipe.name.replace('/', '.')}-{verb}-s{recipe.seed}")
-    folder = RunFolder(Path(root or settings().runs_dir) / name)
+    folder = RunFolder(run_path(run, recipe, verb, root))
+    name = folder.name
     if (folder.path / "recipe.yaml").is_file():
         status, before = folder.status(), folder.environment
         aside = ("search",) if verb == "train" else ()  # a training asks nothing of it

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP_BYTES', 'DataSet', 'find_manifest', 'open_data', 'Batch', 'PhotoFiles', 'TrainPhotos', 'collate', 'Loader',
-           'train_loader', 'PlainPhotos', 'eval_loader']
+           'pk_batches', 'train_loader', 'PlainPhotos', 'eval_loader']
 
 # %% ../../nbs/1_data/07_loaders.ipynb #0ec9a7be
 from collections.abc import Iterator, Sequence
@@ -175,6 +175,22 @@ class Loader(DataLoader):
             raise type(wrong)(line.partition("Error: ")[2]) from None
 
 # %% ../../nbs/1_data/07_loaders.ipynb #68481d4c
+def pk_batches(
+    photos: Photos,  # a data set's training photos
+    data: Data,  # P×K and the remainder
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> PKSampler:
+    "The P×K sampler of some photos; refused where they make no batch."
+    sampler = PKSampler(photos.pids, data.p, data.k, data.remainder, seed, rank, world)
+    if not sampler.batches.size:
+        raise ValueError(
+            f"the training photos make no batch of {data.p}×{data.k}. Lower data.p or data.k."
+        )
+    return sampler
+
+
 def train_loader(
     photos: Photos,  # a data set's training photos
     data: Data,  # sizes, P×K, augmentation
@@ -185,11 +201,7 @@ def train_loader(
     keep: bool | None = None,  # photos in memory; None: when they fit
 ) -> DataLoader:  # of Batch; `loader.batch_sampler.set_epoch(e)` before each epoch
     "P×K training batches; pids are class labels 0…C−1."
-    sampler = PKSampler(photos.pids, data.p, data.k, data.remainder, seed, rank, world)
-    if not sampler.batches.size:
-        raise ValueError(
-            f"the training photos make no batch of {data.p}×{data.k}. Lower data.p or data.k."
-        )
+    sampler = pk_batches(photos, data, seed, rank, world)
     return Loader(
         TrainPhotos(photos, data, seed, keep),
         batch_sampler=sampler,

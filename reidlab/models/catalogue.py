@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'POOLS', 'NECKS', 'HEADS', 'STRIPED', 'CELLS', 'STRIPES', 'SPECTRAL', 'LATE', 'OPTIONS', 'WHOLE_FILES',
-           'NOT_ARCHITECTURE', 'build_part', 'set_options', 'balanced', 'striped', 'assemble', 'build_model',
-           'network_genotype']
+           'NOT_ARCHITECTURE', 'build_part', 'set_options', 'balanced', 'striped', 'assemble', 'check_auxiliary',
+           'build_model', 'network_genotype']
 
 # %% ../../nbs/2_models/99_catalogue.ipynb #c91f3918
 import inspect
@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..core.names import unknown
+from .auxiliary import AUXILIARY_WEIGHT, with_auxiliary
 from .backbones import resnet, small_cnn
 from .balance import BALANCED, balanced_parts
 from .cdnet import load_published
@@ -26,7 +27,7 @@ from .genotype import Genotype, LayerGenotype, find_genotype
 from .heads import CosineHead, LinearHead
 from .ibn import ibn_resnet
 from .layered import cdnet_maps, cnet_maps, find_layers, stdnet_maps
-from .neck import bn, bnneck, no_neck
+from .neck import bnneck, no_neck
 from .pooling import AvgPool, GeM, MaxPool
 from .reid import ReIDModel
 from .silence import FeatureErasing, maskable_bn
@@ -190,7 +191,22 @@ def assemble(
 
 # %% ../../nbs/2_models/99_catalogue.ipynb #af85316f
 WHOLE_FILES = ("cdnet", "cnet", "stdnet")
-NOT_ARCHITECTURE = ("weights", "width", *CELLS, *LATE)
+# facts only where they matter
+NOT_ARCHITECTURE = ("weights", "width", "auxiliary", "auxiliary_weight", *CELLS, *LATE)
+
+
+def check_auxiliary(backbone: str, auxiliary: bool, weight: float) -> None:
+    "Refuse an auxiliary classifier where there is no place for one, and a weight without it."
+    if auxiliary and backbone != "derived":
+        raise ValueError(
+            f"model.auxiliary stands between the cells of backbone 'derived', got backbone {backbone!r}. "
+            "Set model.auxiliary false."
+        )
+    if not auxiliary and weight != AUXILIARY_WEIGHT:
+        raise ValueError(
+            f"model.auxiliary_weight is of a classifier that is not there, got {weight}. "
+            f"Set model.auxiliary true, or leave the weight at {AUXILIARY_WEIGHT}."
+        )
 
 
 def build_model(
@@ -225,9 +241,12 @@ def build_model(
     drop_path: float = 0.0,  # derived: highest probability that an op is silenced
     pool_norm: bool = True,  # derived: batch norm behind a pooling
     width: float = 1.0,  # cdnet and what it was compared with: multiplier of all channels
+    auxiliary: bool = False,  # derived: a second classifier at two thirds of the depth
+    auxiliary_weight: float = AUXILIARY_WEIGHT,  # of its losses
 ) -> ReIDModel:
     "Assemble a re-ID model from names."
     said = dict(locals())
+    check_auxiliary(backbone, auxiliary, auxiliary_weight)
     source = run_checkpoint(weights)  # of a run of ours, which holds neck and head as well
     later = source is not None or backbone in WHOLE_FILES  # published files of these do, too
     asked = said | {"weights": ""} if later else said
@@ -245,7 +264,7 @@ def build_model(
         start_from(model, source)
     elif weights and later:
         load_published(model, weights)
-    return model
+    return with_auxiliary(model, n_pids, auxiliary_weight) if auxiliary else model
 
 # %% ../../nbs/2_models/99_catalogue.ipynb #e31b10c9
 def network_genotype(

@@ -21,7 +21,7 @@ class Branch(NamedTuple):
     feat: Tensor | None  # (B, D) for the metric losses, not normalised
     name: str = ""  # stripe_1 …, stripes, global; empty: the only one
     norm: Tensor | None = None  # (B,) length of the classified feature, where logits are cosines
-
+    weight: float = 1.0  # how much it counts in every loss; below 1 for an assistant's opinion
 
 # %% ../../nbs/2_models/04_heads.ipynb #9af33b2a
 def classifier_layer(

@@ -6,7 +6,8 @@
 __all__ = ['MACROS', 'STEMS', 'RESNET_STEM', 'Place', 'cell_plan', 'build_stem', 'CellStack', 'stem_of']
 
 # %% ../../nbs/2_models/11_macro.ipynb #2581a3e3
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -105,15 +106,22 @@ class CellStack(nn.Module):
             before_last, last, shrink = last, cell.out_channels, place.stride == 2
         self.out_channels = last
 
-    def forward(
+    def each(
         self,
         images: Tensor,  # (B, 3, H, W) normalised
         *mixing: dict[str, Tensor],  # for the cells of a search: what they need, by kind
-    ) -> Tensor:  # (B, out_channels, h, w)
+    ) -> Iterator[Tensor]:  # (B, ·, ·, ·) what each cell gives, first to last
         s0 = s1 = self.stem(images)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, *(m[cell.kind] for m in mixing))
-        return s1
+            yield s1
+
+    def forward(
+        self,
+        images: Tensor,  # (B, 3, H, W) normalised
+        *mixing: dict[str, Tensor],
+    ) -> Tensor:  # (B, out_channels, h, w)
+        return deque(self.each(images, *mixing), maxlen=1).pop()  # keeps no earlier map alive
 
 
 def stem_of(

@@ -22,11 +22,12 @@ from ..losses.catalogue import weighted_sum
 from ..models.genotype import Genotype, LayerGenotype
 from ..models.ops import SPACES
 from ..models.reid import ReIDModel
-from .budget import CostPenalty, cost_tables, within
+from .budget import CostPenalty, CostTable, cost_tables, within
 from .cdnet_space import LAYER_SPACES, LayerSupernet, derive_layers, layer_supernet
 from .darts import SearchTrainer
 from .derive import derive
 from .gdas import GumbelSupernet
+from .latency import latency_limit
 from .layer_budget import LayerPenalty, layer_costs, layers_within
 from .pcdarts import PartialSupernet
 from .shortcuts import Helped, drop_skips, zero_one_loss
@@ -227,6 +228,7 @@ def search_trainer(
     other: Any,  # loader of the alphas' half
     device: str = "cpu",
     n_pids: int = 751,  # training identities, of the network that cost is about
+    latency: CostTable | None = None,  # where the recipe asks for it: the run's own
 ) -> SearchTrainer:
     "The trainer of a recipe's search."
     s, parts = recipe.search, []
@@ -236,7 +238,8 @@ def search_trainer(
     if s.zero_one:
         parts.append(lambda net: s.zero_one * zero_one_loss(net))
     if s.cost_weight and s.space not in LAYER_SPACES:
-        table = cost_tables(recipe, supernet_of(model).space, n_pids)["macs"]
+        timed = s.cost == "latency"
+        table = latency if timed else cost_tables(recipe, supernet_of(model).space, n_pids)["macs"]
         parts.append(CostPenalty(table, s.cost_weight))
     loss, judge = weighted_sum(s.loss), weighted_sum(alpha_terms(recipe))
     return SearchTrainer(
@@ -264,12 +267,15 @@ def derived_genotype(
     recipe: Recipe,
     net: Supernet | LayerSupernet,
     n_pids: int = 751,  # training identities, of the network that cost is about
+    latency: CostTable | None = None,  # where the recipe limits it: the run's own
 ) -> Genotype | LayerGenotype:
     "The genotype that a net's present alphas stand for, within the recipe's limits."
     s, choose = recipe.search, {}
     limits = recipe_limits(recipe, n_pids)
     if s.space in LAYER_SPACES:
         return derive_layers(net, **({"choose": layers_within(limits)} if limits else {}))
+    if s.max_latency:
+        limits |= latency_limit(recipe, latency)
     tables, betas = net.tables(), net.betas
     if limits:
         choose = {"choose": within(limits)}
@@ -324,12 +330,13 @@ def search_card(
     extras = {
         "an auxiliary short cut that fades": s.auxiliary_skip,
         f"zero-one loss, weight {s.zero_one:g}": s.zero_one,
-        f"expected MACs, weight {s.cost_weight:g}": s.cost_weight,
+        f"expected {'MACs' if s.cost == 'macs' else 'latency'}, weight {s.cost_weight:g}": s.cost_weight,
     }
     limits = {
         f"{s.max_skips} short cuts a cell": s.max_skips is not None,
         f"{s.max_macs:,} MACs": s.max_macs,
         f"{s.max_params:,} parameters": s.max_params,
+        f"{s.max_latency:g} ms, measured": s.max_latency,
     }
     named = lambda parts: ", ".join(name for name, is_so in parts.items() if is_so) or "none"
     epochs = f"{s.epochs}, the first {s.warmup} for the weights alone"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'teaching_mode',
-           'branches_of', 'loss_from_recipe', 'check_model', 'keep_genotype', 'with_genotype', 'load_model',
-           'open_together', 'run_epochs', 'fit_from_recipe', 'costs_of', 'reason_of']
+           'branches_of', 'loss_from_recipe', 'check_model', 'note_weights', 'keep_genotype', 'with_genotype',
+           'load_model', 'open_together', 'run_epochs', 'fit_from_recipe', 'costs_of', 'reason_of']
 
 # %% ../../nbs/4_training/06_loop.ipynb #b8c0f91b
 import math
@@ -25,7 +25,8 @@ from ..core.seed import deterministic, seed_all
 from ..core.settings import settings
 from ..data.loaders import Batch, DataSet, open_data, train_loader
 from ..losses.catalogue import checked_terms, weighted_sum
-from ..models.catalogue import build_model, network_genotype
+from ..models.backbones import key_account
+from ..models.catalogue import WHOLE_FILES, build_model, network_genotype
 from ..models.cells import set_drop_path
 from ..models.cost import count_macs, count_parameters
 from ..models.genotype import read_genotype
@@ -45,11 +46,8 @@ def joint(
     "The branches and labels of all processes, with gradients."
     if world_size() == 1:
         return list(branches), pids
-    whole = [
-        type(b)(*(gather_rows(part) if isinstance(part, Tensor) else part for part in b))
-        for b in branches
-    ]
-    return whole, gather_rows(pids)
+    rows = lambda b: {k: gather_rows(v) for k, v in b._asdict().items() if isinstance(v, Tensor)}
+    return [b._replace(**rows(b)) for b in branches], gather_rows(pids)
 
 # %% ../../nbs/4_training/06_loop.ipynb #6baef0d3
 class Trainer:
@@ -305,11 +303,25 @@ def check_model(
     recipe: Recipe,
     n_pids: int = 2,  # identities of the classifier
 ) -> None:
-    "Refuse a recipe whose network or loss cannot be built, or that do not go together."
+    "Refuse a recipe whose network, loss or weights cannot be had, or that do not go together."
     checked_terms(recipe.loss.terms)
     # run once, without memory: a map too small shows here
     costs_of(_without_memory(recipe, n_pids), recipe)
     loss_from_recipe(recipe, n_pids)
+    if recipe.model.weights:
+        build_model(**recipe.model.model_dump(), n_pids=n_pids)
+
+
+def note_weights(run: RunFolder, recipe: Recipe, model: nn.Module) -> None:
+    "Write down which keys of the recipe's weight file the backbone took, which it left, which it lacks."
+    source = recipe.model.weights
+    if rank() > 0 or not source or source.startswith("run:"):
+        return
+    if recipe.model.backbone in WHOLE_FILES:
+        return
+    keys = key_account(model.backbone, source)
+    told = {"loaded": len(keys["loaded"]), "left": keys["left"], "missing": keys["missing"]}
+    run.log("weights", file=Path(source).name, **told)
 
 # %% ../../nbs/4_training/06_loop.ipynb #a9e0c4b9
 def keep_genotype(
@@ -465,6 +477,7 @@ def fit_from_recipe(
         whole = with_genotype(recipe, run.path)
         loss = loss_from_recipe(whole, data.n_pids)
         model = model_from_recipe(whole, data.n_pids)
+        note_weights(run, recipe, model)
         costs = costs_of(model, recipe)
         trainer = make(model, loss, recipe.train, device)
         workers = settings().workers if workers is None else workers
@@ -483,9 +496,11 @@ def fit_from_recipe(
 
 # %% ../../nbs/4_training/06_loop.ipynb #c0249f2a
 def costs_of(model: nn.Module, recipe: Recipe) -> dict[str, int]:
-    "Parameters and multiply-accumulates of a forward pass on one photo."
+    "Parameters and multiply-accumulates of a forward pass on one photo; what only training has, apart."
     size = (1, 3, recipe.data.height, recipe.data.width)
-    return {"params": count_parameters(model), "macs": count_macs(model, size)}
+    extra = count_parameters(getattr(model, "auxiliary", nn.Identity()))
+    costs = {"params": count_parameters(model) - extra, "macs": count_macs(model, size)}
+    return costs | ({"auxiliary_params": extra} if extra else {})
 
 
 def reason_of(plan: Train, record: dict[str, Any]) -> str:

@@ -22,18 +22,17 @@ from ..core import look
 from ..core.run import RunFolder, write_bytes
 from ..models.genotype import genotypes_of
 from ..nas.health import Finding, health_history, verdicts
-from .alphas import plot_entropy
+from .alphas import Spans, plot_entropy, shade_warmup
 from .genotype import KINDS, figure_png
 
 # %% ../../nbs/7_viz/11_health.ipynb #24be87c9
 MARK = look.PALETTE[3]  # of findings
 
 
-def _frame(ax: Axes, history: pd.DataFrame, warmup: int) -> None:
+def _frame(ax: Axes, history: pd.DataFrame, warmup: int | Spans) -> None:
     "Epochs from the first to the last, the warm-up shaded."
     first, last = history["epoch"].min(), history["epoch"].max()
-    if warmup:
-        ax.axvspan(first, min(warmup, last), color="0.93", zorder=0)
+    shade_warmup(ax, warmup, last, first)
     ax.set(xlabel="epoch", xlim=(first, max(last, first + 1)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -58,7 +57,7 @@ def plot_shares(
     history: pd.DataFrame,  # a row an epoch, as health_history gives it
     what: str,  # parameter_free: derived edges; free_mass or p_none: probability
     ax: Axes | None = None,
-    warmup: int = 0,  # epochs in which only the weights learn
+    warmup: int | Spans = 0,  # epochs in which only the weights learn: so many, or from … to …
 ) -> Axes:
     "A share of both kinds of cell over the epochs, and where it lies when nothing is decided."
     names = {
@@ -89,7 +88,7 @@ def plot_shares(
 def plot_eigenvalue(
     history: pd.DataFrame,  # with the columns eigenvalue and, if known, eigenvalue_error
     ax: Axes | None = None,
-    warmup: int = 0,
+    warmup: int | Spans = 0,
 ) -> Axes:
     "The largest eigenvalue of the alphas' Hessian over the epochs."
     seen = history.dropna(subset=["eigenvalue"]) if "eigenvalue" in history else history[:0]
@@ -153,7 +152,7 @@ def plot_health(
     history: pd.DataFrame,  # a row an epoch, as health_history gives it
     findings: Sequence[Finding] = (),  # of nas.health.verdicts
     ax: Sequence[Axes] | None = None,  # one a panel: see panels_of
-    warmup: int = 0,  # epochs in which only the weights learn
+    warmup: int | Spans = 0,  # epochs in which only the weights learn: so many, or from … to …
 ) -> np.ndarray:  # the axes
     "The health of one search: entropy, parameter-free edges, P(none), and the curvature if known."
     names = panels_of(history)
@@ -206,6 +205,7 @@ def write_health(
     record: Mapping[str, Any],  # one epoch: {"epoch": 3, …}
     rules: Mapping[str, Mapping[str, Any]] | None = None,  # as for nas.health.verdicts
     warmup: int = 0,
+    spans: Spans = (),  # shaded instead, where stages have warm-ups of their own
 ) -> None:
     "Draw the search's health so far into `path/health.png`."
     if "epoch" not in record:
@@ -219,7 +219,7 @@ def write_health(
         table,
         verdicts(table, rules, warmup),
         fig.subplots(*((2, 2) if n == 4 else (1, n))),
-        warmup,
+        spans or warmup,
     )
     write_bytes(Path(path) / "health.png", figure_png(fig))
 
