@@ -106,11 +106,18 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path):
     recipes["stripes"] = tiny_recipe(**shared | striped_net, loss__terms__triplet={"weight": 0.0})
     gated = {"model__head": "spectral", "model__spectral_gate": 0.01}
     recipes["spectral"] = tiny_recipe(**shared | gated)
+    rested = {"train__epochs": 2, "train__freeze_epochs": 1, "train__ema": 0.9, "train__lr": 1e-3}
+    recipes["rested"] = tiny_recipe(**shared | rested, data__sampler="camera")
     one = fitted(recipes["joint"], "one", tmp_path, photos)["model"]
+    rested = fitted(recipes["rested"], "one-rested", tmp_path, photos)
     striped = fitted(recipes["stripes"], "striped", tmp_path, photos)["model"]
     fits = [(r, opened(r, name, tmp_path, photos)) for name, r in recipes.items()]
     launch(fit_each, gpus=2, device="cpu", fits=fits, data_dir=photos)
     two = {name: last(tmp_path / name)["model"] for name in recipes}
+    assert_close(two["rested"], rested["model"], rtol=1e-4, atol=1e-5)
+    averages = last(tmp_path / "rested")["ema"]
+    assert averages["steps"] == rested["ema"]["steps"] > 0
+    assert_close(averages["model"], rested["ema"]["model"], rtol=1e-4, atol=1e-5)
     assert one["neck.norm.num_batches_tracked"] == 5
     assert_close(two["joint"], one, rtol=1e-5, atol=1e-5)
     assert striped["head.update.drawn"][1] == 5
