@@ -72,6 +72,8 @@ class Data(Section):
     width: Annotated[int, Field(ge=16)] = 64  # pixels
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0…1 (ImageNet's)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    # how batches are drawn: P×K, any p·k photos, each identity once, P×K over many cameras
+    sampler: Literal["pk", "random", "class_balanced", "camera"] = "pk"
     p: Annotated[int, Field(ge=1)] = 16  # people in a batch, over all processes
     k: Annotated[int, Field(ge=1)] = 4  # photos of each
     remainder: Literal["drop", "fill"] = "drop"  # an identity's last incomplete group
@@ -79,8 +81,17 @@ class Data(Section):
     # share of training ids held out; classification: of each class's photos
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     flip: Share = 0.5  # probability of a mirrored photo
+    crop_from: tuple[Count, Count] = (0, 0)  # (288, 144): read at that size, then crop; 0: no
     pad: Count = 10  # pixels of border before the random crop
+    contrast: Share = 0.0  # jitter: factor from 1−c to 1+c
+    saturation: Share = 0.0  # jitter: factor from 1−s to 1+s
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # jitter: share of the colour circle
+    noise: Annotated[float, Field(ge=0)] = (
+        0.0  # on half the photos, deviation in grey levels of 255
+    )
     erase: Share = 0.5  # probability of random erasing (Zhong et al. 2017)
+    erase_fill: Literal["mean", "black", "noise", "constant"] = "mean"  # what the box shows
+    erase_value: tuple[float, float, float] = (0.485, 0.456, 0.406)  # constant; once normalised
     erase_area: tuple[Share, Share] = (0.02, 0.4)  # share of the image
     erase_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3  # height/width from this to its inverse
     brightness: Share = 0.0  # jitter: factor from 1−b to 1+b
@@ -160,7 +171,8 @@ class Train(Section):
     head_lr_factor: Positive = 1.0  # everything but the backbone learns this much faster
     weight_decay_bias: Annotated[float, Field(ge=0)] | None = None  # None: as weight_decay
     lr_per: Literal["step", "epoch"] = "step"  # how finely the schedule is followed
-    warmup: Annotated[float, Field(ge=0)] = 1  # epochs of linear warm-up
+    warmup: Annotated[float, Field(ge=0)] = 1  # epochs of warm-up
+    warmup_form: Literal["linear", "constant", "ladder"] = "linear"  # ladder: (e+1)/W in epoch e
     warmup_factor: Share = 0.01  # where the warm-up starts
     milestones: tuple[float, ...] = ()  # epochs (multistep)
     gamma: Positive = 0.1  # factor at a milestone, or after each period
@@ -169,9 +181,12 @@ class Train(Section):
     amp: Literal["none", "bf16", "fp16"] = "none"  # autocast; losses stay in fp32
     clip: Annotated[float, Field(ge=0)] = 0.0  # largest gradient norm; 0: no clipping
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches to one optimiser step
+    freeze_epochs: Count = 0  # the backbone rests for so many epochs, then opens
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0.999: judge and keep averaged weights; 0: off
     channels_last: bool = False
     sync_bn: bool = True  # one batch norm over all processes
     gather: bool = True  # losses see the features of all processes
+    validator: str = "market"  # how held-out people are judged: a name of retrieval.validators
     validate_every: Annotated[int, Field(ge=0)] = 1  # epochs; 0: never, keep the last
     # which validation figure picks best.pt; top1 and top5: classification
     select: Literal["mAP", "R1", "mINP", "top1", "top5", "last"] = "mAP"

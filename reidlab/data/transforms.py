@@ -6,7 +6,7 @@
 __all__ = ['read_pixels', 'read_photo', 'Draw', 'draw_box', 'draw_augmentation', 'normalise', 'denormalise', 'augment']
 
 # %% ../../nbs/1_data/05_transforms.ipynb #2f871247
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,11 +84,12 @@ def draw_augmentation(
     erase_area: tuple[float, float] = (0.02, 0.4),
     erase_aspect: float = 0.3,
     brightness: float = 0.0,  # factor from 1−b to 1+b
+    spare: tuple[int, int] = (0, 0),  # rows and columns that the photo has beyond the crop
 ) -> Draw:
     "The augmentation of one photo: a pure function of seed, epoch and position."
     random = rng(seed, 202, epoch, position)
     mirrored = bool(random.random() < flip)
-    top, left = (int(v) for v in random.integers(2 * pad + 1, size=2))
+    top, left = (int(v) for v in random.integers([2 * pad + 1 + s for s in spare]))
     factor = float(random.uniform(1 - brightness, 1 + brightness))
     erased = random.random() < erase
     box = draw_box(random, height, width, erase_area, erase_aspect) if erased else None
@@ -123,17 +124,21 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
     pad: int = 10,  # as drawn with
-) -> Tensor:  # (3, H, W) float32
+    size: tuple[int, int] | None = None,  # (height, width) of the crop; None: the photo's own
+    recolour: Callable[[Tensor], Tensor] | None = None,  # bytes to bytes, before normalising
+    fill: Tensor | None = None,  # (3, height, width) shown where it erases; None: 0, the mean
+) -> Tensor:  # (3, height, width) float32
     "Apply what was drawn."
-    height, width = photo.shape[-2:]
+    height, width = size or photo.shape[-2:]
     if draw.flip:
         photo = F.horizontal_flip(photo)
-    if pad:
+    if pad or size:
         photo = F.crop(F.pad(photo, [pad] * 4), draw.top, draw.left, height, width)
     if draw.brightness != 1:
         photo = F.adjust_brightness(photo, draw.brightness)
-    image = normalise(photo, mean, std)
+    image = normalise(recolour(photo) if recolour else photo, mean, std)
     if draw.box:
         top, left, h, w = draw.box
-        image[:, top : top + h, left : left + w] = 0
+        part = (slice(None), slice(top, top + h), slice(left, left + w))
+        image[part] = 0 if fill is None else fill[part]
     return image

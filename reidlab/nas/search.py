@@ -264,6 +264,7 @@ def weight_plan(
     own = ("epochs", "optimizer", "lr", "lr_min", "momentum", "weight_decay", "clip")
     changes = {key: getattr(s, key) for key in own} | {"validate_every": s.validate_every}
     fixed = {"schedule": "cosine", "accumulate": 1, "select": "last", "nesterov": False}
+    fixed |= {"ema": 0.0, "freeze_epochs": 0}  # of a network's training, not of a supernet's
     return recipe.train.model_copy(update=changes | fixed)
 
 

@@ -16,10 +16,17 @@ from torch import nn
 def warmup_factor(
     t: float,  # epochs since the start
     warmup: float,  # epochs of warm-up; 0: none
-    start: float = 0.01,  # factor at t = 0
+    start: float = 0.01,  # factor at t = 0; a ladder has its own
+    form: str = "linear",  # linear, constant, ladder
 ) -> float:  # factor, 1 from `warmup` on
-    "Linear warm-up of the learning rate (Goyal et al., 2017; Luo et al., 2019)."
-    return 1.0 if t >= warmup else start * (1 - t / warmup) + t / warmup
+    "Warm-up of the learning rate (Goyal et al., 2017; Luo et al., 2019)."
+    if form not in ("linear", "constant", "ladder"):
+        raise ValueError(f"warmup_form needs linear, constant or ladder, got {form!r}.")
+    if t >= warmup:
+        return 1.0
+    if form == "ladder":
+        return min((math.floor(t) + 1) / warmup, 1.0)
+    return start if form == "constant" else start * (1 - t / warmup) + t / warmup
 
 # %% ../../nbs/4_training/01_optim.ipynb #57e9a222
 def learning_rate(
@@ -33,6 +40,7 @@ def learning_rate(
     gamma: float = 0.1,  # factor at each milestone, or after each period
     lr_min: float = 0.0,  # where the cosine ends
     period: float = 1.0,  # epochs (step)
+    warmup_form: str = "linear",  # linear, constant, ladder
 ) -> float:
     "The learning rate at epoch `t`."
     if schedule == "multistep":
@@ -45,7 +53,7 @@ def learning_rate(
         rate = lr
     else:
         raise ValueError(f"schedule needs cosine, multistep, step or constant, got {schedule!r}.")
-    return rate * warmup_factor(t, warmup, warmup_start)
+    return rate * warmup_factor(t, warmup, warmup_start, warmup_form)
 
 # %% ../../nbs/4_training/01_optim.ipynb #09bd2561
 def parameter_groups(
