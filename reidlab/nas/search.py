@@ -178,7 +178,12 @@ def check_search(
     with torch.device("meta"), torch.no_grad():
         net = search_model(recipe, n_pids)  # a draw needs numbers: the plain net runs in its place
         if s.memory:
-            make_lean(net)  # refused by name where a strategy's edges are not plain ones
+            try:
+                make_lean(net)
+            except TypeError as wrong:  # a strategy whose edges are not plain ones
+                raise ValueError(
+                    f"search.memory does not go with this search: {wrong} Leave search.memory out."
+                ) from None
         search_model(plain, n_pids)(torch.zeros(2, 3, data.height, data.width))
     first = random_genotype(0, nodes=1)
     derived_cost(first, recipe, n_pids)
