@@ -194,6 +194,11 @@ def _search_of(search: Any) -> tuple[list[Genotype], int, str]:
         return list(search), 0, ""
     folder = _folder(search)
     genotypes, warmup = genotypes_of(folder), 0
+    if not isinstance(genotypes[0], Genotype):
+        raise ValueError(
+            f"{folder.name} searched layers, and this explorer walks through cells. "
+            "Draw it with viz.layers.plot_selection(genotypes_of(folder))."
+        )
     if (folder / "recipe.yaml").is_file():
         warmup = RunFolder(folder).recipe.search.warmup
     return genotypes, warmup, folder.name
