@@ -68,7 +68,6 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 }
 STRIPED = ("pcb",)  # heads with a pool and a neck of their own
 
-
 # %% ../../nbs/2_models/99_catalogue.ipynb #1acdbec9
 CELLS = (
     "genotype",

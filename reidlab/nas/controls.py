@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from ..core.recipe import Recipe
-from ..models.genotype import Genotype, find_genotype, random_genotype
+from ..models.genotype import Genotype, LayerGenotype, find_genotype, random_genotype
+from ..models.layered import random_layers
 from .budget import derived_cost
 
 # %% ../../nbs/5_nas/22_controls.ipynb #cc826c57
 def control_seeds(
-    like: str | Genotype,  # the searched genotype, or its reference
+    like: str | Genotype | LayerGenotype,  # the searched genotype, or its reference
     recipe: Recipe,  # of the trainings: widths, cells, input size
     n: int = 3,  # seeds wanted
     tolerance: float = 0.1,  # of the multiply-accumulates, either way
@@ -28,7 +29,10 @@ def control_seeds(
     bar = derived_cost(like, recipe, n_pids)
     rows: dict[str, dict[str, Any]] = {"searched": bar}
     for seed in range(tries):
-        drawn = random_genotype(seed, like.space or "reid", like.nodes, like.ops)
+        if isinstance(like, LayerGenotype):
+            drawn = random_layers(seed, like.space, len(like.layers))
+        else:
+            drawn = random_genotype(seed, like.space or "reid", like.nodes, like.ops)
         cost = derived_cost(drawn, recipe, n_pids)
         if abs(cost["macs"] / bar["macs"] - 1) <= tolerance:
             rows[f"random:{seed}"] = cost

@@ -8,6 +8,7 @@ __all__ = ['with_mathml', 'to_html', 'write_html', 'to_readme', 'figure_of']
 # %% ../../nbs/7_viz/06_page.ipynb #24a5ab9d
 import base64
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -38,12 +39,18 @@ _OUTSIDE = re.compile(
 )
 
 
-def _still(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    "A copy whose formulas are MathML and whose outputs need no kernel; raw cells are for tools."
+_FORMULA = re.compile(r"<math .*?</math>", re.S)
+
+
+def _still(
+    notebook: nbformat.NotebookNode,
+    set_aside: Callable[[re.Match], str],  # a formula → the word that holds its place
+) -> nbformat.NotebookNode:
+    "A copy without formulas, whose outputs need no kernel; raw cells are for tools."
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "raw"]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = with_mathml(cell.source)
+            cell.source = _FORMULA.sub(set_aside, with_mathml(cell.source))
         for output in cell.get("outputs", []):
             for kind in [k for k in output.get("data", {}) if "widget" in k or "javascript" in k]:
                 del output["data"][kind]
@@ -57,7 +64,13 @@ def to_html(
 ) -> str:  # a whole HTML document that loads nothing
     "An executed notebook as one self-contained HTML document."
     path = Path(notebook)
-    page = _still(nbformat.read(path, as_version=4))
+    formulas: list[str] = []  # the exporter would take them apart, tag by tag
+
+    def set_aside(found: re.Match) -> str:
+        formulas.append(found[0])
+        return f"formula{len(formulas) - 1}holder"
+
+    page = _still(nbformat.read(path, as_version=4), set_aside)
     exporter = HTMLExporter(
         template_name="lab",
         exclude_input=not code,
@@ -74,6 +87,7 @@ def to_html(
     body = re.sub(
         r"<script\b(?![^>]*application/(?:ld\+)?json).*?</script>", "", body, flags=re.S | re.I
     )
+    body = re.sub(r"formula(\d+)holder", lambda found: formulas[int(found[1])], body)
     body = _OUTSIDE.sub("", body)
     if found := re.search(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css)""", body):
         raise ValueError(
