@@ -342,7 +342,10 @@ def _problem(error: dict, schema: type[BaseModel]) -> str:
 # %% ../../nbs/0_core/04_recipe.ipynb #5fc09461
 TASK_KEYS = {  # keys that one task alone reads
     "reid": {
-        "data": ("synthetic", "p", "k", "remainder"),
+        "data": (
+            *("synthetic", "p", "k", "remainder", "sampler", "crop_from", "contrast"),
+            *("saturation", "hue", "noise", "erase_fill", "erase_value"),
+        ),
         "evaluate": (
             *("metric", "normalise", "multi_query", "gallery_augmentation", "query_expansion"),
             *("rerank", "expansion_weight", "k1", "k2", "lambda_value", "smooth_top"),
