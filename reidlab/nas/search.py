@@ -150,6 +150,11 @@ def check_search(
     p, k = data.p, data.k
     check_strategy(recipe)
     layers = s.space in LAYER_SPACES
+    if layers and (s.cost == "latency" or s.max_latency):
+        raise ValueError(
+            "latency is measured for the operations of cells, and a search of layers has none. Leave "
+            "search.cost at macs and search.max_latency at 0; max_macs and max_params limit layers."
+        )
     check_latency(recipe)
     for rule in checked_rules(s.health or None) if s.health else ():
         if (rule == "unheard" and not layers) or (layers and rule not in FOR_LAYERS):

@@ -321,6 +321,9 @@ def search_card(
     layers = s.space in LAYER_SPACES
     if layers:
         nets = {"gdas": f"one layer a place runs; temperature {s.tau[0]:g} to {s.tau[1]:g}"}
+        nets["gdas"] += (
+            "; places 2, 4 and 6 are decided by chance (a norm behind them forgets the gate)"
+        )
     if s.strategy == "topk":
         how = layer_options(s)["preset"]
         nets["topk"] = f"the {s.top_k} loudest layers of a place run; {chosen_how(how)}"
