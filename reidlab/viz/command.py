@@ -16,13 +16,19 @@ from typing import Any
 from ..core.parameters import EvaluateJob, RecipeJob, check_parameters
 from ..core.recipe import load_recipe
 from ..core.run import find_run
+from ..data.class_loaders import open_set
 from ..data.loaders import open_data, pk_batches
 from ..nas.search import check_search, search_from_recipe
 from ..nas.stages import warmup_spans
+from ..retrieval.accuracy import name_split
 from ..retrieval.evaluate import evaluate_split
+from ..retrieval.evaluate_classes import evaluate_classes
 from ..retrieval.evaluate_run import evaluate_run
+from ..retrieval.validators import validator
+from ..training.classify import fit_classes
+from ..training.distill import check_teacher, distil_from_recipe
 from ..training.launch import device_of, how_many, launch, open_job
-from ..training.loop import check_model, fit_from_recipe
+from ..training.loop import check_model
 from ..training.world import member_of
 from .genotype import write_genotype
 from .health import write_health
@@ -34,17 +40,21 @@ def train(
 ) -> dict[str, Any]:  # what metrics.json holds
     "What nbs/train.ipynb does."
     recipe = load_recipe(p.recipe, seed=p.seed, overrides=p.overrides)
-    data = open_data(recipe.data, seed=recipe.seed)
+    data = open_set(recipe.data, seed=recipe.seed)
     check_model(recipe, data.n_pids)
-    pk_batches(data.train, recipe.data, recipe.seed, world=how_many(p.gpus))
+    named = recipe.data.task == "classification"
+    if not named:
+        check_teacher(recipe, data)
+        pk_batches(data.train, recipe.data, recipe.seed, world=how_many(p.gpus))
+    judge = partial(name_split, split="val") if named else validator(recipe.train)
     run = open_job(p.run, recipe, "train", data.fingerprint, p.gpus, p.device)
     return launch(
-        fit_from_recipe,
+        fit_classes if named else distil_from_recipe,
         gpus=p.gpus,
         device=p.device,
         recipe=recipe,
         folder=run.path,
-        validate=partial(evaluate_split, split="val"),
+        validate=judge,
         on_epoch=[write_epoch],
     )
 
@@ -76,8 +86,10 @@ def evaluate(
     p: EvaluateJob,
 ) -> dict[str, Any]:  # what <run>/evaluate/<dataset>/metrics.json holds
     "What nbs/evaluate.ipynb does."
-    about = {"folder": find_run(p.run).path, "dataset": p.dataset, "overrides": p.overrides}
-    return launch(evaluate_run, gpus=p.gpus, device=p.device, **about)
+    run = find_run(p.run)
+    work = evaluate_classes if run.recipe.data.task == "classification" else evaluate_run
+    about = {"folder": run.path, "dataset": p.dataset, "overrides": p.overrides}
+    return launch(work, gpus=p.gpus, device=p.device, **about)
 
 
 VERBS: dict[str, tuple[Callable, type, str]] = {  # what is called, its parameters, what is named
