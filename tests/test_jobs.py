@@ -99,7 +99,7 @@ def test_tensorboard_reads_back(chain):
 
 def test_evaluate_leaves_metrics_and_embeddings(chain):
     folder = chain.run.path / "evaluate" / "synthetic"
-    files = {"metrics.json", "embeddings.npz", "ranking.json", "opened.json"}
+    files = {"metrics.json", "embeddings.npz", "features.json", "ranking.json", "opened.json"}
     assert {p.name for p in folder.iterdir()} == files
     assert pictures(chain.evaluate) == 5  # CMC, APs, cameras, hardest, easiest
     stored = read_json(folder / "metrics.json")
