@@ -81,7 +81,7 @@ class AidedModel(ReIDModel):
             return super().forward(images)
         for i, maps in enumerate(self.backbone.stack.each(images)):
             if i == self.place:
-                aside = Branch(self.auxiliary(maps), None, self.weight)
+                aside = Branch(self.auxiliary(maps), None, weight=self.weight)
         return [*self.head(*self.neck(self.pool(maps))), aside]
 
 

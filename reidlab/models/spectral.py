@@ -86,7 +86,8 @@ class SpectralHead(LinearHead):
         seen = self.dropout(after)
         feat = before if self.train_feat == "before" else seen
         first = Branch(self.classifier(seen), feat)
-        if self.gate and self.accuracy.item() < self.gate:
+        known = not self.accuracy.is_meta  # a network without memory has no numbers
+        if self.gate and known and self.accuracy.item() < self.gate:
             self.kept = seen.new_zeros(())
             return [first, Branch(first.logits, None, "spectral")]
         mixing = transition(seen, self.sigma, self.norm)
