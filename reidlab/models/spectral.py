@@ -86,8 +86,8 @@ class SpectralHead(LinearHead):
         seen = self.dropout(after)
         feat = before if self.train_feat == "before" else seen
         first = Branch(self.classifier(seen), feat)
-        known = not self.accuracy.is_meta  # a network without memory has no numbers
-        if self.gate and known and self.accuracy.item() < self.gate:
+        # a network without memory has no numbers to ask
+        if self.gate and not self.accuracy.is_meta and self.accuracy.item() < self.gate:
             self.kept = seen.new_zeros(())
             return [first, Branch(first.logits, None, "spectral")]
         mixing = transition(seen, self.sigma, self.norm)
