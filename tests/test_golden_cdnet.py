@@ -441,7 +441,13 @@ ROWS = [name for name in recipe_names(RECIPES) if name.startswith("cdnet")]
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_of_the_recipes_can_be_built(row):
-    check_model(load_recipe(row, folder=RECIPES), n_pids=751)
+    recipe = load_recipe(row, folder=RECIPES)
+    if recipe.model.genotype.startswith(
+        "run:"
+    ):  # of the same space, whether or not it has been run
+        drawn = {"genotype": "random:0"}
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=drawn)})
+    check_model(recipe, n_pids=751)
 
 
 def test_first_weights_of_the_whole_network():
