@@ -145,8 +145,8 @@ def test_weights_that_do_not_fit_end_the_job(stocked, photos, tmp_path):
     cells = {k.replace("__", "."): v for k, v in CELLS.items()} | {"model.weights": best}
     before = sorted(stocked.runs.iterdir())
     for changes, words in [
-        ({"model.genotype": "random:1"}, "holds weights of another genotype: in normal"),
-        ({"model.init_channels": 8}, "does not fit Derived"),
+        ({"model.genotype": "random:1"}, "holds another backbone: genotype is"),
+        ({"model.init_channels": 8}, "holds another backbone: init_channels is 4 there"),
         ({"model.weights": "nowhere.pt"}, "weights 'nowhere.pt' not found"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=words):

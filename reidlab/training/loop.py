@@ -326,7 +326,8 @@ def check_pairs(recipe: Recipe) -> None:
     "Refuse a triplet loss where the sampler leaves people alone in a batch."
     term, data = recipe.loss.terms.get("triplet"), recipe.data
     lonely = not promises_pairs(data.sampler, data.k)
-    if term is not None and lonely and not term.get("valid_only"):
+    heard = term is not None and term.get("weight", 1.0)
+    if heard and lonely and not term.get("valid_only"):
         raise ValueError(
             "loss.terms: triplet needs every person twice in a batch, and data.sampler "
             f"{data.sampler} with k {data.k} does not promise it. Use sampler pk, class_balanced "
