@@ -208,8 +208,9 @@ def check_search(
     if layers:
         first = random_layers(0, LAYER_SPACES[s.space].reader)
     with torch.device("meta"), torch.no_grad():
+        if not layers:  # a draw needs numbers: the plain net runs in its place
+            net = search_model(recipe, n_pids)
         if s.memory and not layers:
-            net = search_model(recipe, n_pids)  # a draw needs numbers: the plain net runs instead
             try:
                 make_lean(net)
             except TypeError as wrong:  # a strategy whose edges are not plain ones
