@@ -441,7 +441,7 @@ ROWS = [name for name in recipe_names(RECIPES) if name.startswith("cdnet")]
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_of_the_recipes_can_be_built(row):
-    recipe = load_recipe(row, folder=RECIPES)
+    recipe = load_recipe(row, folder=RECIPES, overrides={"model.weights": ""})  # not here
     if recipe.model.genotype.startswith(
         "run:"
     ):  # of the same space, whether or not it has been run

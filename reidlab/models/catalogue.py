@@ -126,7 +126,8 @@ def set_options(
 ) -> dict[str, Any]:  # those of the keys that are not at their default
     "What was asked for beyond the usual."
     usual = inspect.signature(build_model).parameters
-    return {key: said[key] for key in keys if said[key] != usual[key].default}
+    asked = {key: said[key] for key in keys if key in said}
+    return {key: value for key, value in asked.items() if value != usual[key].default}
 
 
 def balanced(
