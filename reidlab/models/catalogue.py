@@ -173,6 +173,8 @@ def assemble(
     architecture: dict[str, Any],  # plain values: what the weights do not show
 ) -> ReIDModel:
     "Put pool, neck and head behind a backbone."
+    usual = inspect.signature(build_model).parameters
+    said = {key: p.default for key, p in usual.items()} | dict(said)
     architecture = architecture | set_options(said, LATE)
     if said["neck"] in BALANCED:
         return ReIDModel(maps, *balanced(maps, said), architecture)
