@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PACKAGES', 'STALE', 'KEPT', 'KEPT_BYTES', 'write_bytes', 'write_json', 'read_json', 'commit', 'environment',
-           'RunFolder', 'run_path', 'open_run', 'find_run', 'load_runs', 'provenance', 'keep_run']
+           'RunFolder', 'run_path', 'open_run', 'find_run', 'finished_run', 'load_runs', 'provenance', 'keep_run']
 
 # %% ../../nbs/0_core/06_run.ipynb #1ca0b353
 import json
 import os
 import platform
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -325,6 +324,19 @@ def find_run(
         + f" Make one: papermill nbs/{job}.ipynb out.ipynb"
     )
 
+# %% ../../nbs/0_core/06_run.ipynb #f1n15hd2
+def finished_run(
+    folder: str | Path,  # of a training
+) -> RunFolder:
+    "A run that has come to its end, or an error that says how it stands."
+    run = RunFolder(folder)
+    if not run.finished:
+        state = run.status().get("state", "not there")
+        raise ValueError(
+            f"run {run.name!r} is {state}, not finished. Call its train job again: it continues."
+        )
+    return run
+
 # %% ../../nbs/0_core/06_run.ipynb #d06e199e
 def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
     "The figures that fit into a table's cell: no curves, no nested tables."
@@ -402,12 +414,20 @@ KEPT = (  # patterns within the run's folder
 KEPT_BYTES = 100_000  # a record larger than this is refused
 
 
-def _weighed(folder: Path, files: Iterable[Path]) -> dict[str, int]:
+def _kept(file: Path) -> bytes:
+    "What a record holds of a file: all; of the genotypes, one an epoch, all but the spaces."
+    if file.parent.name != "genotypes":
+        return file.read_bytes()
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+
+
+def _weighed(folder: Path, files: Mapping[Path, bytes]) -> dict[str, int]:
     "Bytes of the files directly in a run and of each of its folders, the heaviest first."
     weight: dict[str, int] = {}
-    for file in files:
+    for file, content in files.items():
         part = file.relative_to(folder).parts[0]
-        weight[part] = weight.get(part, 0) + file.stat().st_size
+        weight[part] = weight.get(part, 0) + len(content)
     return dict(sorted(weight.items(), key=lambda item: -item[1]))
 
 
@@ -422,7 +442,7 @@ def keep_run(
         raise ValueError(
             f"run {name!r} is {folder.status().get('state')}; only a finished run is kept."
         )
-    files = [f for pattern in KEPT for f in sorted(folder.path.glob(pattern))]
+    files = {f: _kept(f) for pattern in KEPT for f in sorted(folder.path.glob(pattern))}
     weight = _weighed(folder.path, files)
     if (size := sum(weight.values())) > KEPT_BYTES:
         heaviest = ", ".join(f"{part} {n}" for part, n in list(weight.items())[:3])
@@ -431,10 +451,10 @@ def keep_run(
             "Thin out what no page quotes, such as every second epoch."
         )
     target = Path(to or settings().results_dir) / name
-    for file in files:
+    for file, content in files.items():
         place = target / file.relative_to(folder.path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
+        place.write_bytes(content)
     status = {k: v for k, v in folder.status().items() if k not in ("format", "pid", "host")}
     write_json(target / "status.json", status)  # which process it was is nobody's business later
     return target

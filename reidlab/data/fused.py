@@ -160,9 +160,7 @@ def fused_bytes(
     out = torch.empty(len(index), *photos.shape[1:], dtype=torch.uint8)
     written, same = out.numpy(), np.arange(256, dtype=np.uint8)
     for b, (i, draw) in enumerate(zip(index, draws, strict=True)):
-        line = same
-        if draw.brightness != 1:
-            line = _brighter(draw.brightness)
+        line = same if draw.brightness == 1 else _brighter(draw.brightness)
         table = np.ascontiguousarray(np.broadcast_to(line, (3, 256)))
         top, left = (draw.top - pad, draw.left - pad) if pad else (0, 0)
         _write_photo(photos[i], draw.flip, top, left, NOWHERE, table, written[b])

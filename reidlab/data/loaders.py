@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP_BYTES', 'DataSet', 'find_manifest', 'open_data', 'Batch', 'PhotoFiles', 'TrainPhotos', 'collate', 'Loader',
-           'pk_batches', 'train_loader', 'PlainPhotos', 'eval_loader']
+           'recipe_sampler', 'train_loader', 'PlainPhotos', 'eval_loader']
 
 # %% ../../nbs/1_data/11_loaders.ipynb #0ec9a7be
 from collections.abc import Iterator, Sequence
@@ -166,7 +166,7 @@ class Loader(DataLoader):
             raise type(wrong)(line.partition("Error: ")[2]) from None
 
 # %% ../../nbs/1_data/11_loaders.ipynb #68481d4c
-def pk_batches(
+def recipe_sampler(
     photos: Photos,  # a data set's training photos
     data: Data,  # P×K and the remainder
     seed: int = 0,
@@ -193,7 +193,7 @@ def train_loader(
     keep: bool | None = None,  # photos in memory; None: when they fit
 ) -> DataLoader:  # of Batch; `loader.batch_sampler.set_epoch(e)` before each epoch
     "Training batches as data.sampler draws them; pids are class labels 0…C−1."
-    sampler = pk_batches(photos, data, seed, rank, world)
+    sampler = recipe_sampler(photos, data, seed, rank, world)
     return Loader(
         TrainPhotos(photos, data, seed, keep),
         batch_sampler=sampler,

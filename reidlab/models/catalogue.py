@@ -126,8 +126,7 @@ def set_options(
 ) -> dict[str, Any]:  # those of the keys that are not at their default
     "What was asked for beyond the usual."
     usual = inspect.signature(build_model).parameters
-    asked = {key: said[key] for key in keys if key in said}
-    return {key: value for key, value in asked.items() if value != usual[key].default}
+    return {key: said[key] for key in keys if said[key] != usual[key].default}
 
 
 def balanced(
@@ -169,7 +168,9 @@ def striped(
 
 def assemble(
     maps: nn.Module,  # (B, 3, H, W) → (B, C, h, w), with out_channels
-    said: dict[str, Any],  # the arguments of build_model, n_pids among them
+    said: dict[
+        str, Any
+    ],  # arguments of build_model, n_pids among them; the rest are the usual ones
     architecture: dict[str, Any],  # plain values: what the weights do not show
 ) -> ReIDModel:
     "Put pool, neck and head behind a backbone."

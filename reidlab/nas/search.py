@@ -23,7 +23,7 @@ from ..core.recipe import Data, Recipe, Train
 from ..core.run import RunFolder, open_run, write_bytes
 from ..core.seed import deterministic, rng
 from ..core.settings import settings
-from ..data.loaders import DataSet, pk_batches, train_loader
+from ..data.loaders import DataSet, recipe_sampler, train_loader
 from ..data.manifest import Photos
 from ..losses.catalogue import weighted_sum
 from ..models.cost import count_parameters
@@ -232,7 +232,7 @@ def check_search(
 def _check_halves(recipe: Recipe, train: Photos, processes: int) -> None:
     "Refuse photos whose halves make no batches."
     for half, seed in search_halves(train, recipe):
-        batches = pk_batches(half, search_data(recipe), seed, 0, processes).batches
+        batches = recipe_sampler(half, search_data(recipe), seed, 0, processes).batches
     if recipe.search.sharpness and len(batches) < WATCHED:
         raise ValueError(
             f"search.sharpness needs {WATCHED} batches in the alphas' half or more, got {len(batches)} "

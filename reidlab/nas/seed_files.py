@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'KINDS', 'SEARCH', 'TRAINING', 'NO_EFFECT', 'LOSSES', 'PLAIN', 'CROPS', 'WARM', 'DECIDED', 'REMARKS',
-           'NETWORKS', 'typed', 'Line', 'flattened', 'Refused', 'seed_recipe', 'read_seed_config']
+           'NETWORKS', 'typed', 'flattened', 'seed_recipe', 'read_seed_config']
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #aef91bbe
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from ..core.names import unknown
 from ..core.recipe import undotted
 from ..models.ops import space_ops
+from ..training.file_rules import Line, Refused
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #7b4f406c
 KEYS: dict[str, dict[str, str]] = {
@@ -102,16 +103,6 @@ def typed(
     return number, "written as text" if text else ""
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #894a9970
-class Line(NamedTuple):
-    "What became of one key of a file."
-
-    key: str  # SECTION.key
-    value: Any  # as it stands in the file
-    status: str  # mapped, ignored, refused, overridden
-    becomes: str  # keys of the recipe
-    reason: str
-
-
 def flattened(
     sections: Mapping[str, Mapping[str, Any]],  # a file's
 ) -> tuple[dict[str, tuple[str, Any]], list[Line]]:  # name -> (section, value), and what lost
@@ -170,10 +161,6 @@ NO_EFFECT = {
 }
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #b58ac7c0
-class Refused(ValueError):
-    "A value that asks for what is not here."
-
-
 def _one_of(key: str, value: Any, table: Mapping[str, Any]) -> Any:
     if value not in table:
         raise Refused(unknown(key, str(value), table))

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..core.recipe import Recipe
-from ..core.run import RunFolder, environment, read_json, write_bytes, write_json
+from reidlab.core.run import (
+    RunFolder,
+    environment,
+    finished_run,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from ..core.settings import settings
 from ..data.class_loaders import ClassSet, open_classes
 from reidlab.retrieval.accuracy import (
@@ -85,12 +92,7 @@ def evaluate_classes(
     data_dir: str | Path = "",  # where data sets lie; empty: settings().data_dir
 ) -> dict[str, Any]:  # what <run>/evaluate/<dataset>/metrics.json holds
     "Name the test photos with a run's network; every process takes its share of them."
-    run = RunFolder(folder)
-    if not run.finished:
-        state = run.status().get("state", "not there")
-        raise ValueError(
-            f"run {run.name!r} is {state}, not finished. Call its train job again: it continues."
-        )
+    run = finished_run(folder)
     recipe = evaluation_recipe(run.recipe, dataset, overrides)
     data = open_classes(recipe.data, recipe.seed, data_dir)
     model, content = load_classifier(run.path, recipe.evaluate.checkpoint, device)

@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
     key: str  # SECTION.key
     value: Any  # as it stands in the file
-    status: str  # mapped, ignored, refused
+    status: str  # mapped, ignored, refused; overridden where a file says a key twice
     becomes: str  # keys of the recipe
     reason: str
 

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'teaching_mode',
-           'branches_of', 'loss_from_recipe', 'check_pairs', 'check_model', 'note_weights', 'keep_genotype',
-           'with_genotype', 'load_model', 'open_together', 'run_epochs', 'fit_from_recipe', 'costs_of', 'reason_of']
+           'branches_of', 'loss_from_recipe', 'check_pairs', 'check_model', 'weights_report', 'note_weights',
+           'keep_genotype', 'with_genotype', 'load_model', 'open_together', 'run_epochs', 'Work', 'work_through',
+           'fit_from_recipe', 'costs_of', 'reason_of']
 
 # %% ../../nbs/4_training/09_loop.ipynb #b8c0f91b
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +28,13 @@ from ..core.settings import settings
 from ..data.batches import promises_pairs
 from ..data.loaders import Batch, DataSet, open_data, train_loader
 from ..losses.catalogue import checked_terms, weighted_sum
+from ..models.auxiliary import AUXILIARY_WEIGHT
 from ..models.backbones import key_account
 from ..models.catalogue import WHOLE_FILES, build_model, network_genotype
+from ..models.cdnet import KeyReport
 from ..models.cells import set_drop_path
 from ..models.cost import count_macs, count_parameters
+from ..models.finetune import run_checkpoint, start_from
 from ..models.genotype import read_genotype
 from .checkpoint import load_weights, read_checkpoint, read_last, save_checkpoint
 from .ema import Average
@@ -349,16 +354,33 @@ def check_model(
         build_model(**recipe.model.model_dump(), n_pids=n_pids)
 
 
-def note_weights(run: RunFolder, recipe: Recipe, model: nn.Module) -> None:
-    "Write down which keys of the recipe's weight file the backbone took, which it left, which it lacks."
-    source = recipe.model.weights
-    if rank() > 0 or not source or source.startswith("run:"):
-        return
-    if recipe.model.backbone in WHOLE_FILES:
-        return
-    keys = key_account(model.backbone, source)
-    told = {"loaded": len(keys["loaded"]), "left": keys["left"], "missing": keys["missing"]}
-    run.log("weights", file=Path(source).name, **told)
+def weights_report(
+    recipe: Recipe,
+    n_pids: int,  # identities or classes of the classifier
+) -> KeyReport | None:  # None: random weights, or a published file that is read whole
+    "Where each tensor of the weights that a recipe names goes, without memory for the network."
+    weights, part = recipe.model.weights, recipe.model
+    if not weights:
+        return None
+    bare = part.model_copy(update={"auxiliary": False, "auxiliary_weight": AUXILIARY_WEIGHT})
+    net = _without_memory(recipe.model_copy(update={"model": bare}), n_pids)  # a tower is fresh
+    source = run_checkpoint(weights)
+    if source is not None:
+        return start_from(net, source)
+    if part.backbone in WHOLE_FILES:
+        return None
+    keys = key_account(net.backbone, weights)
+    fresh = dict.fromkeys(keys["missing"], "not there")
+    fresh |= {k: "behind the backbone" for k in net.state_dict() if not k.startswith("backbone.")}
+    left = dict.fromkeys(keys["left"], "not of the backbone")
+    return KeyReport({key: key for key in keys["loaded"]}, left, fresh)
+
+
+def note_weights(run: RunFolder, recipe: Recipe, n_pids: int) -> None:
+    "Write down how many tensors of the named weights were taken, which stayed behind, which are fresh."
+    if rank() == 0 and (keys := weights_report(recipe, n_pids)):
+        told = {"loaded": len(keys.loaded), "left": list(keys.left), "fresh": list(keys.fresh)}
+        run.log("weights", file=Path(recipe.model.weights).name, **told)
 
 # %% ../../nbs/4_training/09_loop.ipynb #a9e0c4b9
 def keep_genotype(
@@ -413,11 +435,15 @@ def load_model(
     return model.to(device).eval(), content
 
 # %% ../../nbs/4_training/09_loop.ipynb #c6311dcd
-def open_together(recipe: Recipe, data_dir: str | Path) -> DataSet:
+def open_together(
+    recipe: Recipe,
+    data_dir: str | Path,
+    opened: Callable = open_data,  # opened(data section, seed, folder)
+) -> Any:  # what `opened` gives, here a DataSet
     "Open the data; rank 0 first, since it may have to draw it."
-    data = open_data(recipe.data, recipe.seed, data_dir) if rank() == 0 else None
+    data = opened(recipe.data, recipe.seed, data_dir) if rank() == 0 else None
     barrier()
-    return data or open_data(recipe.data, recipe.seed, data_dir)
+    return data or opened(recipe.data, recipe.seed, data_dir)
 
 
 def _chosen(plan: Train, data: DataSet, validate: Callable | None, epoch: int) -> bool:
@@ -482,53 +508,80 @@ def run_epochs(
     return progress
 
 # %% ../../nbs/4_training/09_loop.ipynb #6517aedc
-def fit_from_recipe(
+class Work(NamedTuple):
+    "What a training consists of, once its data are open."
+
+    trainer: Trainer
+    loader: Any  # batches, with a sampler that knows epochs
+    costs: dict[str, int]  # params, macs
+    about: dict[str, Any] = {}  # further entries of metrics.json
+
+
+def work_through(
     recipe: Recipe,
     folder: str | Path,  # an opened run folder
-    device: str = "cpu",  # given by launch
+    opened: Callable[[], Any],  # the data; all processes meet in it
+    build: Callable[[Recipe, Any], Work],  # build(recipe, data); its genotype is the run's own
     validate: Callable
     | None = None,  # validate(model, recipe=…, data=…, device=…) -> {name: float}
-    on_epoch: Sequence[
-        Callable
-    ] = (),  # each called as f(folder's path, the epoch's record), on rank 0
-    workers: int | None = None,  # reading processes; None: settings().workers
-    data_dir: str | Path = "",  # where data sets lie; empty: settings().data_dir
-    make: Callable[..., Trainer] = Trainer,  # as Trainer(model, loss, train, device)
+    on_epoch: Sequence[Callable] = (),  # f(folder's path, the epoch's record), on rank 0
 ) -> dict[str, Any]:  # what metrics.json holds
-    "Train what a recipe describes, continuing where the folder stands; a finished run is returned as it is."
+    "A training from where its folder stands to its end; a finished run is returned as it is."
     run = RunFolder(folder)
     if run.finished:
         return run.metrics()
-    if recipe.train.distill.teacher and make is Trainer:
-        raise ValueError(
-            "the recipe has a teacher (train.distill.teacher): train it with training.distill.distil_from_recipe."
-        )
     with ExitStack() as stack:
         if rank() == 0:
             stack.enter_context(run.working())
         stack.enter_context(deterministic())
         if rank() == 0:
             keep_genotype(recipe, run.path)
-        data = open_together(recipe, data_dir)  # all ranks meet here
-        whole = with_genotype(recipe, run.path)
-        loss = loss_from_recipe(whole, data.n_pids)
-        model = model_from_recipe(whole, data.n_pids)
-        note_weights(run, recipe, model)
-        costs = costs_of(model, recipe)
-        trainer = make(model, loss, recipe.train, device)
-        workers = settings().workers if workers is None else workers
-        loader = train_loader(data.train, recipe.data, recipe.seed, workers, rank(), world_size())
-        progress = run_epochs(run, recipe, trainer, loader, data, validate, on_epoch)
+        data = opened()  # the other processes may read the genotype from here on
+        work = build(with_genotype(recipe, run.path), data)
+        handed = (data, validate, on_epoch)
+        progress = run_epochs(run, recipe, work.trainer, work.loader, *handed)
         if rank() == 0:
             run.finish(
-                {**progress["best"], **costs},
+                {**progress["best"], **work.costs},
                 verb="train",
                 dataset=data.name,
                 seconds=progress["seconds"],
                 selection=reason_of(recipe.train, progress["best"]),
+                **work.about,
             )
         barrier()
     return run.metrics()
+
+
+def fit_from_recipe(
+    recipe: Recipe,
+    folder: str | Path,  # an opened run folder
+    device: str = "cpu",  # given by launch
+    validate: Callable | None = None,  # as for work_through
+    on_epoch: Sequence[Callable] = (),  # as for work_through
+    workers: int | None = None,  # reading processes; None: settings().workers
+    data_dir: str | Path = "",  # where data sets lie; empty: settings().data_dir
+    make: Callable[..., Trainer] = Trainer,  # as Trainer(model, loss, train, device)
+) -> dict[str, Any]:  # what metrics.json holds
+    "Train what a recipe describes, continuing where the folder stands; a finished run is returned as it is."
+    run = RunFolder(folder)
+    if recipe.train.distill.teacher and make is Trainer and not run.finished:
+        raise ValueError(
+            "the recipe has a teacher (train.distill.teacher): train it with training.distill.distil_from_recipe."
+        )
+
+    def build(whole: Recipe, data: DataSet) -> Work:
+        loss = loss_from_recipe(whole, data.n_pids)
+        model = model_from_recipe(whole, data.n_pids)
+        note_weights(run, whole, data.n_pids)
+        costs = costs_of(model, recipe)
+        trainer = make(model, loss, recipe.train, device)
+        reading = settings().workers if workers is None else workers
+        place = (reading, rank(), world_size())
+        return Work(trainer, train_loader(data.train, recipe.data, recipe.seed, *place), costs)
+
+    opened = partial(open_together, recipe, data_dir)
+    return work_through(recipe, folder, opened, build, validate, on_epoch)
 
 # %% ../../nbs/4_training/09_loop.ipynb #c0249f2a
 def costs_of(model: nn.Module, recipe: Recipe) -> dict[str, int]:

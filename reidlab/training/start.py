@@ -7,10 +7,8 @@ __all__ = ['Start', 'starting_point']
 
 # %% ../../nbs/4_training/18_start.ipynb #7b03da88
 from ..core.recipe import Recipe
-from ..models.catalogue import WHOLE_FILES
 from ..models.cdnet import load_published
-from ..models.finetune import run_checkpoint, start_from
-from .loop import model_from_recipe
+from .loop import model_from_recipe, weights_report
 
 # %% ../../nbs/4_training/18_start.ipynb #30bca341
 class Start(str):
@@ -27,12 +25,8 @@ def starting_point(
     weights, part = recipe.model.weights, recipe.model
     if not weights:
         return Start(f"random weights, seed {recipe.seed}")
-    bare = recipe.model_copy(update={"model": part.model_copy(update={"weights": ""})})
-    source = run_checkpoint(weights)
-    if source is not None:
-        return Start(f"{weights}\n{start_from(model_from_recipe(bare, n_pids), source)}")
-    if part.backbone in WHOLE_FILES:
+    report = weights_report(recipe, n_pids)
+    if report is None:  # a published file, read whole
+        bare = recipe.model_copy(update={"model": part.model_copy(update={"weights": ""})})
         report = load_published(model_from_recipe(bare, n_pids), weights)
-        return Start(f"{weights}\n{report or 'the backbone; all behind it is fresh'}")
-    model_from_recipe(recipe, n_pids)
-    return Start(f"{weights}\nthe backbone; all behind it is fresh")
+    return Start(f"{weights}\n{report or 'the backbone; all behind it is fresh'}")
