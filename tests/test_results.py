@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from reidlab.core.recipe import load_recipe
 from reidlab.core.run import RunFolder, read_json
 from reidlab.core.settings import project_root
 
@@ -43,3 +44,16 @@ def test_a_record_is_small_and_whole(path):
     assert not [p.name for p in files if p.suffix in {".pt", ".npz", ".jpg", ".png"}]
     folder = RunFolder(path)
     assert folder.finished and folder.environment["commit"] and not folder.environment["dirty"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((project_root() / "results").iterdir()), ids=lambda p: p.name
+)
+def test_a_record_is_what_its_recipe_makes_today(path):
+    "Whoever runs the recipe that a record names asks for the same thing again."
+    then = RunFolder(path).recipe
+    today = load_recipe(then.name, seed=then.seed, overrides=then.overrides)
+    verb = RunFolder(path).status()["verb"]
+    sections = ("data", "model", "search") if verb == "search" else ("data", "model", "loss", "train")
+    for section in sections:
+        assert getattr(today, section) == getattr(then, section), section
