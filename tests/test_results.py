@@ -54,6 +54,8 @@ def test_a_record_is_what_its_recipe_makes_today(path):
     then = RunFolder(path).recipe
     today = load_recipe(then.name, seed=then.seed, overrides=then.overrides)
     verb = RunFolder(path).status()["verb"]
-    sections = ("data", "model", "search") if verb == "search" else ("data", "model", "loss", "train")
+    sections = (
+        ("data", "model", "search") if verb == "search" else ("data", "model", "loss", "train")
+    )
     for section in sections:
         assert getattr(today, section) == getattr(then, section), section
