@@ -35,7 +35,8 @@ demo: install
 test: install chapters
 	pytest
 
-# every chapter of the book, each cell a test
+# every chapter of the book, each cell a test; two pages at once, so one thread each: more only wait for one another
+chapters: export OMP_NUM_THREADS = 1
 chapters: install
 	nbdev-test --n-workers 2
 
