@@ -32,8 +32,10 @@ demo: install
 	papermill reports/01_first_look.ipynb reports/html/01_first_look.ipynb --cwd reports -y "$$FRESH"
 	@python -c "from reidlab.viz.page import write_html; print('\nThe report is', write_html('reports/html/01_first_look.ipynb', 'reports/html/01_first_look.html'))"
 
+# two files of tests at once, one thread each, so that a file's shared set-up is made once
+test: export OMP_NUM_THREADS = 1
 test: install chapters
-	pytest
+	pytest -n 2 --dist loadfile
 
 # every chapter of the book, each cell a test; two pages at once, so one thread each: more only wait for one another
 chapters: export OMP_NUM_THREADS = 1

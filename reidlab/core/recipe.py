@@ -10,7 +10,7 @@ __all__ = ['Share', 'Count', 'Positive', 'SECTION_NAMES', 'TASK_KEYS', 'SELECT',
 # %% ../../nbs/0_core/04_recipe.ipynb #68d23191
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -407,7 +407,7 @@ def _merged(base: Any, over: Any) -> Any:
     return over
 
 # %% ../../nbs/0_core/04_recipe.ipynb #34f3f1ed
-class _OnceLoader(yaml.SafeLoader):
+class _OnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the same in C, where it is
     "YAML in which a key stands once; the plain loader keeps the last of two in silence."
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -455,11 +455,12 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
     if not (folder / f"{stem}.yaml").is_file() and "/" in name:
         stem, row = name.rsplit("/", 1)
     path = folder / f"{stem}.yaml"
-    known = recipe_names(folder)
-    if name not in known or not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(unknown("recipe", name, known, where=f"{folder.name}/"))
-    values = _read(path)
+    inside = path.resolve().is_relative_to(folder.resolve()) and ".." not in path.parts
+    here = path.is_file() and inside and PurePosixPath(stem).as_posix() == stem
+    values = _read(path) if here else {}
     rows, base = values.pop("rows", None) or {}, values.pop("base", None)
+    if not here or (row is not None and row not in rows):
+        raise ValueError(unknown("recipe", name, recipe_names(folder), where=f"{folder.name}/"))
     if base:
         values = _merged(_from_file(base, folder, (*seen, name)), values)
     return _merged(values, rows[row] or {}) if row else values
