@@ -151,7 +151,7 @@ def test_the_published_figures_are_those_collected():
     assert trap == {"pytorch-reid-lite"}
     named = table.loc[table["recipe"] != "", "recipe"]
     files = {name.split("/")[0] for name in named}
-    assert files == {"strong", "sbn", "lite_a", "lite_b", "lite_c", "cdnet"}
+    assert files == {"strong", "sbn", "lite", "lite_a", "lite_b", "lite_c", "cdnet"}
 
 
 @pytest.mark.parametrize("name", ["strong", "sbn", "lite_c"])

@@ -6,8 +6,8 @@
 __all__ = ['PAIRINGS', 'MININGS', 'UNMADE', 'LOSSES', 'NEEDS', 'LEARNED', 'KINDS', 'BranchLike', 'fitting', 'weighed',
            'softmax_term', 'focal_term', 'triplet_term', 'am_term', 'am_lite_term', 'arcface_term', 'circle_term',
            'circle_pairs_term', 'centre_term', 'range_term', 'cluster_term', 'cluster_local_term', 'of_branch',
-           'chosen', 'options_of', 'WeightedSum', 'checked_terms', 'LearningSum', 'Example', 'example_of', 'rehearse',
-           'weighted_sum']
+           'chosen', 'sits_out', 'options_of', 'WeightedSum', 'checked_terms', 'LearningSum', 'Example', 'example_of',
+           'rehearse', 'weighted_sum']
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #5331bba2
 import inspect
@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol, get_args, get_type_hints
+from typing import NamedTuple, Protocol, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,13 @@ class BranchLike(Protocol):
     logits: Tensor | None  # (B, C)
     feat: Tensor | None  # (B, D)
     # name: str, "" if missing; norm: (B,) lengths where logits are cosines, None if missing
+    # part: (B, D), None if missing; silenced: bool and weight: float, False and 1 if missing
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #d8d366b1
 PAIRINGS = {
     "logits": "and the model's head gives cosines. Set model.head to linear, or choose am, arcface or circle",
-    "cosines": "and the model's head gives plain logits. Set model.head to cosine, or choose softmax or focal",
+    "cosines": "and the model's head gives plain logits. Set model.head to cosine (model.cosines of "
+    "a head of stripes), or choose softmax or focal",
 }
 
 
@@ -129,9 +131,8 @@ def am_term(
 ) -> Tensor:  # scalar
     "AM-softmax (CosFace), summed over the branches with cosines."
     found = fitting(branches, "cosines", "am")
-    return sum(
-        softmax_loss(am_logits(b.logits, pids, margin, scale), pids, smoothing) for b in found
-    )
+    one = lambda z: softmax_loss(am_logits(z, pids, margin, scale), pids, smoothing)
+    return sum(weighed(b, one(b.logits)) for b in found)
 
 
 def am_lite_term(
@@ -141,11 +142,9 @@ def am_lite_term(
     scale: float = 0.0,  # above 0 as wrong as published
 ) -> Tensor:  # scalar
     "Replica of pytorch-reid-lite's margin head, its wrong scale included; for its table alone."
-    logits = [
-        lite_logits(b.logits, b.norm, pids, margin, scale)
-        for b in fitting(branches, "cosines", "am_lite")
-    ]
-    return sum(softmax_loss(z, pids, 0.0) for z in logits)
+    found = fitting(branches, "cosines", "am_lite")
+    one = lambda b: softmax_loss(lite_logits(b.logits, b.norm, pids, margin, scale), pids, 0.0)
+    return sum(weighed(b, one(b)) for b in found)
 
 
 def arcface_term(
@@ -156,11 +155,9 @@ def arcface_term(
     smoothing: float = 0.0,  # share of the target spread over all classes
 ) -> Tensor:  # scalar
     "ArcFace, summed over the branches with cosines."
-    logits = [
-        arcface_logits(b.logits, pids, margin, scale)
-        for b in fitting(branches, "cosines", "arcface")
-    ]
-    return sum(softmax_loss(z, pids, smoothing) for z in logits)
+    found = fitting(branches, "cosines", "arcface")
+    one = lambda z: softmax_loss(arcface_logits(z, pids, margin, scale), pids, smoothing)
+    return sum(weighed(b, one(b.logits)) for b in found)
 
 
 def circle_term(
@@ -171,7 +168,8 @@ def circle_term(
 ) -> Tensor:  # scalar
     "Circle loss on a classifier, summed over the branches with cosines."
     found = fitting(branches, "cosines", "circle")
-    return sum(softmax_loss(circle_logits(b.logits, pids, margin, scale), pids, 0.0) for b in found)
+    one = lambda z: softmax_loss(circle_logits(z, pids, margin, scale), pids, 0.0)
+    return sum(weighed(b, one(b.logits)) for b in found)
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #ec3afb9b
 UNMADE = (
@@ -289,7 +287,23 @@ def chosen(
     kept = [b for b, name in zip(seen, names, strict=True) if fnmatchcase(name, where)]
     if not kept:
         raise ValueError(f"{unknown('branch', where, filter(None, names))} Asked for by {term}.")
-    return kept
+    return kept if where == "*" else [_by_itself(b) for b in kept]
+
+
+def _by_itself(branch: BranchLike) -> BranchLike:
+    "A branch asked for by name: what is part of another's feature is its own."
+    part = getattr(branch, "part", None)
+    return branch if branch.feat is not None or part is None else branch._replace(feat=part)
+
+
+def sits_out(
+    branches: Iterable[BranchLike],
+    need: str,  # feat, logits or cosines
+) -> bool:
+    "Whether all that a term could judge is silenced in this step."
+    seen = list(branches)
+    angular = {getattr(b, "norm", None) is not None for b in seen if getattr(b, "silenced", False)}
+    return (need == "cosines") in angular and not any(_has(b, need) for b in seen)
 
 
 def options_of(
@@ -318,11 +332,15 @@ class WeightedSum:
         for name, options in self.terms.items():
             options = dict(options)
             weight, here = options.pop("weight"), chosen(branches, name)
-            if parts and name in parts:
+            term = of_branch(name)[0]
+            need = NEEDS.get(term, "feat")
+            if need != "feat" and sits_out(here, need):
+                value = 0 * next(b.logits for b in branches if b.logits is not None).sum()
+            elif parts and name in parts:
                 pairs = zip(parts[name], fitting(here, "feat", name), strict=True)
                 value = sum(part(b.feat, pids) for part, b in pairs)
             else:
-                value = LOSSES[of_branch(name)[0]](here, pids, **options)
+                value = LOSSES[term](here, pids, **options)
             total = total + weight * value
             values[name] = value.detach()
         return total, values
@@ -400,14 +418,15 @@ class LearningSum(nn.Module):
         return torch.optim.SGD(groups)
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #0851874d
-@dataclass
-class Example:
+class Example(NamedTuple):
     "A made-up branch."
 
     logits: Tensor | None
     feat: Tensor | None
     name: str = ""
     norm: Tensor | None = None
+    part: Tensor | None = None
+    silenced: bool = False
 
 
 def example_of(
@@ -416,13 +435,14 @@ def example_of(
     "Four made-up photos for a branch of this shape; features random, cosines within their range."
     draw = torch.Generator().manual_seed(0)
     norm = None if getattr(branch, "norm", None) is None else torch.ones(4)
-    logits, feat = (
-        None if part is None else torch.randn(4, part.shape[1], generator=draw)
-        for part in (branch.logits, branch.feat)
+    logits, feat, part = (
+        None if x is None else torch.randn(4, x.shape[1], generator=draw)
+        for x in (branch.logits, branch.feat, getattr(branch, "part", None))
     )
     if norm is not None and logits is not None:
         logits = logits.tanh()
-    return Example(logits, feat, getattr(branch, "name", ""), norm)
+    name, silenced = getattr(branch, "name", ""), getattr(branch, "silenced", False)
+    return Example(logits, feat, name, norm, part, silenced)
 
 
 def rehearse(

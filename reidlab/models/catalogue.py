@@ -86,6 +86,7 @@ STRIPES = (
     "concat_classifier",
     "pooled_dropout",
     "branch_update",
+    "cosines",
 )
 SPECTRAL = ("spectral_sigma", "spectral_norm", "spectral_gate")
 LATE = ("feature_erasing", "feature_mask", *STRIPES, *SPECTRAL)  # noted where they are set
@@ -230,6 +231,7 @@ def build_model(
     concat_classifier: bool = False,  # pcb: one classifier more, over all stripes together
     pooled_dropout: float = 0.0,  # pcb: before the embedding
     branch_update: int = 0,  # pcb: draws of branches that sit a step out; 0: none
+    cosines: str = "none",  # pcb: classifiers on angles: none, concat or all
     feature_erasing: float = 0.0,  # share of the map's rows blanked while learning
     feature_mask: bool = False,  # a gate on the feature's channels (neck bn)
     spectral_sigma: float = 0.3,  # spectral: temperature

@@ -22,6 +22,8 @@ class Branch(NamedTuple):
     name: str = ""  # stripe_1 …, stripes, global; empty: the only one
     norm: Tensor | None = None  # (B,) length of the classified feature, where logits are cosines
     weight: float = 1.0  # how much it counts in every loss; below 1 for an assistant's opinion
+    part: Tensor | None = None  # (B, D) a feature within another's, for losses that ask by name
+    silenced: bool = False  # True: its logits sit this step out
 
 # %% ../../nbs/2_models/04_heads.ipynb #9af33b2a
 def classifier_layer(

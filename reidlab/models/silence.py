@@ -124,7 +124,8 @@ class BranchUpdate(nn.Module):
         self.drawn[1] += 1
         kept = {spoken[i] for i in kept_branches(len(spoken), self.draws, seed, step)}
         silent = sum((0 * branches[i].logits).sum() for i in spoken if i not in kept)
-        result = [b if i in kept else b._replace(logits=None) for i, b in enumerate(branches)]
+        quiet = {"logits": None, "silenced": True}
+        result = [b if i in kept else b._replace(**quiet) for i, b in enumerate(branches)]
         first = min(kept)
         result[first] = result[first]._replace(logits=result[first].logits + silent)
         return result

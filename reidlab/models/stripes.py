@@ -8,13 +8,14 @@ __all__ = ['STRIPE_POOLS', 'STRIPE_NORMS', 'stripe_rows', 'StripePool', 'StripeN
 # %% ../../nbs/2_models/19_stripes.ipynb #8e0e84e7
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..core.names import unknown
-from .heads import Branch, classifier_layer
+from .heads import Branch, CosineClassifier, classifier_layer
 from .neck import centred_norm
 from .pooling import AvgPool, MaxPool, at_least_float32
 from .silence import BranchUpdate, FeatureErasing, FeatureMask
@@ -103,6 +104,17 @@ class StripeNeck(nn.Module):
         return before, after
 
 # %% ../../nbs/2_models/19_stripes.ipynb #794807e5
+def _judged(
+    classifier: nn.Module | None,
+    feat: Tensor,  # (B, D)
+) -> tuple[
+    Tensor | None, Tensor | None
+]:  # (B, n_pids) logits or cosines; (B,) lengths with cosines
+    "What a classifier says, if there is one."
+    said = None if classifier is None else classifier(feat)
+    return said if isinstance(said, tuple) else (said, None)
+
+
 class StripeHead(nn.Module):
     "A classifier for every stripe, and, as asked, for all together and for the whole body."
 
@@ -114,6 +126,7 @@ class StripeHead(nn.Module):
         dropout: float = 0.0,  # before the classifiers
         concat_classifier: bool = False,  # True: one more, over all stripes together
         branch_update: int = 0,  # draws of the random branch update; 0: all branches learn
+        cosines: Literal["none", "concat", "all"] = "none",  # classifiers on angles, for margins
         train_feat: Literal["before", "after"] = "after",  # the neck's side for metric losses
         neck_feat: Literal["before", "after"] = "after",  # the neck's side at test time
     ):
@@ -124,12 +137,14 @@ class StripeHead(nn.Module):
         self.stripes, self.dims, self.feature_dim = stripes, tuple(dims), sum(dims)
         self.train_feat, self.neck_feat = train_feat, neck_feat
         self.dropout = nn.Dropout(dropout)
-        layers = [classifier_layer(dim, n_pids, bias=True) for dim in dims]
+        make = CosineClassifier if cosines == "all" else partial(classifier_layer, bias=True)
+        layers = [make(dim, n_pids) for dim in dims]
         for layer in layers[:stripes]:
-            layer.reset_parameters()  # torch's own start, as published
+            if cosines != "all":
+                layer.reset_parameters()  # torch's own start, as published
         self.classifiers = nn.ModuleList(layers)
-        all_dim = sum(dims[:stripes])
-        self.concat = classifier_layer(all_dim, n_pids, bias=True) if concat_classifier else None
+        make = partial(classifier_layer, bias=True) if cosines == "none" else CosineClassifier
+        self.concat = make(sum(dims[:stripes]), n_pids) if concat_classifier else None
         self.update = BranchUpdate(branch_update) if branch_update else None
 
     def forward(
@@ -140,16 +155,19 @@ class StripeHead(nn.Module):
         if not self.training:
             return torch.cat(after if self.neck_feat == "after" else before, 1)
         n, seen = self.stripes, [self.dropout(v) for v in after[: len(self.dims)]]
-        logits = [layer(v) for layer, v in zip(self.classifiers, seen, strict=True)]
+        said = [_judged(layer, v) for layer, v in zip(self.classifiers, seen, strict=True)]
         feats = before if self.train_feat == "before" else seen
         joined = torch.cat(feats[:n], 1)
         for gate in after[len(self.dims) :]:
             joined = joined * gate
-        branches = [Branch(z, None, f"stripe_{i + 1}") for i, z in enumerate(logits[:n])]
-        of_all = None if self.concat is None else self.concat(torch.cat(seen[:n], 1))
-        branches.append(Branch(of_all, joined, "stripes"))
-        rest = zip(logits[n:], feats[n:], strict=True)
-        branches += [Branch(z, feat, "global") for z, feat in rest]
+        branches = [
+            Branch(z, None, f"stripe_{i + 1}", norm, part=feats[i])
+            for i, (z, norm) in enumerate(said[:n])
+        ]
+        of_all, norm = _judged(self.concat, torch.cat(seen[:n], 1))
+        branches.append(Branch(of_all, joined, "stripes", norm))
+        rest = zip(said[n:], feats[n:], strict=True)
+        branches += [Branch(z, feat, "global", norm) for (z, norm), feat in rest]
         return branches if self.update is None else self.update(branches)
 
 # %% ../../nbs/2_models/19_stripes.ipynb #cc44ce19
@@ -165,6 +183,7 @@ def pcb_parts(
     global_branch: int = 0,  # D of a branch over the whole map; 0: none
     concat_classifier: bool = False,  # one classifier more, over all stripes together
     branch_update: int = 0,  # draws of the random branch update; 0: all branches learn
+    cosines: str = "none",  # none, concat or all: classifiers on angles, for margins
     feature_erasing: float = 0.0,  # share of each stripe's rows blanked while learning
     feature_mask: bool = False,  # a gate on the stripes' feature while learning
     neck_feat: str = "after",  # the neck's side compared at test time
@@ -176,12 +195,26 @@ def pcb_parts(
         )
     if branch_update and stripes + bool(global_branch) + concat_classifier < 2:
         raise ValueError("branch_update needs two branches or more, got one. Leave it at 0.")
+    if cosines not in (angles := ["none", "concat", "all"]):
+        raise ValueError(unknown("cosines of stripes", cosines, angles))
+    if cosines == "concat" and not concat_classifier:
+        raise ValueError(
+            "cosines 'concat' is of the classifier over all stripes: set concat_classifier."
+        )
     dims = [embedding] * stripes + ([global_branch] if global_branch else [])
     apart = "before" if neck == "bnneck" else "after"
     return (
         StripePool(stripes, pool, bool(global_branch), feature_mask, feature_erasing),
         StripeNeck(channels, dims, neck, pooled_dropout, embedding * stripes * feature_mask),
         StripeHead(
-            dims, n_pids, stripes, dropout, concat_classifier, branch_update, apart, neck_feat
+            dims,
+            n_pids,
+            stripes,
+            dropout,
+            concat_classifier,
+            branch_update,
+            cosines,
+            apart,
+            neck_feat,
         ),
     )

@@ -108,6 +108,7 @@ DATA_NAMES = {
     "msmt": "msmt17",
     "duke": "dukemtmc",
     "wild": "veriwild",
+    "veri": "veri776",
 }
 
 

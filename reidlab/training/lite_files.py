@@ -27,6 +27,7 @@ from reidlab.training.file_rules import (
 # %% ../../nbs/4_training/13_lite_files.ipynb #487240eb
 LITE_DEFAULTS = {
     "asoftmax_params.margin": 0,
+    "asoftmax_params.scale": 0,
     "batch_sampling_params.P": 4,
     "batch_sampling_params.K": 2,
     "batch_sampling_params.batch_size": 64,
@@ -39,6 +40,7 @@ LITE_DEFAULTS = {
     "data_augmentation.random_erasing": True,
     "data_augmentation.imagenet_static": True,
     "epochs": 4000,
+    "focal_loss": False,
     "gan_params.input_dim": 0,
     "img_h": 384,
     "img_w": 128,
@@ -102,8 +104,9 @@ def _lite_head(parts: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     usual = {"model.neck": "bn", "model.dropout": 0.5}
     if parts:
         return usual | {"model.head": "pcb", "model.stripes": parts, "model.pool": "max"}
-    head = "spectral" if v["model_params.spectral_trans"] else "linear"
-    return usual | {"model.head": head}
+    if isinstance(v["asoftmax_params.margin"], list):
+        return usual | {"model.head": "cosine"}
+    return usual | {"model.head": "spectral" if v["model_params.spectral_trans"] else "linear"}
 
 
 def _lite_dim(dim: Any, v: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,11 +146,9 @@ def _lite_triplet(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
         return "off"
     if not v["batch_sampling_params.class_balanced"]:
         return "off: the original asks for class_balanced"
-    if v["tri_loss_params.use_adaptive_weight"]:
-        raise Refused(
-            "its pairs are weighted by softmax (use_adaptive_weight): say it in loss.terms"
-        )
-    return {"loss.terms.triplet": {"weight": weight, "margin": "soft" if soft else margin}}
+    mining = {"mining": "weighted"} if v["tri_loss_params.use_adaptive_weight"] else {}
+    term = {"weight": weight, "margin": "soft" if soft else margin}
+    return {"loss.terms.triplet": term | mining}
 
 
 def _lite_classes(weight: Any, v: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +156,31 @@ def _lite_classes(weight: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     margin = v["tri_loss_params.margin"]
     on = balanced and (margin == "soft_margin" or margin > 0) and v["tri_loss_params.lambda_tri"]
     off = {} if on else {"loss.terms.triplet": {"weight": 0.0}}
+    no_softmax = {"loss.terms.softmax": {"weight": 0.0}}
+    if v["focal_loss"]:
+        return {"loss.terms.focal": {"weight": weight, "gamma": 2.0}} | no_softmax | off
+    if isinstance(v["asoftmax_params.margin"], list):
+        scale, margins = v["asoftmax_params.scale"], v["asoftmax_params.margin"]
+        margin = {"weight": weight, "margin": (margins or [0.0])[0], "scale": float(scale)}
+        return {"loss.terms.am_lite": margin} | no_softmax | off
     return {"loss.terms.softmax": {"weight": weight, "smoothing": 0.0}} | off
+
+
+def _lite_margin(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
+    "The kind of classifiers: a margin is a list there, and a number selects plain ones."
+    if not isinstance(margin, list):
+        if margin:
+            raise Refused("a margin is a list in the original, such as [0.3]; a number fails there")
+        return "a plain classifier"
+    if len(margin) != 1:
+        raise Refused("a margin that changes while training is no option here: one in the list")
+    if v["focal_loss"]:
+        raise Refused("a focal loss on a margin head is no option here: set one of the two aside")
+    if v["model_params.pcb_n_parts"]:
+        return {"model.cosines": "all"}
+    if v["model_params.spectral_trans"]:
+        raise Refused("a margin behind the spectral transform is no option here")
+    return {"model.head": "cosine"}
 
 
 def _lite_warmup(epochs: Any, v: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,9 +197,7 @@ def _lite_steps(steps: Any, v: Mapping[str, Any]) -> dict[str, Any]:
 # %% ../../nbs/4_training/13_lite_files.ipynb #9ce91f27
 GAN = "no network that draws people takes part in a training here: set gan_params.input_dim to 0"
 LITE: dict[str, Rule] = {
-    "asoftmax_params.margin": only(
-        0, "a margin softmax: say it in the recipe's head", "a plain classifier"
-    ),
+    "asoftmax_params.margin": _lite_margin,
     **{
         f"asoftmax_params.{key}": none("part of the margin softmax; asoftmax_params.margin decides")
         for key in ("step", "scale")
@@ -216,7 +239,7 @@ LITE: dict[str, Rule] = {
     "evaluation_params.step": none("the original counts steps within an epoch; epochs decide here"),
     "evaluation_params.epoch": to("train.validate_every"),
     "fine_tune": only(False, "a frozen backbone is no option here"),
-    "focal_loss": only(False, "say the focal loss in loss.terms"),
+    "focal_loss": none("decides what tri_loss_params.lambda_cls weighs"),
     "imagenet_pretrain": only(False, "weights come from a file: name it in model.weights"),
     "img_h": none("as data_augmentation.crop_h"),
     "img_w": none("as data_augmentation.crop_w"),
@@ -281,6 +304,7 @@ LITE: dict[str, Rule] = {
 
 # %% ../../nbs/4_training/13_lite_files.ipynb #14b42b70
 LITE_REMARKS = {
+    "asoftmax_params.margin": "as the original computes it, a replica (am_lite); with one feature its last code fails",
     "epochs": "after the warm-up; the original goes on until it is stopped by hand. With class_balanced it counts five "
     "short epochs (K photos of each person) as one: on Market-1501 0.29 K passes over the photos, where one here is a pass",
     "evaluation_params.epoch": "on held-out people; the original chooses on the test set",
