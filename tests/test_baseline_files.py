@@ -189,12 +189,11 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 ROWS = [name for name in recipe_names(RECIPES) if re.match(r"(lite|strong|sbn)(/|$)", name)]
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_every_published_row_can_be_built(name):
+def test_every_published_row_trains_on_all_and_keeps_its_last_epoch():
     assert len(ROWS) == 36  # the rows of three files, and the files
-    r = load_recipe(name, folder=RECIPES, overrides={"model.weights": ""})  # the file is not here
-    check_model(r, 751)
-    assert r.data.val_fraction == 0 and r.train.select == "last"
+    for name in ROWS:
+        r = load_recipe(name, folder=RECIPES)
+        assert r.data.val_fraction == 0 and r.train.select == "last", name
 
 
 def test_rows_are_what_the_originals_files_say():

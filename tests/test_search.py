@@ -495,3 +495,18 @@ def test_a_run_of_another_verb_is_refused(stocked, finished):
     with refused("'done'", "the verb is search here and train there", "-p run NAME"):
         walk(SEARCH, run="done", overrides=recipe.overrides)
     assert facts(run.path) == before
+
+
+def test_a_search_may_have_a_head_of_stripes(photos, tmp_path):
+    "Stripes take part in a search, and what was found is trained with them."
+    recipe = small(
+        model__head="pcb",
+        model__neck="bn",
+        model__stripes=2,
+        model__embedding=8,
+        model__cosines="all",
+        search__loss={"softmax": {"weight": 0.0}, "am": {}, "triplet": {"margin": 0.3}},
+        search__epochs=2,
+    )
+    folder = searched(recipe, "stripes", tmp_path, photos)
+    assert len(genotypes_of(folder)) == 3  # before the first step, and after each epoch

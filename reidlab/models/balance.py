@@ -122,6 +122,10 @@ class BalanceHead(nn.Module):
         parts = zip(vectors, self.fcs, self.classifiers, strict=True)
         return [classifier(fc(vector)) for vector, fc, classifier in parts]
 
+    def class_scores(self, before: list[Tensor], after: list[Tensor]) -> Tensor:  # (B, n_pids)
+        "All branches together."
+        return torch.stack(self.scores(before)).sum(0)
+
     def forward(
         self,
         before: list[Tensor],  # each (B, D)
@@ -183,9 +187,8 @@ def class_scores(
     images: Tensor,  # (B, 3, H, W) normalised
 ) -> Tensor:  # (B, n_pids)
     "The logits of all branches added, as the model stands: in evaluation, or in training."
-    before, after = model.neck(model.pool(model.backbone(images)))
-    if isinstance(model.head, BalanceHead):
-        return torch.stack(model.head.scores(before)).sum(0)
-    if isinstance(model.head, LinearHead):
-        return model.head.classifier(model.head.dropout(after))
-    raise TypeError(f"class scores need a head with classifiers, got {type(model.head).__name__}.")
+    judge = getattr(model.head, "class_scores", None)
+    if judge is None:
+        name = type(model.head).__name__
+        raise TypeError(f"class scores need a head with classifiers, got {name}.")
+    return judge(*model.neck(model.pool(model.backbone(images))))

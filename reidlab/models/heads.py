@@ -72,6 +72,11 @@ class LinearHead(nn.Module):
         seen = self.dropout(after)
         return [Branch(self.classifier(seen), before if self.train_feat == "before" else seen)]
 
+    def class_scores(self, before: Tensor, after: Tensor) -> Tensor:  # (B, n_pids)
+        "What it would say about the names, also when it is asked for features."
+        said = self.classifier(self.dropout(after))
+        return said[0] if isinstance(said, tuple) else said  # of directions: their cosines
+
 # %% ../../nbs/2_models/04_heads.ipynb #01ad695f
 class CosineClassifier(nn.Module):
     "One direction a person; answers with cosines."

@@ -170,6 +170,13 @@ class StripeHead(nn.Module):
         branches += [Branch(z, feat, "global", norm) for (z, norm), feat in rest]
         return branches if self.update is None else self.update(branches)
 
+    def class_scores(self, before: list[Tensor], after: list[Tensor]) -> Tensor:  # (B, n_pids)
+        "All classifiers together, also when it is asked for features."
+        seen = [self.dropout(v) for v in after[: len(self.dims)]]
+        parts = list(zip(self.classifiers, seen, strict=True))
+        parts += [] if self.concat is None else [(self.concat, torch.cat(seen[: self.stripes], 1))]
+        return torch.stack([_judged(layer, v)[0] for layer, v in parts]).sum(0)
+
 # %% ../../nbs/2_models/19_stripes.ipynb #cc44ce19
 def pcb_parts(
     channels: int,  # C of the backbone's map

@@ -25,7 +25,7 @@ from ..core.seed import deterministic, rng
 from ..core.settings import settings
 from ..data.loaders import DataSet, recipe_sampler, train_loader
 from ..data.manifest import Photos
-from ..losses.catalogue import weighted_sum
+from ..losses.catalogue import rehearse, weighted_sum
 from ..models.cost import count_parameters
 from ..models.genotype import Genotype, LayerGenotype, random_genotype, read_genotype
 from ..models.layered import random_layers
@@ -202,7 +202,7 @@ def check_search(
             f"a search needs batches of 2 people or more in each process, got {p} for {processes} of them. "
             "Raise search.p (or data.p), or lower gpus."
         )
-    weighted_sum(s.loss)
+    loss = weighted_sum(s.loss)
     plain = recipe.model_copy(update={"search": s.model_copy(update={"strategy": "darts"})})
     first = random_genotype(0, nodes=1)
     if layers:
@@ -217,7 +217,8 @@ def check_search(
                 raise ValueError(
                     f"search.memory does not go with this search: {wrong} Leave search.memory out."
                 ) from None
-        search_model(plain, n_pids)(torch.zeros(2, 3, data.height, data.width))
+        branches = search_model(plain, n_pids)(torch.zeros(2, 3, data.height, data.width))
+    rehearse(loss, branches)
     derived_cost(first, recipe, n_pids)
     if s.max_macs or s.max_params or s.cost_weight:
         _check_limits(recipe, n_pids)
