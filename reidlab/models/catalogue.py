@@ -32,6 +32,7 @@ from .pooling import AvgPool, GeM, MaxPool
 from .reid import ReIDModel
 from .silence import FeatureErasing, maskable_bn
 from .spectral import SpectralHead
+from .squeeze import SQUEEZED, se_resnet
 from .stages import ForkedResNet, middle_resnet
 from .stripes import pcb_parts
 
@@ -45,6 +46,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet152": partial(resnet, 152),
     "resnet50_ibn": partial(ibn_resnet, 50),
     "resnet50_middle": partial(middle_resnet, 50),
+    **{name: partial(se_resnet, name) for name in SQUEEZED},
     "derived": derived,
     "cdnet": cdnet_maps,
     "cnet": cnet_maps,

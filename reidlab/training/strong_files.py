@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ..core.names import unknown
+from ..models.squeeze import SQUEEZED
 from reidlab.training.file_rules import (
     Line,
     Refused,
@@ -31,6 +32,7 @@ from reidlab.training.file_rules import (
 STRONG_NETS = {
     **{f"resnet{d}": {"model.backbone": f"resnet{d}"} for d in (18, 34, 50, 101, 152)},
     "resnet50_ibn_a": {"model.backbone": "resnet50_ibn"},
+    **{name: {"model.backbone": name} for name in SQUEEZED},
 }
 SAMPLERS = {
     "softmax": {"loss.terms.triplet": {"weight": 0.0}},
@@ -212,7 +214,7 @@ STRONG: dict[str, Rule] = {
     "TEST.FEAT_NORM": lambda value, v: {"evaluate.normalise": _is("TEST.FEAT_NORM")(value)},
     "OUTPUT_DIR": none("runs_dir in settings.ini"),
     "family": lambda value, v: {
-        "model.stem_relu": v["stem_relu"],
+        "model.stem_relu": v["stem_relu"] or v["MODEL.NAME"] in SQUEEZED,  # those always had it
         "data.val_fraction": 0.0,
         **({"evaluate.normalise": False} if value == "sbn" else {}),
     },
