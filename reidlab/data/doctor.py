@@ -253,7 +253,10 @@ def _versions(manifest: Manifest) -> list[Finding]:
     )
     if "msmt17" not in told.lower():
         return []
-    paths = manifest.frame["path"]
+    frame = manifest.frame
+    if "dataset" in frame:  # joined: the photos of that part alone
+        frame = frame[frame["dataset"].str.lower().str.contains("msmt17")]
+    paths = frame["path"]
     masked = paths.str.contains(r"(?:^|/)mask_(?:train|test)_v2/")
     if masked.any() and not masked.all():
         fewer = masked if masked.mean() < 0.5 else ~masked

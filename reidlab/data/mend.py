@@ -85,7 +85,8 @@ def fix(
         published={k: v["published"] for k, v in counts if v["published"] is not None},
         classes=about.get("classes"),
         more={
-            "mended_from": {"name": manifest.name, "fingerprint": about.get("fingerprint", "")},
+            "mended_from": about.get("mended_from")  # the first one of a row of mendings
+            or {"name": manifest.name, "fingerprint": about.get("fingerprint", "")},
             "left_out": [f.plain() for f in left_out],
             "findings": left,
         },
