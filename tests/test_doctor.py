@@ -202,7 +202,7 @@ def test_a_mended_manifest_passes(healthy, tmp_path, code, damage):
     damage(root)
     before = contents(tmp_path)
     ill = read_manifest(tmp_path / "well")
-    mended = fix(ill, examine(ill), tmp_path / "mended")
+    mended = fix(ill, examine(ill), tmp_path / "mended", level="warning")
     after = contents(tmp_path)
     assert {k: after[k] for k in before} == before
     assert set(after) - set(before) == {"mended/manifest.csv", "mended/manifest.json"}
@@ -212,6 +212,15 @@ def test_a_mended_manifest_passes(healthy, tmp_path, code, damage):
     assert [f["code"] for f in told["findings"]] == [f.code for f in examine_labels(mended)]
     assert code == "files-changed" or told["left_out"][0]["count"] > 0
     assert told["mended_from"]["fingerprint"] == healthy.fingerprint
+
+
+def test_a_warning_stays_unless_asked(healthy, tmp_path):
+    shutil.copytree(healthy.root, tmp_path / "photos")
+    copy(tmp_path / "photos", "train/0002_c1_0.jpg", TRAIN)
+    ill = replace(healthy, root=tmp_path / "photos")
+    findings = examine(ill)
+    assert len(fix(ill, findings, tmp_path / "a").frame) == len(ill.frame)
+    assert len(fix(ill, findings, tmp_path / "b", level="warning").frame) == len(ill.frame) - 1
 
 
 def test_junk_in_train_is_left_out_and_the_rest_stays(healthy, tmp_path):

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..core.names import unknown
 from ..core.run import read_json, write_json
-from .doctor import KINDS, LABEL_KINDS, Finding, examine_labels
+from .doctor import KINDS, LABEL_KINDS, LEVELS, Finding, examine_labels
 from .manifest import Manifest, write_manifest
 
 # %% ../../nbs/1_data/18_mend.ipynb #41cabf17
@@ -55,12 +56,14 @@ def fix(
     findings: Sequence[Finding],  # from `examine`; drop from the list what should stay
     folder: str | Path,  # of the new manifest; must hold none
     name: str = "",  # what recipes will call it; empty: the folder's name
-    notes: bool = False,  # leave out what is merely a note, too
+    level: str = "error",  # "warning" and "note" leave out what those are about, too
 ) -> Manifest:  # its about["left_out"] says what is gone
     "A new manifest without the photos that can be left out; the old one and the files stay."
     folder = Path(folder)
     _refuse(findings, folder)
-    levels = ("error", "warning", "note") if notes else ("error", "warning")
+    if level not in LEVELS:
+        raise ValueError(unknown("level", level, LEVELS))
+    levels = LEVELS[: LEVELS.index(level) + 1]
     todo = [f for f in findings if KINDS[f.code].mend == "photo" and f.level in levels]
     rest, left_out = _without(manifest, todo)
     while more := [f for f in examine_labels(rest) if f.level == "error" and f.paths]:
