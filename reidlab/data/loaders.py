@@ -99,15 +99,15 @@ def open_data(
     manifest = find_manifest(data, data_dir)
     return DataSet(manifest, *hold_out(manifest.photos("train"), data.val_fraction, seed))
 
-
+# %% ../../nbs/1_data/11_loaders.ipynb #d9ef25bc
 def open_test(
     data: Data,  # a recipe's data section
     data_dir: str | Path = "",  # where sets lie; empty: settings().data_dir
-) -> DataSet:
-    "A recipe's data set for its test alone; it may have nothing to train on."
+) -> DataSet:  # its `train` is empty
+    "A data set for its test alone, with training photos or without."
     manifest = find_manifest(data, data_dir)
-    nobody = Photos(manifest.root, [], np.empty(0, "int64"), np.empty(0, "int64"))
-    return DataSet(manifest, nobody, None, None)
+    nobody = np.empty(0, "int64")
+    return DataSet(manifest, Photos(manifest.root, [], nobody, nobody), None, None)
 
 # %% ../../nbs/1_data/11_loaders.ipynb #06ef13e5
 class Batch(NamedTuple):
