@@ -106,6 +106,8 @@ class ProtocolCard:
     multi_query: str = "none"  # mean or max: features of all photos of a query's person and camera
     counts: dict[str, int] = field(default_factory=dict)  # see `protocol_counts`
     queries_without_match: int = 0  # skipped in every mean
+    protocol: str = ""  # the rule that its manifest names, see `retrieval.protocols`
+    trained_on: str = ""  # the set of the training photos, where it is another one
     version: str = ""  # of the data set
     fingerprint: str = ""  # of its manifest
     checkpoint: str = ""  # whose features
