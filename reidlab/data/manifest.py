@@ -23,6 +23,7 @@ from ..core.names import unknown
 from ..core.run import read_json, write_bytes, write_json
 from ..core.seed import rng
 from ..core.settings import settings
+from .raw import prepare_command
 
 # %% ../../nbs/1_data/02_manifest.ipynb #a598d444
 class Photos(NamedTuple):
@@ -199,7 +200,7 @@ def load_manifest(
     known = [p.parent.name for p in folder.glob("*/manifest.json")]
     raise FileNotFoundError(
         unknown("data set", name, ["synthetic", *known], where=f"{folder.name}/")
-        + f" To prepare it: papermill data_prep/market1501.ipynb out.ipynb -p name {name} -p source FOLDER_OR_ZIP"
+        + f" To prepare it: {prepare_command(name)}"
     )
 
 # %% ../../nbs/1_data/02_manifest.ipynb #99676f11
