@@ -288,6 +288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'reidlab.data.loaders.find_manifest': ( '1_data/loaders.html#find_manifest',
                                                                               'reidlab/data/loaders.py'),
                                       'reidlab.data.loaders.open_data': ('1_data/loaders.html#open_data', 'reidlab/data/loaders.py'),
+                                      'reidlab.data.loaders.open_test': ('1_data/loaders.html#open_test', 'reidlab/data/loaders.py'),
                                       'reidlab.data.loaders.recipe_sampler': ( '1_data/loaders.html#recipe_sampler',
                                                                                'reidlab/data/loaders.py'),
                                       'reidlab.data.loaders.train_loader': ('1_data/loaders.html#train_loader', 'reidlab/data/loaders.py')},

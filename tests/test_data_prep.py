@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import facts, walk
+from conftest import TINY, facts, walk
 from PIL import Image
 from test_bad_input import empty, refused
 
 from reidlab.core.run import read_json
 from reidlab.core.settings import settings
-from reidlab.data.manifest import load_manifest
+from reidlab.data.manifest import load_manifest, read_manifest
 from reidlab.data.raw import DOWNLOADS
+from reidlab.retrieval.evaluate_run import evaluate_run, ranking_of
 from reidlab.retrieval.protocols import PROTOCOLS, find_protocol
 
 ROOT = Path(__file__).parents[1]
@@ -338,6 +339,26 @@ def test_partial_reid_asks_with_parts_or_with_hidden_people(lab):
         "hidden", "partial_reid", {p: r for p, r in tree.items() if "partial" not in p}
     )
     assert all(c["published"] is None for c in hidden.about["counts"].values())
+
+
+def test_a_set_that_only_tests_is_evaluated_and_not_trained_on(lab, photos, finished):
+    whole = read_manifest(next(photos.iterdir()))
+    gallery = whole.photos("gallery")
+    seen = [np.flatnonzero(gallery.pids == pid)[:2] for pid in np.unique(gallery.pids)]
+    for side, pick in (("Probe", 0), ("Gallery", 1)):
+        (lab.raw / "partial_ilids" / side).mkdir(parents=True)
+        for number, (i, *_) in enumerate(pair[[pick]] for pair in seen if len(pair) == 2):
+            place = lab.raw / "partial_ilids" / side / f"{number + 1:03}.jpg"
+            shutil.copy(gallery.root / gallery.paths[i], place)
+    walk(page("partial_ilids"))
+    shutil.copytree(finished[0], lab.runs / "done")
+    result = evaluate_run(lab.runs / "done", dataset="partial_ilids")
+    counts = result["protocol"]["counts"]
+    assert counts["queries"] == counts["gallery"] > 2 and counts["cameras"] == 2
+    assert result["protocol"]["queries_without_match"] == 0
+    assert len(ranking_of(lab.runs / "done", "partial_ilids")[2].ap) == counts["queries"]
+    with refused("'partial_ilids' has no train photos"):
+        walk("nbs/train.ipynb", overrides=TINY | {"data.name": "partial_ilids"})
 
 
 # --- sets made from others -------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ..core.names import unknown
 from ..core.recipe import Evaluate, Recipe, undotted, validated
 from ..core.run import RunFolder, environment, finished_run, read_json, write_json
 from ..core.settings import settings
-from ..data.loaders import DataSet, open_data
+from ..data.loaders import DataSet, open_test
 from ..data.manifest import Photos
 from .baselines import BASELINES, rank_baseline
 from .breakdown import camera_matrix_features
@@ -195,7 +195,7 @@ def evaluate_run(
     "Embed and rank the test split with a run's network; every process takes its share of the photos."
     run = finished_run(folder)
     recipe = evaluation_recipe(run.recipe, dataset, overrides)
-    data = open_data(recipe.data, recipe.seed, data_dir)
+    data = open_test(recipe.data, data_dir)
     out = run.path / "evaluate" / data.name
     stored = read_json(out / "metrics.json") if (out / "metrics.json").is_file() else None
     model, content = load_model(run.path, recipe.evaluate.checkpoint, device)
@@ -316,7 +316,7 @@ def ranking_of(
     "Query, gallery and ranked lists of a finished evaluation, from its embeddings."
     run = RunFolder(folder)
     recipe = evaluation_recipe(run.recipe, dataset)
-    data = open_data(recipe.data, recipe.seed, data_dir)
+    data = open_test(recipe.data, data_dir)
     out = run.path / "evaluate" / data.name
     record = read_json(out / "metrics.json")
     card = record["protocol"]
