@@ -86,7 +86,7 @@ def test_counts_that_differ_are_flagged_and_strict_writes_nothing(lab):
         walk(page("dukemtmc"), strict=True)
     assert not list(lab.data.rglob("manifest.*"))
     names = walk(page("dukemtmc"))
-    assert "DIFFERS" in names["counts_table"](names["frame"], "dukemtmc")[""].tolist()
+    assert "DIFFERS" in names["counts_table"](names["frame"], "dukemtmc")["verdict"].tolist()
     line = names["closing_line"](names["manifest"], names["odd"], names["findings"])
     assert "**dukemtmc: queries is 1, published 2,228." in line
 
@@ -486,6 +486,19 @@ def test_own_photos_that_cannot_be_read(file, text, words, lab):
 
 
 # --- all of them -----------------------------------------------------------------------------
+
+
+def test_names_of_others_are_shown_as_they_are(lab):
+    "A class called a$b$ is no formula, and a file's name no HTML."
+    for split in ("train", "test"):
+        grow(lab.raw / "pets" / split, [f"{kind}/0.jpg" for kind in ("a$\\frac$", "b_c^d")])
+    names = walk(page("classes"), name="pets")
+    drawn = names["contact_sheet"](np.zeros((1, 8, 8, 3), np.uint8), labels=["a$\\frac$"])
+    drawn.figure.canvas.draw()
+    grow(lab.raw / "dukemtmc", [*DUKE, "query/<b>`x`_[y](z).jpg"])
+    names = walk(page("dukemtmc"))
+    line = names["closing_line"](names["manifest"], names["odd"], [])
+    assert "1 files left out (first: query/&#60;b&#62;" in line and "](" not in line
 
 
 def test_every_known_name_has_its_page_and_its_protocol():

@@ -12,10 +12,10 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ..core.names import close_names
 from ..core.settings import settings
 
 # %% ../../nbs/1_data/01_raw.ipynb #deb2f0f3
@@ -70,7 +70,7 @@ def prepare_command(
     name: str,  # a data set
 ) -> str:  # to be typed in the project's root
     "What to type to prepare a set: with its own page, a close name's, or the one for any photos."
-    near = [name] if name in DOWNLOADS else close_names(name, DOWNLOADS, n=1)
+    near = [name] if name in DOWNLOADS else get_close_matches(name, DOWNLOADS, n=1, cutoff=0.7)
     page, _, more = DOWNLOADS[near[0]] if near else Download("own", "")
     words = f"papermill data_prep/{page}.ipynb out.ipynb -p name {name} {more}".strip()
     return f"{words} -p source FOLDER_OR_ARCHIVE"

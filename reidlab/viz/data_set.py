@@ -129,4 +129,8 @@ def closing_line(
     line += f" (first: {plain_text(odd[0])})." if odd else "."
     for f in findings:
         line += f" **{f.message}**" if f.level == "differs" else f" {f.message}"
+    counts = manifest.about["counts"]
+    wrong = [k for k, c in counts.items() if c["published"] not in (None, c["ours"])]
+    if wrong and manifest.about["protocol"] == "classification":
+        line += f" **Other than published: {', '.join(wrong)}. Is this the version you meant?**"
     return f"{line} Protocol: {plain_text(manifest.about['protocol'])}."
