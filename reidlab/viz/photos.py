@@ -106,7 +106,13 @@ def contact_sheet(
         x, y = dx * (i % cols), dy * (i // cols)
         place(ax, image, x, y)
         if labels is not None:
-            ax.text(x + w / 2, y + h + 0.03 * w, labels[i], fontsize=8, ha="center", va="top")
+            style = {
+                "fontsize": 8,
+                "ha": "center",
+                "va": "top",
+                "parse_math": False,
+            }  # a$b is a name
+            ax.text(x + w / 2, y + h + 0.03 * w, labels[i], **style)
     return ax
 
 # %% ../../nbs/7_viz/01_photos.ipynb #99d2101e
