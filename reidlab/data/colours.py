@@ -138,6 +138,18 @@ class Variation:
         self.shades = {key: getattr(data, key) for key in names}
         self.shaded = any(self.shades.values()) or data.erase_fill == "noise"
 
+    @property
+    def beyond(self) -> str:  # "data.hue, data.noise"; empty: nothing
+        "The keys whose work one pass over the bytes (data.fused) cannot do."
+        keys = [key for key, value in self.shades.items() if value]
+        keys += ["crop_from"] if self.size else []
+        keys += ["erase_fill"] if self.data.erase and self.data.erase_fill != "mean" else []
+        return ", ".join(f"data.{key}" for key in keys)
+
+    def draw(self, epoch: int, position: int) -> Draw:
+        "What this place in the epoch has drawn, colours aside."
+        return draw_augmentation(self.seed, epoch, position, **self.shapes)
+
     def __call__(
         self,
         photo: Tensor,  # (3, *read) uint8
@@ -146,7 +158,7 @@ class Variation:
     ) -> Tensor:  # (3, height, width) float32, normalised
         "The photo as this place in the epoch sees it."
         data = self.data
-        draw = draw_augmentation(self.seed, epoch, position, **self.shapes)
+        draw = self.draw(epoch, position)
         shade = draw_shade(self.seed, epoch, position, **self.shades) if self.shaded else Shade()
         colours = (data.mean, data.std)
         about = (data.erase_fill, data.height, data.width, *colours, shade.grain, data.erase_value)

@@ -32,13 +32,13 @@ class Photos(NamedTuple):
     paths: list[str]  # (N,) relative to root, with forward slashes
     pids: np.ndarray  # (N,) int64
     camids: np.ndarray  # (N,) int64, −1 unknown
+    whole: list[str] | None = None  # paths of the split that these were taken from; None: these
 
     def take(self, index: np.ndarray) -> "Photos":  # index: (M,) positions or (N,) mask
         "The photos at these positions."
         index = np.arange(len(self.paths))[index]
-        return Photos(
-            self.root, [self.paths[i] for i in index], self.pids[index], self.camids[index]
-        )
+        paths, whole = [self.paths[i] for i in index], self.whole or self.paths
+        return Photos(self.root, paths, self.pids[index], self.camids[index], whole)
 
 # %% ../../nbs/1_data/02_manifest.ipynb #b14cdd5e
 COLUMNS = ("path", "pid", "camid", "split")
