@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.names import unknown
 from ..core.recipe import Data
 from ..core.seed import rng
+from .draws import Draws, draw_batch
 from .transforms import Draw, augment, draw_augmentation
 
 # %% ../../nbs/1_data/09_colours.ipynb #62e6555e
@@ -146,9 +147,9 @@ class Variation:
         keys += ["erase_fill"] if self.data.erase and self.data.erase_fill != "mean" else []
         return ", ".join(f"data.{key}" for key in keys)
 
-    def draw(self, epoch: int, position: int) -> Draw:
-        "What this place in the epoch has drawn, colours aside."
-        return draw_augmentation(self.seed, epoch, position, **self.shapes)
+    def draw(self, epoch: int, positions: Sequence[int]) -> Draws:
+        "What these places in the epoch have drawn, colours aside."
+        return draw_batch(self.seed, epoch, positions, **self.shapes)
 
     def __call__(
         self,
@@ -158,7 +159,7 @@ class Variation:
     ) -> Tensor:  # (3, height, width) float32, normalised
         "The photo as this place in the epoch sees it."
         data = self.data
-        draw = self.draw(epoch, position)
+        draw = draw_augmentation(self.seed, epoch, position, **self.shapes)
         shade = draw_shade(self.seed, epoch, position, **self.shades) if self.shaded else Shade()
         colours = (data.mean, data.std)
         about = (data.erase_fill, data.height, data.width, *colours, shade.grain, data.erase_value)

@@ -25,7 +25,8 @@ from ..core.recipe import Data
 from ..core.settings import settings
 from .batches import build_sampler
 from .colours import Variation
-from .fused import blank, boxes_of, fused_batch, fused_bytes
+from .draws import Draws
+from .fused import blank, fused_batch, fused_bytes
 from reidlab.data.manifest import (
     Manifest,
     Photos,
@@ -242,9 +243,9 @@ class TrainPhotos(Dataset):
         self.camids = photos.camids
         if self.one_pass:  # compile here and not in every reading process
             none = _sealed(np.zeros((1, 3, data.height, data.width), np.uint8))
-            self._images(none, [0], [self.vary.draw(0, 0)])
+            self._images(none, [0], self.vary.draw(0, [0]))
 
-    def _images(self, pixels: np.ndarray, rows: Sequence[int], draws: list[Draw]) -> Tensor:
+    def _images(self, pixels: np.ndarray, rows: Sequence[int], draws: Draws) -> Tensor:
         data = self.data
         if self.on_device:
             return fused_bytes(pixels, rows, draws, data.pad)
@@ -259,11 +260,12 @@ class TrainPhotos(Dataset):
         if not self.one_pass:
             return collate([self[key] for key in keys])
         index = [key.index for key in keys]
-        draws = [self.vary.draw(key.epoch, key.position) for key in keys]
+        draws = self.vary.draw(keys[0].epoch, [key.position for key in keys])
         images = self._images(*self.files.some(index), draws)
         who = [torch.from_numpy(a[index].astype(np.int64)) for a in (self.labels, self.camids)]
         batch = Batch(images, *who, torch.tensor(index))
-        return ByteBatch(*batch, boxes_of(draws)) if self.on_device else batch
+        boxes = torch.from_numpy(draws.box)
+        return ByteBatch(*batch, boxes) if self.on_device else batch
 
     @property
     def slower(self) -> dict[str, str]:  # empty: one pass from memory or disk, or cache off
