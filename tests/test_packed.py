@@ -104,7 +104,7 @@ def test_two_processes_build_one_cache(people, truth, tmp_path, monkeypatch, cap
     children = [in_a_child(work) for _ in range(2)]
     assert os.read(ready[0], 1) + os.read(ready[0], 1) == b"rr"
     assert os.read(told[0], 1) == b"b"
-    os.write(go[1], b"g")
+    os.write(go[1], b"gg")  # a second builder, which must not be, would wait as well
     assert sorted(map(ended, children)) == [10, 11]
     ((path, size),) = packed_files(tmp_path)
     assert list(tmp_path.iterdir()) == [path] and size == truth.nbytes + 128
