@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the checkout's library
 
 from bench_retrieval import Row, append, best_ratio, paired, table  # noqa: E402
 
+from reidlab.data.draws import draw_batch  # noqa: E402
 from reidlab.data.fused import fused_batch  # noqa: E402
 from reidlab.data.manifest import Photos, read_manifest  # noqa: E402
 from reidlab.data.packed import pack_photos  # noqa: E402
@@ -93,7 +94,7 @@ def one_pass(pixels: np.ndarray, size: tuple[int, int]) -> Callable[[], list[tor
         made = []
         for start in range(0, len(pixels), BATCH):
             index = range(start, start + BATCH)
-            draws = [draw_augmentation(0, 0, i, *size, pad=PAD) for i in index]
+            draws = draw_batch(0, 0, index, *size, pad=PAD)
             made.append(fused_batch(pixels, index, draws, MEAN, STD, PAD))
         return made
 

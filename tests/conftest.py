@@ -97,6 +97,15 @@ def laboratory(root, patch):
     return SimpleNamespace(root=root, raw=root / "raw", **folders)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packed_aside(tmp_path_factory):
+    "Packed photos lie apart from the shared ones; its folder. A laboratory of one's own packs at home."
+    folder = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REIDLAB_CACHE_DIR", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     "The tiny recipe's photos, drawn once: a data_dir to be read or copied, not written."

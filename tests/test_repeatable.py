@@ -52,7 +52,7 @@ def different(one, other):
 def noisy():
     "A recipe with everything random that a network has: crops, flips, erasing, dropout."
     small = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0}
-    return lambda seed=0: tiny_recipe(seed=seed, model__dropout=0.3, **small)
+    return lambda seed=0, **more: tiny_recipe(seed=seed, model__dropout=0.3, **small, **more)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,21 @@ def reference(noisy, photos, tmp_path_factory):
     return leaves(fitted(noisy(), "first", tmp_path_factory.mktemp("runs"), photos))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [
+        (0, {"data__cache": "off"}),  # the definition: from files, step by step
+        (2, {}),  # each worker maps the packed photos
+        (2, {"train__normalise_on": "device"}),  # photos travel as bytes
+    ],
+    ids=["plain", "packed", "bytes"],
+)
 def test_two_runs_of_one_recipe_and_seed_are_equal(
-    workers, noisy, reference, photos, tmp_path, monkeypatch
+    workers, options, noisy, reference, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loaders, "KEEP_BYTES", 0)  # each worker reads its photos from disk
+    monkeypatch.setattr(loaders, "KEEP_BYTES", 0)  # the reference held its photos in memory
     torch.rand(7)  # whatever was drawn before does not count
-    again = leaves(fitted(noisy(), "again", tmp_path, photos, workers))
+    again = leaves(fitted(noisy(**options), "again", tmp_path, photos, workers))
     assert len(reference) > 60 and ".model.head.classifier.weight" in reference
     assert different(reference, again) == []
 
@@ -83,7 +91,8 @@ def fit_each(fits, data_dir, device):
         fit_from_recipe(recipe, folder, device=device, workers=0, data_dir=data_dir)
 
 
-def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path):
+def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("REIDLAB_CACHE_DIR", str(tmp_path / "packed"))
     # five steps: after some more, a photo as far as another changes places with it by rounding
     shared = {
         "data__height": 32,
@@ -95,7 +104,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path):
         "train__warmup": 0,
     }
     recipes = {
-        "joint": tiny_recipe(train__sync_bn=True, train__gather=True, **shared),
+        "joint": tiny_recipe(train__sync_bn=True, train__gather=True, data__cache="on", **shared),
         "apart": tiny_recipe(train__sync_bn=True, train__gather=False, **shared),
         "local": tiny_recipe(train__sync_bn=False, train__gather=True, **shared),
     }
@@ -119,6 +128,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path):
     assert averages["steps"] == rested["ema"]["steps"] > 0
     assert_close(averages["model"], rested["ema"]["model"], rtol=1e-4, atol=1e-5)
     assert one["neck.norm.num_batches_tracked"] == 5
+    assert [p.suffix for p in (tmp_path / "packed").iterdir()] == [".npy"]  # one, and no lock
     assert_close(two["joint"], one, rtol=1e-5, atol=1e-5)
     assert striped["head.update.drawn"][1] == 5
     assert_close(two["stripes"], striped, rtol=1e-5, atol=1e-5)  # the same branches sat out

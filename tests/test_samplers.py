@@ -81,6 +81,69 @@ def test_another_epoch_or_seed_is_another_order(name):
     assert len({o[:8].tobytes() for o in orders}) == len(orders)
 
 
+@pytest.mark.parametrize("name", ["pk", "camera"])
+@some
+@given(per_person=counts, p=st.integers(1, 4), k=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_drop_leaves_out_what_makes_no_group(name, per_person, p, k, seed):
+    pids, camids = a_set(per_person)
+    sampler = build_sampler(name, pids, camids, p, k, "drop", seed)
+    batches = sampler.batches
+    who = pids[batches].reshape(-1, p, k)
+    for person, n in zip(*np.unique(pids, return_counts=True), strict=True):
+        groups = batches.reshape(-1, p, k)[who[:, :, 0] == person]
+        assert len(groups) <= max(n // k, 1)
+        if n < k and len(groups):
+            assert len(groups) == 1 and set(groups[0]) == set(np.flatnonzero(pids == person))
+    # the epoch ends when fewer than p people have a group left, and not before
+    all_groups = {
+        i: max(n // k, 1) for i, n in zip(*np.unique(pids, return_counts=True), strict=True)
+    }
+    for person in who[:, :, 0].ravel():
+        all_groups[person] -= 1
+    assert sum(left > 0 for left in all_groups.values()) < p
+
+
+@each_sampler
+@some
+@given(
+    per_person=counts,
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 50),
+    world=st.sampled_from([1, 2, 4]),
+    stop=st.integers(0, 20),
+)
+def test_a_run_stopped_anywhere_goes_on_in_the_same_order(
+    name, per_person, seed, epoch, world, stop
+):
+    pids, camids = a_set([n + 4 for n in per_person])
+    for rank in range(world):
+        there, here = (
+            build_sampler(name, pids, camids, 4, 2, "drop", seed, rank, world) for _ in range(2)
+        )
+        there.set_epoch(epoch)
+        whole = list(there)
+        at = min(stop, len(whole))
+        there.set_epoch(epoch + 1)
+        here.set_epoch(epoch, at)
+        assert len(here) == len(whole) - at and list(here) == whole[at:]
+        assert len(whole[0]) == 8 // world and {k.epoch for b in whole for k in b} == {epoch}
+        here.set_epoch(epoch + 1)
+        assert list(here) == list(there)
+
+
+@each_sampler
+@some
+@given(per_person=counts, seed=st.integers(0, 2**31), epoch=st.integers(0, 50))
+def test_no_two_epochs_and_no_two_seeds_agree(name, per_person, seed, epoch):
+    pids, camids = a_set([n + 8 for n in per_person])
+    orders = []
+    for s, e in ((seed, epoch), (seed, epoch + 1), (seed + 1, epoch)):
+        sampler = build_sampler(name, pids, camids, 4, 2, "drop", s)
+        sampler.set_epoch(e)
+        orders.append(sampler.batches.tobytes())
+    assert len(set(orders)) == 3
+
+
 @some
 @given(per_person=counts, k=st.integers(2, 4))
 def test_the_camera_sampler_takes_every_camera_it_can(per_person, k):

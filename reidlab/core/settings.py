@@ -8,7 +8,7 @@ __all__ = ['Settings', 'project_root', 'settings']
 # %% ../../nbs/0_core/03_settings.ipynb #eab73093
 import configparser
 import os
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Settings:
     workers: (
         int  # processes that read images, per training process; 0 reads in the training process
     )
+    cache_dir: Path | None = None  # resized photos; empty: packed/ beside the data set
 
 # %% ../../nbs/0_core/03_settings.ipynb #836098af
 def project_root(
@@ -67,6 +68,8 @@ def _typed(key: str, text: str, where: str, root: Path):
     "One value in its type, or an error that names the line to mend."
     if key == "raw_dirs":
         return tuple((root / part.strip()).resolve() for part in text.split(",") if part.strip())
+    if key == "cache_dir" and not text.strip():
+        return None
     if key.endswith("_dir"):
         return (root / text.strip()).resolve()
     if key == "workers":
@@ -85,14 +88,14 @@ def settings(
 ) -> Settings:
     "The settings in force: settings.ini, over it settings.local.ini, over it REIDLAB_<KEY>."
     root = Path(root).resolve() if root else project_root()
-    keys = [f.name for f in fields(Settings)]
+    keys = {f.name: f.default is MISSING for f in fields(Settings)}  # whether it must be said
     said = _layers(root)
     for key, (_, where) in said.items():
         if key not in keys:
             raise ValueError(unknown("setting", key, keys, where=where))
-    missing = [key for key in keys if key not in said]
+    missing = [key for key, needed in keys.items() if needed and key not in said]
     if missing:
         raise ValueError(
             f"settings.ini in {root} lacks {', '.join(missing)}. Copy the line from git."
         )
-    return Settings(**{key: _typed(key, *said[key], root) for key in keys})
+    return Settings(**{key: _typed(key, *said[key], root) for key in keys if key in said})

@@ -23,7 +23,7 @@ from ..core.recipe import Data
 from ..core.seed import rng
 from ..core.settings import settings
 from .classes import hold_out_photos
-from .loaders import DataSet, Loader, PhotoFiles, collate, open_data
+from .loaders import DataSet, Loader, collate, open_data, open_photos
 from reidlab.data.manifest import (
     Manifest,
     Photos,
@@ -190,14 +190,21 @@ def draw_square(
 class ClassPhotos(Dataset):
     "Varied training photos by key."
 
-    def __init__(self, photos: Photos, data: Data, seed: int, keep: bool | None = None):
+    def __init__(self, photos: Photos, data: Data, seed: int, keep: bool = True):
         self.photos, self.data, self.seed = photos, data, seed
         resized = data.crop == "resized"  # cut from the whole photo, so none can be kept
-        self.files = None if resized else PhotoFiles(photos, data.height, data.width, keep)
+        size = (data.height, data.width)
+        self.files = None if resized else open_photos(photos, *size, data.cache, keep)
         self.labels, self.names = labels(photos.pids)
         self.pad = 0 if resized else data.pad
         fields = ("height", "width", "flip", "erase", "erase_area", "erase_aspect", "brightness")
         self.options = {name: getattr(data, name) for name in fields} | {"pad": self.pad}
+
+    @property
+    def slower(self) -> dict[str, str]:  # empty: as data.cache would have it
+        "Why photos could not be packed."
+        why = self.files.why if self.files else ""
+        return {"photos": self.files.place, "why": why} if why else {}
 
     def _read(self, key: Key) -> Tensor:
         "The photo, or a random part of it, at the network's size."
@@ -225,7 +232,7 @@ def class_loader(
     workers: int = 0,  # reading processes; 0 reads in this one
     rank: int = 0,
     world: int = 1,
-    keep: bool | None = None,  # photos in memory; None: when they fit
+    keep: bool = True,  # False: make no cache, for whoever wants a batch or two
 ) -> Loader:  # of Batch; `loader.batch_sampler.set_epoch(e)` before each epoch
     "Shuffled training batches; pids are class labels 0…C−1."
     return Loader(

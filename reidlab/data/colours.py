@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.names import unknown
 from ..core.recipe import Data
 from ..core.seed import rng
+from .draws import Draws, draw_batch
 from .transforms import Draw, augment, draw_augmentation
 
 # %% ../../nbs/1_data/09_colours.ipynb #62e6555e
@@ -137,6 +138,18 @@ class Variation:
         names = ("contrast", "saturation", "hue", "noise")
         self.shades = {key: getattr(data, key) for key in names}
         self.shaded = any(self.shades.values()) or data.erase_fill == "noise"
+
+    @property
+    def beyond(self) -> str:  # "data.hue, data.noise"; empty: nothing
+        "The keys whose work one pass over the bytes (data.fused) cannot do."
+        keys = [key for key, value in self.shades.items() if value]
+        keys += ["crop_from"] if self.size else []
+        keys += ["erase_fill"] if self.data.erase and self.data.erase_fill != "mean" else []
+        return ", ".join(f"data.{key}" for key in keys)
+
+    def draw(self, epoch: int, positions: Sequence[int]) -> Draws:
+        "What these places in the epoch have drawn, colours aside."
+        return draw_batch(self.seed, epoch, positions, **self.shapes)
 
     def __call__(
         self,

@@ -108,6 +108,7 @@ def embed_photos(
     workers: int = 0,  # processes that read images
     device: str | torch.device = "cpu",
     flip: bool = False,  # see `embed`
+    cache: str = "off",  # of resized photos (data.loaders): auto uses one that is there, on makes it
 ) -> Tensor:  # (N, D) float32 on the CPU, the same on every process
     "Features of photos on disk; shared out when torch.distributed runs with several processes."
     n = len(photos.pids)
@@ -119,6 +120,7 @@ def embed_photos(
     feats = torch.empty(0, 0)
     if mine:
         own = mine if shared else None
-        loader = eval_loader(photos, height, width, mean, std, batch_size, workers, indices=own)
+        how = (height, width, mean, std, batch_size, workers, own, cache)
+        loader = eval_loader(photos, *how)
         feats = embed(model, loader, device, flip)
     return gather_dealt(feats, hands, device) if shared else feats

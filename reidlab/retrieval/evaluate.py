@@ -165,6 +165,7 @@ def embed_split(
             workers=workers,
             device=device,
             flip=rules.flip,
+            cache=size.cache,
         ).numpy()
 
     feats = [features(photos) for photos in sides]

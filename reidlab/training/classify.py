@@ -26,6 +26,7 @@ from reidlab.training.loop import (
     Work,
     architecture_of,
     model_from_recipe,
+    note_input,
     note_weights,
     open_together,
     with_genotype,
@@ -85,6 +86,7 @@ def fit_classes(
         reading = settings().workers if workers is None else workers
         place = (reading, rank(), world_size())
         loader = class_loader(data.train, recipe.data, recipe.seed, *place)
+        note_input(RunFolder(folder), loader)
         return Work(trainer, loader, costs, {"classes": data.n_pids})
 
     opened = partial(open_together, recipe, data_dir, open_classes)

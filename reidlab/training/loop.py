@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'teaching_mode',
            'branches_of', 'loss_from_recipe', 'check_pairs', 'check_model', 'weights_report', 'note_weights',
-           'keep_genotype', 'with_genotype', 'load_model', 'open_together', 'run_epochs', 'Work', 'work_through',
-           'fit_from_recipe', 'costs_of', 'reason_of']
+           'note_input', 'keep_genotype', 'with_genotype', 'load_model', 'open_together', 'run_epochs', 'Work',
+           'work_through', 'fit_from_recipe', 'costs_of', 'reason_of']
 
 # %% ../../nbs/4_training/09_loop.ipynb #b8c0f91b
 import math
@@ -382,6 +382,18 @@ def note_weights(run: RunFolder, recipe: Recipe, n_pids: int) -> None:
         told = {"loaded": len(keys.loaded), "left": list(keys.left), "fresh": list(keys.fresh)}
         run.log("weights", file=Path(recipe.model.weights).name, **told)
 
+
+def note_input(
+    run: RunFolder,
+    *loaders: Any,  # of data.loaders
+) -> None:
+    "Write down, once, where batches are made in a slower way than data.cache would have it."
+    if rank() == 0:
+        for loader in loaders:
+            slower = getattr(loader.dataset, "slower", {})
+            if slower and {"event": "input", **slower} not in run.events("input"):
+                run.log("input", **slower)
+
 # %% ../../nbs/4_training/09_loop.ipynb #a9e0c4b9
 def keep_genotype(
     recipe: Recipe,
@@ -577,8 +589,11 @@ def fit_from_recipe(
         costs = costs_of(model, recipe)
         trainer = make(model, loss, recipe.train, device)
         reading = settings().workers if workers is None else workers
-        place = (reading, rank(), world_size())
-        return Work(trainer, train_loader(data.train, recipe.data, recipe.seed, *place), costs)
+        place = {"workers": reading, "rank": rank(), "world": world_size()}
+        where = device if recipe.train.normalise_on == "device" else ""
+        loader = train_loader(data.train, recipe.data, recipe.seed, **place, device=where)
+        note_input(run, loader)
+        return Work(trainer, loader, costs)
 
     opened = partial(open_together, recipe, data_dir)
     return work_through(recipe, folder, opened, build, validate, on_epoch)
