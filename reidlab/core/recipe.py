@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Share', 'Count', 'Positive', 'SECTION_NAMES', 'TASK_KEYS', 'SELECT', 'CARD', 'Section', 'Synthetic', 'Shapes', 'Data',
-           'Model', 'Loss', 'Distill', 'Train', 'Stage', 'Search', 'Evaluate', 'Recipe', 'misplaced', 'validated',
-           'recipe_names', 'undotted', 'load_recipe', 'recipe_card', 'first_difference', 'read_recipe']
+           'Model', 'Loss', 'Distill', 'Gan', 'Train', 'Stage', 'Search', 'Evaluate', 'Recipe', 'misplaced',
+           'validated', 'recipe_names', 'undotted', 'load_recipe', 'recipe_card', 'first_difference', 'read_recipe']
 
 # %% ../../nbs/0_core/04_recipe.ipynb #68d23191
 import json
@@ -157,6 +157,32 @@ class Distill(Section):
     features: Annotated[float, Field(ge=0)] = 1.0  # weight of the normalised features' distance
 
 
+class Gan(Section):
+    "EXPERIMENTAL: a network that draws people and one that judges it; off while input_dim is 0."
+
+    input_dim: Count = 0  # numbers that a picture is drawn from; 0: off
+    # only: no re-ID network learns; alone: passes before each re-ID epoch; adversarial: and fakes
+    mode: Literal["only", "alone", "adversarial"] = "only"
+    loss: Literal["wgan_gp", "dcgan"] = "wgan_gp"  # Gulrajani et al. 2017, Radford et al. 2015
+    init: Literal["usual", "dcgan"] = "usual"  # of the weights; dcgan: N(0, 0.02)
+    critic_norm: Literal["batch", "none"] = "batch"  # behind the critic's convolutions
+    penalty: Annotated[float, Field(ge=0)] = 10.0  # wgan_gp: weight of the gradient penalty
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: Positive = 2e-4  # Adam, of both
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0  # Adam
+    ngf: Annotated[int, Field(ge=1)] = 64  # width of the generator
+    ndf: Annotated[int, Field(ge=1)] = 32  # width of the critic
+    d_update_freq: Annotated[float, Field(gt=0, le=1)] = 1.0  # probability of a critic's step
+    features: str = ""  # only: run:NAME of a training; draw from its features, not from noise
+    feature_noise: Annotated[float, Field(ge=0)] = 0.01  # added to a feature before it is drawn
+    l1: Annotated[float, Field(ge=0)] = 0.0  # features: weight of the distance to the photo drawn
+    sample_every: Annotated[int, Field(ge=1)] = 10  # epochs between grids of pictures
+    preheating: Count = 0  # alone, adversarial: passes before the first re-ID epoch
+    loops: Count = 3  # alone, adversarial: passes before every re-ID epoch
+    every: Annotated[int, Field(ge=1)] = 20  # adversarial: re-ID steps between its steps
+    trust: Share = 0.7  # adversarial: share of fakes recognised from which re-ID learns of them
+
+
 class Train(Section):
     "How long, how fast, in which precision, and which epoch is kept."
 
@@ -192,6 +218,7 @@ class Train(Section):
     select: Literal["mAP", "R1", "mINP", "top1", "top5", "last"] = "mAP"
     checkpoint_minutes: Positive = 10.0  # also between epochs, on a clock
     distill: Distill = Distill()
+    gan: Gan = Gan()  # experimental
 
 # %% ../../nbs/0_core/04_recipe.ipynb #0066309d
 class Stage(Section):
@@ -383,6 +410,8 @@ def misplaced(recipe: Recipe) -> list[str]:  # one line for each; empty when all
             "loss.terms: triplet needs every class twice in a batch, and task classification "
             "draws ordinary batches. Leave it out, or set its valid_only."
         )
+    if named and recipe.train.gan.input_dim:
+        lines.append("train.gan draws people: it is for task reid. Set train.gan.input_dim to 0.")
     if recipe.data.cutout and recipe.data.erase:
         lines.append("data.cutout and data.erase both blank a part; set one of them to 0.")
     return lines
