@@ -89,7 +89,7 @@ class Generator(nn.Module):
         x = self.layers(z[:, :, None, None])
         return x.tanh() if self.half else (x.sigmoid() - self.mean) / self.std
 
-# %% ../../nbs/2_models/26_generator.ipynb #93fad7f1
+# %% ../../nbs/2_models/26_generator.ipynb #8d42bab3
 class Critic(nn.Module):
     "Photos in, one score each. Experimental."
 
@@ -103,7 +103,7 @@ class Critic(nn.Module):
         super().__init__()
         if norm not in ("batch", "none"):
             raise ValueError(f"the critic's norm is batch or none, got {norm!r}.")
-        k = doublings(height, width)
+        k, self.shape = doublings(height, width), (3, height, width)
         widths = [3, *(ndf * w for w in CRITIC_WIDTHS[len(CRITIC_WIDTHS) - k :])]
         layers: list[nn.Module] = []
         for w, after in pairwise(widths):
@@ -116,6 +116,11 @@ class Critic(nn.Module):
         self,
         images: Tensor,  # (B, 3, H, W) normalised
     ) -> Tensor:  # (B,)
+        if images.shape[1:] != self.shape:
+            raise ValueError(
+                f"the critic looks at (B, {', '.join(map(str, self.shape))}), "
+                f"got {tuple(images.shape)}. Build it for the size of the data."
+            )
         return self.layers(images).flatten()
 
 # %% ../../nbs/2_models/26_generator.ipynb #9f69677b
