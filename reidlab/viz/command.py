@@ -25,12 +25,14 @@ from ..retrieval.evaluate import evaluate_split
 from ..retrieval.evaluate_classes import evaluate_classes
 from ..retrieval.evaluate_run import evaluate_run
 from ..retrieval.validators import validator
+from ..training.beside import check_beside, fit_beside_generator
 from ..training.classify import fit_classes
 from ..training.distill import check_teacher, distil_from_recipe
 from ..training.generate import check_generator, generate_from_recipe
 from ..training.launch import device_of, how_many, launch, open_job
 from ..training.loop import check_model
 from ..training.world import member_of
+from .drawn import write_samples
 from .genotype import write_genotype
 from .health import write_health
 from .tensorboard import write_epoch
@@ -56,6 +58,9 @@ def plan_training(
         return Plan(data, fit_classes, partial(name_split, split="val"), class_loader)
     check_teacher(recipe, data)
     recipe_sampler(data.train, recipe.data, recipe.seed, world=how_many(gpus))
+    if recipe.train.gan.input_dim:  # experimental
+        check_beside(recipe, data, how_many(gpus))
+        return Plan(data, fit_beside_generator, validator(recipe.train), train_loader)
     return Plan(data, distil_from_recipe, validator(recipe.train), train_loader)
 
 
@@ -73,7 +78,7 @@ def train(
         recipe=recipe,
         folder=run.path,
         validate=plan.judge,
-        on_epoch=[write_epoch],
+        on_epoch=[write_epoch, write_samples],
     )
 
 
@@ -113,13 +118,13 @@ def evaluate(
 def generate(
     p: GenerateJob,
 ) -> dict[str, Any]:  # what metrics.json holds
-    "What nbs/generate.ipynb does, its grids in TensorBoard aside (experimental)."
+    "What nbs/generate.ipynb does (experimental)."
     recipe = load_recipe(p.recipe, seed=p.seed, overrides=p.overrides)
     data = open_data(recipe.data, seed=recipe.seed)
     check_generator(recipe, data)
     run = open_job(p.run, recipe, "generate", data.fingerprint, p.gpus, p.device)
     about = {"gpus": p.gpus, "device": p.device, "recipe": recipe, "folder": run.path}
-    return launch(generate_from_recipe, **about, on_epoch=[write_epoch])
+    return launch(generate_from_recipe, **about, on_epoch=[write_epoch, write_samples])
 
 
 VERBS: dict[str, tuple[Callable, type, str]] = {  # what is called, its parameters, what is named
