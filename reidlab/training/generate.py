@@ -259,7 +259,7 @@ def draw_epochs(
     save_checkpoint(checkpoints / "best.pt", pair.generator, *kept)
     return progress
 
-# %% ../../nbs/4_training/21_generate.ipynb #40efb7c5
+# %% ../../nbs/4_training/21_generate.ipynb #dd1780e4
 def load_generator(
     folder: str | Path,  # a run folder
     device: str = "cpu",
