@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import tiny_recipe
+from conftest import tiny_recipe, walk
 
 from reidlab.core.recipe import Gan, Synthetic, load_recipe
-from reidlab.core.run import keep_run, load_runs, open_run
+from reidlab.core.run import find_run, keep_run, load_runs, open_run
 from reidlab.data.loaders import open_data
 from reidlab.data.transforms import normalise
 from reidlab.models.generator import Critic, Generator
@@ -206,6 +206,14 @@ def test_the_jobs_send_each_other_the_right_recipes(stocked):
     assert plan_training(tiny_recipe()).fit is not fit_beside_generator
     with pytest.raises(ValueError, match="it is for task reid"):
         load_recipe("shapes", overrides={"train.gan.input_dim": 8})
+
+
+def test_the_page_draws(lab):
+    names = walk("nbs/generate.ipynb")
+    run = find_run("gan_people.smoke-generate-s0")
+    assert run.finished and run.metrics()["verb"] == "generate"
+    assert names["folder"].path == run.path and (run.path / "tensorboard").is_dir()
+    assert {p.stem for p in run.path.glob("samples/*.png")} == {"epoch_001", "epoch_002", "real"}
 
 
 def test_the_recipes_differ_as_they_say():
