@@ -353,8 +353,8 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "verb": status.get("verb"),
         "state": status.get("state"),
     }
-    searched = row["verb"] == "search"  # its network is no backbone yet
-    row["backbone"] = f"{recipe.search.space} supernet" if searched else recipe.model.backbone
+    others = {"search": f"{recipe.search.space} supernet", "generate": "generator"}  # no backbones
+    row["backbone"] = others.get(row["verb"], recipe.model.backbone)
     row["dataset"] = recipe.data.name
     if (folder.path / "metrics.json").is_file():
         final = folder.metrics()
@@ -410,6 +410,7 @@ KEPT = (  # patterns within the run's folder
     "genotypes/epoch_*.json",
     "evaluate/*/metrics.json",
     "evaluate/*/ranking.json",
+    "samples/*.png",  # drawn after drawn people; after photos they stay where they are
 )
 KEPT_BYTES = 100_000  # a record larger than this is refused
 
@@ -442,7 +443,9 @@ def keep_run(
         raise ValueError(
             f"run {name!r} is {folder.status().get('state')}; only a finished run is kept."
         )
-    files = {f: _kept(f) for pattern in KEPT for f in sorted(folder.path.glob(pattern))}
+    drawn = folder.recipe.data.name == "synthetic"
+    found = [f for pattern in KEPT for f in sorted(folder.path.glob(pattern))]
+    files = {f: _kept(f) for f in found if drawn or f.suffix != ".png"}
     weight = _weighed(folder.path, files)
     if (size := sum(weight.values())) > KEPT_BYTES:
         heaviest = ", ".join(f"{part} {n}" for part, n in list(weight.items())[:3])
