@@ -23,6 +23,7 @@ from ..core.names import unknown
 from ..core.run import read_json, write_bytes, write_json
 from ..core.seed import rng
 from ..core.settings import settings
+from .raw import prepare_command
 
 # %% ../../nbs/1_data/02_manifest.ipynb #a598d444
 class Photos(NamedTuple):
@@ -32,13 +33,13 @@ class Photos(NamedTuple):
     paths: list[str]  # (N,) relative to root, with forward slashes
     pids: np.ndarray  # (N,) int64
     camids: np.ndarray  # (N,) int64, −1 unknown
+    whole: list[str] | None = None  # paths of the split that these were taken from; None: these
 
     def take(self, index: np.ndarray) -> "Photos":  # index: (M,) positions or (N,) mask
         "The photos at these positions."
         index = np.arange(len(self.paths))[index]
-        return Photos(
-            self.root, [self.paths[i] for i in index], self.pids[index], self.camids[index]
-        )
+        paths, whole = [self.paths[i] for i in index], self.whole or self.paths
+        return Photos(self.root, paths, self.pids[index], self.camids[index], whole)
 
 # %% ../../nbs/1_data/02_manifest.ipynb #b14cdd5e
 COLUMNS = ("path", "pid", "camid", "split")
@@ -205,7 +206,7 @@ def load_manifest(
     known = [p.parent.name for p in folder.glob("*/manifest.json")]
     raise FileNotFoundError(
         unknown("data set", name, ["synthetic", *known], where=f"{folder.name}/")
-        + f" To prepare it: papermill data_prep/market1501.ipynb out.ipynb -p name {name} -p source FOLDER_OR_ZIP"
+        + f" To prepare it: {prepare_command(name)}"
     )
 
 # %% ../../nbs/1_data/02_manifest.ipynb #99676f11

@@ -50,7 +50,7 @@ from reidlab.nas.strategies import (
 )
 from .supernet import FAR, Supernet, supernet_of
 from ..training.checkpoint import read_checkpoint
-from ..training.loop import open_together, run_epochs
+from ..training.loop import note_input, open_together, run_epochs
 from ..training.world import barrier, from_every_rank, rank, world_size
 
 # %% ../../nbs/5_nas/21_search.ipynb #e6b5e1e8
@@ -110,12 +110,14 @@ def half_loaders(
     train: Any,  # Photos: the training photos, held-out people gone
     recipe: Recipe,
     workers: int = 0,  # reading processes, each half
+    device: str = "cpu",  # of the training
 ) -> tuple[Any, Any]:  # loader of the weights' half, loader of the alphas' half
     "P×K batches of the two halves, for this process."
     data = search_data(recipe)
+    where = device if recipe.train.normalise_on == "device" else ""
+    place = {"workers": workers, "rank": rank(), "world": world_size(), "device": where}
     loaders = [
-        train_loader(half, data, seed, workers, rank(), world_size())
-        for half, seed in search_halves(train, recipe)
+        train_loader(half, data, seed, **place) for half, seed in search_halves(train, recipe)
     ]
     return loaders[0], loaders[1]
 
@@ -404,7 +406,8 @@ def _searched(
 ) -> dict[str, Any]:  # epochs, seconds, figures
     "One search, from where its folder stands to its last epoch."
     data, latency = given.data, given.latency
-    loader, other = half_loaders(data.train, recipe, given.workers)
+    loader, other = half_loaders(data.train, recipe, given.workers, given.device)
+    note_input(run, loader, other)
     model = search_model(recipe, data.n_pids, masks, skip_dropout)
     size = count_parameters(model)
     plan, batch = weight_plan(recipe), search_data(recipe)
@@ -417,7 +420,9 @@ def _searched(
         print(made)
     table = latency and latency.table
     trainer = search_trainer(recipe, model, plan, other, given.device, data.n_pids, table)
-    fresh = half_loaders(data.train, recipe)[1] if recipe.search.sharpness else ()
+    fresh = (
+        half_loaders(data.train, recipe, device=given.device)[1] if recipe.search.sharpness else ()
+    )
     each = _Notes(run, recipe, trainer, given, list(islice(fresh, WATCHED)))
     handed = (given.validate, given.on_epoch, each)
     progress = run_epochs(run, recipe, trainer, loader, data, *handed)

@@ -433,6 +433,11 @@ def load_model(
     run = RunFolder(folder)
     content = read_checkpoint(run.path / "checkpoints" / f"{checkpoint}.pt", device)
     about = content["architecture"]
+    if about.get("backbone") == "generator":
+        raise ValueError(
+            f"run {run.name!r} is a generator; it draws people and ranks none. "
+            "Draw with training.generate.load_generator."
+        )
     if about.get("backbone") in ("supernet", "layer_supernet"):
         reader = "cnet" if about.get("space") == "cnet" else "cdnet"
         reader = "derived" if about["backbone"] == "supernet" else reader
