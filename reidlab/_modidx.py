@@ -29,6 +29,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'reidlab/core/parameters.py'),
                                          'reidlab.core.parameters.PreparePartialReid': ( '0_core/parameters.html#preparepartialreid',
                                                                                          'reidlab/core/parameters.py'),
+                                         'reidlab.core.parameters.PrepareReid': ( '0_core/parameters.html#preparereid',
+                                                                                  'reidlab/core/parameters.py'),
                                          'reidlab.core.parameters.PrepareSet': ( '0_core/parameters.html#prepareset',
                                                                                  'reidlab/core/parameters.py'),
                                          'reidlab.core.parameters.PrepareVeri776': ( '0_core/parameters.html#prepareveri776',

@@ -22,7 +22,7 @@ from ..core.recipe import Data, Gan, Recipe
 from ..core.run import RunFolder, find_run, write_bytes
 from ..core.seed import deterministic, rng
 from ..core.settings import settings
-from ..data.loaders import DataSet, PhotoFiles, eval_loader, open_data, train_loader
+from ..data.loaders import DataSet, eval_loader, open_data, open_photos, train_loader
 from ..data.transforms import denormalise
 from ..models.generator import Generator, doublings, from_features, unit_noise
 from .adversary import STREAM, Pair, one_pass
@@ -145,7 +145,8 @@ class Studio:
         self.pair = Pair(self.plan, recipe.data, recipe.seed, device)
         section = real_photos(recipe.data, self.plan)
         self.loader = train_loader(data.train, section, recipe.seed, workers)
-        self.files = PhotoFiles(data.train, recipe.data.height, recipe.data.width, keep=False)
+        size = recipe.data.height, recipe.data.width
+        self.files = open_photos(data.train, *size, recipe.data.cache)
 
     def judge(self, most: int = 1024) -> Judge:
         "A judge that knows some of the real photos."
