@@ -517,3 +517,29 @@ def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
     with refused("genotype.json", "derived", "JSON"):
         walk(EVALUATE, run="derived")
     assert facts(stocked.runs) == before
+
+
+# --- tricks of the baselines, misspelt ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"loss.terms.triplet.margin": "0.3"}, ("margin", '"soft"', "'0.3'")),
+        ({"data.erase_fill": "blakc"}, ("data.erase_fill", "black", "blakc")),
+        ({"train.distill.teacher": "run:nobody"}, ("nobody", "runs")),
+        ({"model.head": "pcb", "model.cosines": "concat"}, ("concat", "concat_classifier")),
+        ({"loss.terms.am": {}}, ("am", "model.head", "cosine")),
+        ({"model.backbone": "se_resnet5"}, ("se_resnet50",)),
+    ],
+)
+def test_a_trick_that_cannot_be_meant_leaves_no_run(lab, overrides, words):
+    with refused(*words):
+        walk(TRAIN, recipe="smoke", overrides=TINY | {"model.embedding": 8} | overrides)
+    assert empty(lab.runs)
+
+
+def test_a_row_that_is_not_there_is_named(lab):
+    with refused("row 'R99' not found in recipe 'lite'", "Known: best"):
+        walk("nbs/sweep.ipynb", recipe="lite", rows=["R99"])
+    assert empty(lab.runs)
