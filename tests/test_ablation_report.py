@@ -177,7 +177,7 @@ def test_what_a_row_says_to_type_is_a_plan_of_its_own():
     table = table[table["recipe"].isin(recipe_names()) & (table["selection"] != "epoch of a log")]
     runs = {}
     for _, row in table.iterrows():
-        words = shlex.split(command(row).removesuffix(", once trained"))
+        words = shlex.split(command(row).partition(", once ")[0])
         given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
         if "run" in given:
             continue

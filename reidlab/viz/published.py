@@ -141,7 +141,9 @@ def command(
     if row["dataset"] != said.data.name:
         apart["data.name"] = [row["dataset"]]
     words = f"papermill nbs/sweep.ipynb sweep.ipynb -p recipe {file} -p rows '[\"{name}\"]'"
-    return words + (f" -p grid '{json.dumps(apart)}'" if apart else "") + " -p gpus 1"
+    words += (f" -p grid '{json.dumps(apart)}'" if apart else "") + " -p gpus 1"
+    teacher = said.train.distill.teacher.removeprefix("run:")
+    return words + (f", once {teacher} is there" if teacher else "")
 
 
 def status_of(
