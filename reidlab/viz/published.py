@@ -142,8 +142,8 @@ def command(
         apart["data.name"] = [row["dataset"]]
     words = f"papermill nbs/sweep.ipynb sweep.ipynb -p recipe {file} -p rows '[\"{name}\"]'"
     words += (f" -p grid '{json.dumps(apart)}'" if apart else "") + " -p gpus 1"
-    teacher = said.train.distill.teacher.removeprefix("run:")
-    return words + (f", once {teacher} is there" if teacher else "")
+    first = said.train.distill.teacher or said.model.weights
+    return words + (f", once {first[4:]} is there" if first.startswith("run:") else "")
 
 
 def status_of(
