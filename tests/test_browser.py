@@ -86,7 +86,7 @@ def jupyter_lab(root, home):
         "--allow-root",
         f"--port={port}",
         "--ServerApp.ip=127.0.0.1",
-        "--ServerApp.port_retries=0",
+        "--ServerApp.port_retries=20",  # another process may have taken it meanwhile
         f"--IdentityProvider.token={token}",
         f"--ServerApp.root_dir={root}",
         "--LabApp.news_url=None",
@@ -105,12 +105,12 @@ def jupyter_lab(root, home):
         said = deque(maxlen=40)
         for line in lab.stderr:  # blocks until the server speaks, or ends
             said.append(line)
-            if f"http://127.0.0.1:{port}/lab" in line:
+            if place := re.search(r"http://127\.0\.0\.1:\d+(?=/lab)", line):
                 break
         else:
             pytest.fail("JupyterLab did not start:\n" + "".join(said))
         threading.Thread(target=said.extend, args=(lab.stderr,), daemon=True).start()
-        yield f"http://127.0.0.1:{port}", token
+        yield place[0], token
     finally:
         lab.terminate()
         lab.wait(timeout=20)
