@@ -125,6 +125,8 @@ class Model(Section):
     pooled_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # pcb: before the embedding
     branch_update: Count = 0  # pcb: draws of branches that sit a step out; 0: none
     cosines: Literal["none", "concat", "all"] = "none"  # pcb: classifiers on angles, for margins
+    erased_branch: Literal["stripes", "global"] = "stripes"  # pcb: what feature_erasing blanks
+    classifier_bias: Literal["usual", "none"] = "usual"  # none: without, as a BNNeck's always is
     feature_erasing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the map's rows blanked
     feature_mask: bool = False  # a gate on the feature's channels (neck bn)
     spectral_sigma: Positive = 0.3  # spectral: temperature of the batch's graph

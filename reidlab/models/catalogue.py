@@ -89,9 +89,16 @@ STRIPES = (
     "pooled_dropout",
     "branch_update",
     "cosines",
+    "erased_branch",
 )
 SPECTRAL = ("spectral_sigma", "spectral_norm", "spectral_gate")
-LATE = ("feature_erasing", "feature_mask", *STRIPES, *SPECTRAL)  # noted where they are set
+LATE = (
+    "feature_erasing",
+    "feature_mask",
+    "classifier_bias",
+    *STRIPES,
+    *SPECTRAL,
+)  # noted where they are set
 OPTIONS = {
     "backbone": ("last_stride", "stem_relu", "weights", "width", *CELLS),
     "pool": (),
@@ -164,8 +171,9 @@ def striped(
         )
     if said["copied_stage"]:
         maps = ForkedResNet(maps, said["copied_stage"])
-    keys = ("pool", "neck", "embedding", "dropout", "neck_feat", "feature_erasing", "feature_mask")
-    own = {k: said[k] for k in (*keys, *STRIPES) if k != "copied_stage"}
+    keys = ("pool", "neck", "embedding", "dropout", "neck_feat")
+    late = ("feature_erasing", "feature_mask", "classifier_bias")
+    own = {k: said[k] for k in (*keys, *late, *STRIPES) if k != "copied_stage"}
     return maps, *pcb_parts(maps.out_channels, said["n_pids"], **own)
 
 
@@ -182,12 +190,13 @@ def assemble(
     architecture = architecture | set_options(said, LATE)
     if said["neck"] in BALANCED:
         return ReIDModel(maps, *balanced(maps, said), architecture)
-    if said["neck"] not in NECKS:
-        raise ValueError(unknown("neck", said["neck"], (*NECKS, *BALANCED)))
     if said["head"] in STRIPED:
         return ReIDModel(*striped(maps, said), architecture)
+    if said["neck"] not in NECKS:
+        raise ValueError(unknown("neck", said["neck"], (*NECKS, *BALANCED)))
     apart = said["neck"] == "bnneck"  # the two losses see different sides of the neck
-    sides = {"bias": not apart, "train_feat": "before" if apart else "after"}
+    biased = not apart and said["classifier_bias"] == "usual"
+    sides = {"bias": biased, "train_feat": "before" if apart else "after"}
     pooling = build_part("pool", POOLS, said)
     if said["feature_erasing"]:
         pooling = nn.Sequential(FeatureErasing(said["feature_erasing"]), pooling)
@@ -234,6 +243,8 @@ def build_model(
     pooled_dropout: float = 0.0,  # pcb: before the embedding
     branch_update: int = 0,  # pcb: draws of branches that sit a step out; 0: none
     cosines: str = "none",  # pcb: classifiers on angles: none, concat or all
+    erased_branch: str = "stripes",  # pcb: what feature_erasing blanks: stripes or global
+    classifier_bias: str = "usual",  # none: without, as a BNNeck's always is
     feature_erasing: float = 0.0,  # share of the map's rows blanked while learning
     feature_mask: bool = False,  # a gate on the feature's channels (neck bn)
     spectral_sigma: float = 0.3,  # spectral: temperature

@@ -50,14 +50,17 @@ class StripePool(nn.Module):
         pool: str = "avg",  # avg (Sun et al., 2018) or max (reid-lite)
         whole: bool = False,  # True: also the whole map, pooled alike
         average: bool = False,  # True: and its average, last
-        feature_erasing: float = 0.0,  # share of each stripe's rows blanked while learning
+        feature_erasing: float = 0.0,  # share of the rows blanked while learning
+        erased_branch: str = "stripes",  # of each stripe apart, or global: of the whole map alone
     ):
         super().__init__()
         if pool not in STRIPE_POOLS:
             raise ValueError(unknown("pool of stripes", pool, STRIPE_POOLS))
         self.stripes, self.whole, self.average = stripes, whole, average
         self.pool, self.mean = STRIPE_POOLS[pool](), AvgPool()
-        self.erase = FeatureErasing(feature_erasing)
+        at_whole = erased_branch == "global"
+        self.erase = FeatureErasing(0.0 if at_whole else feature_erasing)
+        self.erase_whole = FeatureErasing(feature_erasing if at_whole else 0.0)
 
     def forward(
         self,
@@ -66,11 +69,16 @@ class StripePool(nn.Module):
         first, last = (maps, maps) if isinstance(maps, Tensor) else maps
         rows = stripe_rows(first.shape[2], self.stripes)
         vectors = [self.pool(self.erase(first[:, :, top:end])) for top, end in rows]
-        vectors += [self.pool(last)] if self.whole else []
+        vectors += [self.pool(self.erase_whole(last))] if self.whole else []
         return vectors + ([self.mean(first)] if self.average else [])
 
 # %% ../../nbs/2_models/19_stripes.ipynb #72095657
-STRIPE_NORMS = {"bn": nn.BatchNorm1d, "bnneck": centred_norm, "none": lambda dim: nn.Identity()}
+STRIPE_NORMS = {
+    "bn": nn.BatchNorm1d,
+    "bn_centred": centred_norm,  # its bias stays at 0; all else as bn
+    "bnneck": centred_norm,
+    "none": lambda dim: nn.Identity(),
+}
 
 
 class StripeNeck(nn.Module):
@@ -80,7 +88,7 @@ class StripeNeck(nn.Module):
         self,
         in_dim: int,  # C
         dims: Sequence[int],  # D of each vector
-        norm: str = "bn",  # bn, bnneck or none
+        norm: str = "bn",  # a name of STRIPE_NORMS
         pooled_dropout: float = 0.0,  # on the pooled vectors
         mask_dim: int = 0,  # D of a gate over the first vectors together; 0: none
     ):
@@ -127,6 +135,7 @@ class StripeHead(nn.Module):
         concat_classifier: bool = False,  # True: one more, over all stripes together
         branch_update: int = 0,  # draws of the random branch update; 0: all branches learn
         cosines: Literal["none", "concat", "all"] = "none",  # classifiers on angles, for margins
+        bias: bool = True,  # of the other classifiers
         train_feat: Literal["before", "after"] = "after",  # the neck's side for metric losses
         neck_feat: Literal["before", "after"] = "after",  # the neck's side at test time
     ):
@@ -137,13 +146,13 @@ class StripeHead(nn.Module):
         self.stripes, self.dims, self.feature_dim = stripes, tuple(dims), sum(dims)
         self.train_feat, self.neck_feat = train_feat, neck_feat
         self.dropout = nn.Dropout(dropout)
-        make = CosineClassifier if cosines == "all" else partial(classifier_layer, bias=True)
+        make = CosineClassifier if cosines == "all" else partial(classifier_layer, bias=bias)
         layers = [make(dim, n_pids) for dim in dims]
         for layer in layers[:stripes]:
             if cosines != "all":
                 layer.reset_parameters()  # torch's own start, as published
         self.classifiers = nn.ModuleList(layers)
-        make = partial(classifier_layer, bias=True) if cosines == "none" else CosineClassifier
+        make = partial(classifier_layer, bias=bias) if cosines == "none" else CosineClassifier
         self.concat = make(sum(dims[:stripes]), n_pids) if concat_classifier else None
         self.update = BranchUpdate(branch_update) if branch_update else None
 
@@ -191,7 +200,9 @@ def pcb_parts(
     concat_classifier: bool = False,  # one classifier more, over all stripes together
     branch_update: int = 0,  # draws of the random branch update; 0: all branches learn
     cosines: str = "none",  # none, concat or all: classifiers on angles, for margins
-    feature_erasing: float = 0.0,  # share of each stripe's rows blanked while learning
+    classifier_bias: str = "usual",  # or none
+    feature_erasing: float = 0.0,  # share of the rows blanked while learning
+    erased_branch: str = "stripes",  # of each stripe apart, or global: of the whole map alone
     feature_mask: bool = False,  # a gate on the stripes' feature while learning
     neck_feat: str = "after",  # the neck's side compared at test time
 ) -> tuple[StripePool, StripeNeck, StripeHead]:
@@ -208,10 +219,18 @@ def pcb_parts(
         raise ValueError(
             "cosines 'concat' is of the classifier over all stripes: set concat_classifier."
         )
+    if erased_branch not in (places := ["stripes", "global"]):
+        raise ValueError(unknown("erased branch", erased_branch, places))
+    if erased_branch == "global" and not (global_branch and feature_erasing):
+        raise ValueError(
+            "erased_branch 'global' needs a global_branch, and feature_erasing above 0."
+        )
     dims = [embedding] * stripes + ([global_branch] if global_branch else [])
     apart = "before" if neck == "bnneck" else "after"
     return (
-        StripePool(stripes, pool, bool(global_branch), feature_mask, feature_erasing),
+        StripePool(
+            stripes, pool, bool(global_branch), feature_mask, feature_erasing, erased_branch
+        ),
         StripeNeck(channels, dims, neck, pooled_dropout, embedding * stripes * feature_mask),
         StripeHead(
             dims,
@@ -221,6 +240,7 @@ def pcb_parts(
             concat_classifier,
             branch_update,
             cosines,
+            classifier_bias == "usual",
             apart,
             neck_feat,
         ),
