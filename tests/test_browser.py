@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -129,6 +129,20 @@ RAN = """wrong => {
 }"""
 
 
+def run_all(page):
+    "Choose Run All until every cell has run: now and then JupyterLab loses the first one."
+    from playwright.sync_api import TimeoutError as Late
+
+    for _ in range(3):
+        with suppress(Late):
+            page.keyboard.press("Escape")  # a menu that stayed open
+            page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+            page.locator('li[data-command="runmenu:run-all"]').click()
+            page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=90 * SECOND)
+            return
+    pytest.fail("JupyterLab does not run the page:\n" + page.locator("body").inner_text()[:2000])
+
+
 def press(page, handle, key, picture, words):
     "Press an arrow key on a slider's handle and wait until the picture says so."
     before = picture.inner_html(), picture.screenshot()
@@ -154,9 +168,7 @@ def test_the_explorers_follow_their_sliders_in_jupyterlab(tmp_path):
         page.goto(f"{address}/lab/tree/{PAGE.name}?token={token}")
         page.locator(".jp-NotebookPanel-notebook").wait_for(timeout=60 * SECOND)
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator('li[data-command="runmenu:run-all"]').click()
-        page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=120 * SECOND)
+        run_all(page)
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
         assert page.locator(WRONG).all_inner_texts() == []
 
