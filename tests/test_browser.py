@@ -121,6 +121,7 @@ IDLE = """async token => {
   const kernels = await (await fetch(`/api/kernels?token=${token}`)).json();
   return kernels.length === 1 && kernels[0].execution_state === 'idle';
 }"""
+READY = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'  # what the page knows of its kernel
 WRONG = ", ".join(f'[data-mime-type="application/vnd.jupyter.{x}"]' for x in ("error", "stderr"))
 RAN = """wrong => {
   if (document.querySelector(wrong)) return true;
@@ -168,6 +169,7 @@ def test_the_explorers_follow_their_sliders_in_jupyterlab(tmp_path):
         page.goto(f"{address}/lab/tree/{PAGE.name}?token={token}")
         page.locator(".jp-NotebookPanel-notebook").wait_for(timeout=60 * SECOND)
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
+        page.locator(READY).first.wait_for(state="attached", timeout=60 * SECOND)
         run_all(page)
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
         assert page.locator(WRONG).all_inner_texts() == []
