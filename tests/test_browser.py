@@ -121,7 +121,9 @@ IDLE = """async token => {
   const kernels = await (await fetch(`/api/kernels?token=${token}`)).json();
   return kernels.length === 1 && kernels[0].execution_state === 'idle';
 }"""
-READY = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'  # what the page knows of its kernel
+# all cells are there, and the page knows its kernel; before, Run All asks which one
+READY = """cells => document.querySelectorAll('.jp-CodeCell .jp-InputPrompt').length === cells
+  && [...document.querySelectorAll('.jp-Toolbar-kernelName')].some(n => /Python 3/.test(n.textContent))"""
 WRONG = ", ".join(f'[data-mime-type="application/vnd.jupyter.{x}"]' for x in ("error", "stderr"))
 RAN = """wrong => {
   if (document.querySelector(wrong)) return true;
@@ -169,7 +171,8 @@ def test_the_explorers_follow_their_sliders_in_jupyterlab(tmp_path):
         page.goto(f"{address}/lab/tree/{PAGE.name}?token={token}")
         page.locator(".jp-NotebookPanel-notebook").wait_for(timeout=60 * SECOND)
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
-        page.locator(READY).first.wait_for(state="attached", timeout=60 * SECOND)
+        cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+        page.wait_for_function(READY, arg=cells, polling=200, timeout=60 * SECOND)
         run_all(page)
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
         assert page.locator(WRONG).all_inner_texts() == []
