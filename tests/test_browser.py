@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -132,20 +132,6 @@ RAN = """wrong => {
 }"""
 
 
-def run_all(page):
-    "Choose Run All until every cell has run: now and then JupyterLab loses the first one."
-    from playwright.sync_api import TimeoutError as Late
-
-    for _ in range(3):
-        with suppress(Late):
-            page.keyboard.press("Escape")  # a menu that stayed open
-            page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-            page.locator('li[data-command="runmenu:run-all"]').click()
-            page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=90 * SECOND)
-            return
-    pytest.fail("JupyterLab does not run the page:\n" + page.locator("body").inner_text()[:2000])
-
-
 def press(page, handle, key, picture, words):
     "Press an arrow key on a slider's handle and wait until the picture says so."
     before = picture.inner_html(), picture.screenshot()
@@ -173,7 +159,9 @@ def test_the_explorers_follow_their_sliders_in_jupyterlab(tmp_path):
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
         cells = sum(cell.cell_type == "code" for cell in notebook.cells)
         page.wait_for_function(READY, arg=cells, polling=200, timeout=60 * SECOND)
-        run_all(page)
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.locator('li[data-command="runmenu:run-all"]').click()
+        page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=120 * SECOND)
         page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
         assert page.locator(WRONG).all_inner_texts() == []
 

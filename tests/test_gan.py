@@ -166,6 +166,18 @@ def test_a_run_that_does_not_fit_is_refused(photos, finished, tmp_path):
         Studio(elsewhere, open_data(elsewhere.data, 0, tmp_path), roots=[root])
 
 
+def test_photos_may_travel_there_as_bytes(photos):
+    recipe = recipe_of()
+    train = recipe.train.model_copy(update={"normalise_on": "device"})
+    data = open_data(recipe.data, 0, photos)
+    host, there = (
+        Studio(r, data).loader for r in (recipe, recipe.model_copy(update={"train": train}))
+    )
+    assert there.dataset.on_device and not host.dataset.on_device
+    for one, other in zip(host, there, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
 # --- beside a re-ID network ------------------------------------------------------------------
 
 

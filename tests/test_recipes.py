@@ -18,16 +18,24 @@ BARE = {"model.weights": "", "train.distill.teacher": ""}  # what lies elsewhere
 PEOPLE = 4
 
 
+def bare(name, **more):
+    return load_recipe(name, folder=FOLDER, overrides=BARE | more)
+
+
 def distinct():
-    "One recipe for each architecture, size of photos and loss."
+    "One recipe for each architecture, size of photos and loss: height by name."
     found = {}
     for name in NAMES:
-        r = load_recipe(name, folder=FOLDER, overrides=BARE)
+        r = bare(name)
         if r.data.task == "reid" and not r.model.genotype.startswith("run:"):
             sizes = r.data.height, r.data.width
             said = r.model.model_dump(), sizes, r.loss.model_dump(mode="json")
-            found.setdefault(json.dumps(said, default=str), name)
-    return sorted(found.values())
+            found.setdefault(json.dumps(said, default=str), (name, r.data.height))
+    return dict(sorted(found.values()))
+
+
+DISTINCT = distinct()
+SMALL = [name for name, height in DISTINCT.items() if height <= 64]
 
 
 def test_every_file_says_what_it_is_what_it_should_reach_and_what_it_costs():
@@ -36,14 +44,9 @@ def test_every_file_says_what_it_is_what_it_should_reach_and_what_it_costs():
         assert all(card[key] for key in ("what", "paper", "should reach", "costs")), path.name
 
 
-def bare(name, **more):
-    return load_recipe(name, folder=FOLDER, overrides=BARE | more)
-
-
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", DISTINCT)
 def test_the_loss_finds_its_branches(name):
-    recipe = bare(name)
-    loss_from_recipe(recipe, PEOPLE)  # built without memory, the loss tried on made-up photos
+    loss_from_recipe(bare(name), PEOPLE)  # built without memory, the loss tried on made-up photos
 
 
 def one_step(name):
@@ -64,15 +67,12 @@ def one_step(name):
     assert any(not torch.equal(before[n], p) for n, p in after.items())
 
 
-SMALL = [n for n in distinct() if load_recipe(n, folder=FOLDER).data.height <= 64]
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_of_a_small_recipe(name):
     one_step(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in distinct() if n not in SMALL])
+@pytest.mark.parametrize("name", [n for n in DISTINCT if n not in SMALL])
 def test_a_step_of_a_large_recipe(name):
     one_step(name)

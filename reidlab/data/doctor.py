@@ -21,6 +21,7 @@ import pandas as pd
 
 from .manifest import IMAGES, Manifest, fingerprint_of
 from .pictures import open_pictures
+from .raw import leaves_folder
 
 # %% ../../nbs/1_data/17_doctor.ipynb #42825246
 class Kind(NamedTuple):
@@ -284,8 +285,7 @@ def _beside(manifest: Manifest) -> list[Finding]:
 def _names(frame: pd.DataFrame) -> list[Finding]:
     "Paths that mean trouble."
     paths = frame["path"]
-    parts = paths.str.replace("\\", "/").str.split("/")
-    out = paths.str.match(r"^(?:[/\\]|[A-Za-z]:)") | parts.map(lambda p: ".." in p)
+    out = paths.map(leaves_folder).astype(bool)
     clash = paths.str.casefold().duplicated(keep=False) & ~paths.duplicated(keep=False)
     return [
         *_finding("escaping-path", frame[out], "{n} paths lead out of the root"),

@@ -137,13 +137,10 @@ def join(
         frames.append(_rows(part, part.name == test, common, **moved))
         about = {"name": part.name, "family": family(part), "fingerprint": part.fingerprint}
         said.append(about | {f"{c}_offset": n for c, n in moved.items()})
-    frame = pd.concat(frames, ignore_index=True)
-    if "track" in frame:
-        frame["track"] = frame["track"].fillna(-1).astype("int64")
     return write_manifest(
         folder,
         name or Path(folder).name,
-        frame,
+        pd.concat(frames, ignore_index=True),
         common,
         protocol=parts[0].about.get("protocol", "market1501"),
         version=parts[0].about.get("version", ""),

@@ -7,13 +7,13 @@ __all__ = ['DEPTH', 'find_top', 'read_list', 'listed_path', 'check_splits', 'app
 
 # %% ../../nbs/1_data/20_layouts.ipynb #9e516979
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from .manifest import IMAGES, Manifest
+from .raw import leaves_folder
 
 # %% ../../nbs/1_data/20_layouts.ipynb #a053f7bd
 DEPTH = 2  # levels below the top
@@ -77,8 +77,7 @@ def listed_path(
 ) -> str:  # the same with forward slashes, without "./"
     "A path from a list, or an error when it would leave the folder."
     path = PurePosixPath(text.strip().replace("\\", "/"))
-    parts = path.parts
-    if not parts or path.is_absolute() or ".." in parts or re.match(r"[A-Za-z]:", parts[0]):
+    if not path.parts or leaves_folder(text.strip()):
         raise ValueError(
             f"{where} names {text[:80]!r}, which is no path inside its folder. "
             "Write paths relative to the folder of the list."
@@ -118,4 +117,6 @@ def append_gallery(
     pid = 0 if 0 not in set(asked) else int(base.frame["pid"].max()) + 1
     paths = [p.relative_to(root).as_posix() for p in files]
     new = pd.DataFrame({"path": paths, "pid": pid, "camid": -1, "split": "gallery"})
+    if "track" in old:  # each of them alone on one
+        new["track"] = int(old["track"].max()) + 1 + new.index
     return pd.concat([old, new], ignore_index=True), root

@@ -105,6 +105,8 @@ def _sorted_rows(frame: pd.DataFrame, classes: Sequence[str] | None = None) -> p
     frame = frame.assign(
         order=order, pid=frame["pid"].astype("int64"), camid=frame["camid"].astype("int64")
     )
+    if "track" in frame:  # a photo on no track has −1
+        frame["track"] = frame["track"].fillna(-1).astype("int64")
     return frame.sort_values(["order", "pid", "camid", "path"], ignore_index=True).drop(
         columns="order"
     )

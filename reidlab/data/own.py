@@ -100,21 +100,26 @@ def read_table(
     return table.assign(path=[listed_path(p, file.name) for p in table["path"]])
 
 # %% ../../nbs/1_data/21_own.ipynb #1ae6c882
+def _where_known(column: pd.Series, what: str) -> pd.Series:  # int64
+    "A column's numbers; −1 where it is blank or says so."
+    given = column.astype(str).str.strip()
+    known = given.ne("") & given.ne("-1")
+    result = pd.Series(-1, index=column.index, dtype="int64")
+    result[known] = numbered(given[known])
+    if (result < -1).any():
+        raise ValueError(
+            f"{column.name} {result.min()} is no {what}; they count from 0, and -1 is unknown."
+        )
+    return result
+
+
 def cameras_of(
     table: pd.DataFrame,  # path, and perhaps camid
     pattern: str = "",  # regular expression with a group cam, searched for in each path
 ) -> pd.Series:  # int64, −1 unknown
     "The camera of each photo: from its column, from its path, or unknown."
     if "camid" in table:
-        given = table["camid"].astype(str).str.strip()
-        known = given.ne("") & given.ne("-1")
-        result = pd.Series(-1, index=table.index, dtype="int64")
-        result[known] = numbered(given[known])
-        if (result < -1).any():
-            raise ValueError(
-                f"camid {result.min()} is no camera; they count from 0, and -1 is unknown."
-            )
-        return result
+        return _where_known(table["camid"], "camera")
     if not pattern:
         return pd.Series(-1, index=table.index, dtype="int64")
     try:
@@ -154,6 +159,8 @@ def own_rows(
     if not len(table):
         raise ValueError(f"{place.name} holds no photos.")
     frame = table.assign(pid=numbered(table["pid"]), camid=cameras_of(table, camera))
+    if "track" in table:
+        frame["track"] = _where_known(table["track"], "track")
     if frame["pid"].astype(str).ne(table["pid"].str.lstrip("0").replace("", "0")).any():
         frame["identity"] = table["pid"]
     return frame, root

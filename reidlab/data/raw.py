@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'ARCHIVES', 'DEEPEST', 'MAX_BYTES', 'MAX_RATIO', 'MAX_FILES', 'DAMAGED', 'Download', 'what_to_get',
-           'prepare_command', 'find_raw', 'Entry', 'survey', 'only_one', 'unpack', 'open_raw']
+           'prepare_command', 'find_raw', 'leaves_folder', 'Entry', 'survey', 'only_one', 'unpack', 'open_raw']
 
 # %% ../../nbs/1_data/01_raw.ipynb #d904c2c6
 import fcntl
@@ -121,10 +121,19 @@ def _short(path: Path) -> str:
 DEEPEST = 64  # folders one in another; no set here has more than five
 
 
+def leaves_folder(
+    name: str,  # a path as a list or an archive gives it
+) -> bool:
+    "Whether a path is absolute, has a drive, or goes upwards, on any system's terms."
+    text = name.replace("\\", "/")
+    drive = text[1:2] == ":" and text[0].isalpha()
+    return text.startswith("/") or drive or ".." in text.split("/")
+
+
 def _checked(name: str, archive: Path) -> PurePosixPath:
     "An entry's name, or an error when it would leave the folder."
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+    if leaves_folder(name) or (path.parts and ":" in path.parts[0]):
         raise ValueError(
             f"{archive.name} holds {name!r}, which would leave its folder; nothing was unpacked."
         )

@@ -122,6 +122,18 @@ def triplet_term(
     return sum(weighed(b, one(b.feat)) for b in found)
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #4bdeeff7
+def _on_angles(
+    branches: Iterable[BranchLike],
+    pids: Tensor,  # (B,)
+    term: str,  # for the message
+    logits: Callable[[BranchLike], Tensor],  # of a branch, for a softmax
+    smoothing: float = 0.0,
+) -> Tensor:  # scalar
+    "A softmax behind changed cosines, summed over the branches with cosines."
+    found = fitting(branches, "cosines", term)
+    return sum(weighed(b, softmax_loss(logits(b), pids, smoothing)) for b in found)
+
+
 def am_term(
     branches: Iterable[BranchLike],
     pids: Tensor,  # (B,) classes 0 … C−1
@@ -130,9 +142,8 @@ def am_term(
     smoothing: float = 0.0,  # share of the target spread over all classes
 ) -> Tensor:  # scalar
     "AM-softmax (CosFace), summed over the branches with cosines."
-    found = fitting(branches, "cosines", "am")
-    one = lambda z: softmax_loss(am_logits(z, pids, margin, scale), pids, smoothing)
-    return sum(weighed(b, one(b.logits)) for b in found)
+    logits = lambda b: am_logits(b.logits, pids, margin, scale)
+    return _on_angles(branches, pids, "am", logits, smoothing)
 
 
 def am_lite_term(
@@ -142,9 +153,8 @@ def am_lite_term(
     scale: float = 0.0,  # above 0 as wrong as published
 ) -> Tensor:  # scalar
     "Replica of pytorch-reid-lite's margin head, its wrong scale included; for its table alone."
-    found = fitting(branches, "cosines", "am_lite")
-    one = lambda b: softmax_loss(lite_logits(b.logits, b.norm, pids, margin, scale), pids, 0.0)
-    return sum(weighed(b, one(b)) for b in found)
+    logits = lambda b: lite_logits(b.logits, b.norm, pids, margin, scale)
+    return _on_angles(branches, pids, "am_lite", logits)
 
 
 def arcface_term(
@@ -155,9 +165,8 @@ def arcface_term(
     smoothing: float = 0.0,  # share of the target spread over all classes
 ) -> Tensor:  # scalar
     "ArcFace, summed over the branches with cosines."
-    found = fitting(branches, "cosines", "arcface")
-    one = lambda z: softmax_loss(arcface_logits(z, pids, margin, scale), pids, smoothing)
-    return sum(weighed(b, one(b.logits)) for b in found)
+    logits = lambda b: arcface_logits(b.logits, pids, margin, scale)
+    return _on_angles(branches, pids, "arcface", logits, smoothing)
 
 
 def circle_term(
@@ -167,9 +176,9 @@ def circle_term(
     scale: float = 64.0,  # γ
 ) -> Tensor:  # scalar
     "Circle loss on a classifier, summed over the branches with cosines."
-    found = fitting(branches, "cosines", "circle")
-    one = lambda z: softmax_loss(circle_logits(z, pids, margin, scale), pids, 0.0)
-    return sum(weighed(b, one(b.logits)) for b in found)
+    return _on_angles(
+        branches, pids, "circle", lambda b: circle_logits(b.logits, pids, margin, scale)
+    )
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #ec3afb9b
 UNMADE = (

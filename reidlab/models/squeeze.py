@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as Blocks
+from torchvision.ops import SqueezeExcitation
 
 from .backbones import load_weights
 
@@ -25,22 +26,13 @@ class GatedNorm(nn.BatchNorm2d):
         if channels % reduction:
             raise ValueError(f"a gate over {channels} channels is not reduced {reduction} times.")
         super().__init__(channels)
-        self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
-        self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
-
-    def gate(
-        self,
-        maps: Tensor,  # (B, C, h, w)
-    ) -> Tensor:  # (B, C, 1, 1), each from 0 to 1
-        "How much of each channel is let through."
-        return self.fc2(self.fc1(maps.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        self.gate = SqueezeExcitation(channels, channels // reduction)
 
     def forward(
         self,
         maps: Tensor,  # (B, C, h, w)
     ) -> Tensor:  # the same shape
-        normed = super().forward(maps)
-        return normed * self.gate(normed)
+        return self.gate(super().forward(maps))
 
 # %% ../../nbs/2_models/26_squeeze.ipynb #267f83fa
 PUBLISHED = "http://data.lip6.fr/cadene/pretrainedmodels"
@@ -98,8 +90,8 @@ class SEResNet(nn.Module):
 def squeezed_key(
     key: str,  # of a published file
 ) -> str:  # of the network here
-    "layer0.conv1 → conv1, layer1.0.se_module.fc1 → layer1.0.bn3.fc1."
-    return key.removeprefix("layer0.").replace(".se_module.", ".bn3.")
+    "layer0.conv1 → conv1, layer1.0.se_module.fc1 → layer1.0.bn3.gate.fc1."
+    return key.removeprefix("layer0.").replace(".se_module.", ".bn3.gate.")
 
 
 def se_resnet(

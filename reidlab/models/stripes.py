@@ -146,14 +146,13 @@ class StripeHead(nn.Module):
         self.stripes, self.dims, self.feature_dim = stripes, tuple(dims), sum(dims)
         self.train_feat, self.neck_feat = train_feat, neck_feat
         self.dropout = nn.Dropout(dropout)
-        make = CosineClassifier if cosines == "all" else partial(classifier_layer, bias=bias)
-        layers = [make(dim, n_pids) for dim in dims]
-        for layer in layers[:stripes]:
-            if cosines != "all":
-                layer.reset_parameters()  # torch's own start, as published
-        self.classifiers = nn.ModuleList(layers)
-        make = partial(classifier_layer, bias=bias) if cosines == "none" else CosineClassifier
-        self.concat = make(sum(dims[:stripes]), n_pids) if concat_classifier else None
+        plain = partial(classifier_layer, bias=bias)
+        each = CosineClassifier if cosines == "all" else plain
+        joint = plain if cosines == "none" else CosineClassifier
+        self.classifiers = nn.ModuleList(each(dim, n_pids) for dim in dims)
+        for layer in self.classifiers[:stripes] if each is plain else ():
+            layer.reset_parameters()  # torch's own start, as published
+        self.concat = joint(sum(dims[:stripes]), n_pids) if concat_classifier else None
         self.update = BranchUpdate(branch_update) if branch_update else None
 
     def forward(

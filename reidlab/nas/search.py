@@ -50,7 +50,7 @@ from reidlab.nas.strategies import (
 )
 from .supernet import FAR, Supernet, supernet_of
 from ..training.checkpoint import read_checkpoint
-from ..training.loop import note_input, open_together, run_epochs
+from ..training.loop import normalised_there, note_input, open_together, run_epochs
 from ..training.world import barrier, from_every_rank, rank, world_size
 
 # %% ../../nbs/5_nas/21_search.ipynb #e6b5e1e8
@@ -114,8 +114,8 @@ def half_loaders(
 ) -> tuple[Any, Any]:  # loader of the weights' half, loader of the alphas' half
     "P×K batches of the two halves, for this process."
     data = search_data(recipe)
-    where = device if recipe.train.normalise_on == "device" else ""
-    place = {"workers": workers, "rank": rank(), "world": world_size(), "device": where}
+    place = {"workers": workers, "rank": rank(), "world": world_size()}
+    place["device"] = normalised_there(recipe, device)
     loaders = [
         train_loader(half, data, seed, **place) for half, seed in search_halves(train, recipe)
     ]

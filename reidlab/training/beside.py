@@ -27,7 +27,10 @@ from .generate import SHOWN, Studio, check_generator, draw, grid_png
 from .loop import Trainer, Work, costs_of, loss_from_recipe, model_from_recipe
 
 # %% ../../nbs/4_training/22_beside.ipynb #3c310ac4
-from .loop import note_weights, open_together, teaching_mode, work_through
+from .loop import normalised_there, note_input, note_weights
+
+# %% ../../nbs/4_training/22_beside.ipynb #c023f99f
+from .loop import open_together, teaching_mode, work_through
 
 # %% ../../nbs/4_training/22_beside.ipynb #b8d173bb
 def feature_width(recipe: Recipe) -> int:
@@ -163,7 +166,9 @@ def fit_beside_generator(
         studio = Studio(recipe, data, device, reading)
         about = {"studio": studio, "n_pids": data.n_pids, "folder": folder}
         trainer = Beside(model, loss, recipe.train, device, **about)
-        loader = train_loader(data.train, recipe.data, recipe.seed, reading)
+        there = normalised_there(recipe, device)
+        loader = train_loader(data.train, recipe.data, recipe.seed, reading, device=there)
+        note_input(RunFolder(folder), loader, studio.loader)
         return Work(trainer, loader, costs_of(model, recipe), {"gan": recipe.train.gan.mode})
 
     opened = partial(open_together, recipe, data_dir)

@@ -28,7 +28,7 @@ from ..models.generator import Generator, doublings, from_features, unit_noise
 from .adversary import STREAM, Pair, one_pass
 from .checkpoint import load_weights, read_checkpoint, read_last, save_checkpoint
 from .frechet import Judge
-from .loop import load_model
+from .loop import load_model, normalised_there, note_input
 from .world import world_size
 
 # %% ../../nbs/4_training/21_generate.ipynb #d4e69c46
@@ -144,7 +144,8 @@ class Studio:
         self.bank = feature_bank(self.plan, data, device, roots)
         self.pair = Pair(self.plan, recipe.data, recipe.seed, device)
         section = real_photos(recipe.data, self.plan)
-        self.loader = train_loader(data.train, section, recipe.seed, workers)
+        there = normalised_there(recipe, device)
+        self.loader = train_loader(data.train, section, recipe.seed, workers, device=there)
         size = recipe.data.height, recipe.data.width
         self.files = open_photos(data.train, *size, recipe.data.cache)
 
@@ -204,6 +205,7 @@ def generate_from_recipe(
         data = open_data(recipe.data, recipe.seed, data_dir)
         reading = settings().workers if workers is None else workers
         studio = Studio(recipe, data, device, reading, roots)
+        note_input(run, studio.loader)
         progress = draw_epochs(run, recipe, studio, on_epoch)
         networks = studio.pair.networks
         params = [sum(p.numel() for p in net.parameters()) for net in networks]

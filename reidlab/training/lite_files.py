@@ -99,12 +99,20 @@ def _lite_pad(value: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     return {"data.pad": value}
 
 # %% ../../nbs/4_training/13_lite_files.ipynb #90e34cf0
+def _angular(v: Mapping[str, Any]) -> bool:
+    "Whether the classifiers are directions: a margin is a list there, and one is an option here."
+    margin, alone = v["asoftmax_params.margin"], not v["model_params.pcb_n_parts"]
+    spectral = alone and v["model_params.spectral_trans"]
+    one = isinstance(margin, list) and len(margin) == 1
+    return one and not v["focal_loss"] and not spectral
+
+
 def _lite_head(parts: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     "The kind of head, and what follows from it."
     usual = {"model.neck": "bn", "model.dropout": 0.5}
     if parts:
         return usual | {"model.head": "pcb", "model.stripes": parts, "model.pool": "max"}
-    if isinstance(v["asoftmax_params.margin"], list):
+    if _angular(v):
         return usual | {"model.head": "cosine"}
     return usual | {"model.head": "spectral" if v["model_params.spectral_trans"] else "linear"}
 
@@ -159,10 +167,8 @@ def _lite_classes(weight: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     no_softmax = {"loss.terms.softmax": {"weight": 0.0}}
     if v["focal_loss"]:
         return {"loss.terms.focal": {"weight": weight, "gamma": 2.0}} | no_softmax | off
-    if isinstance(v["asoftmax_params.margin"], list):
-        scale, margins = v["asoftmax_params.scale"], v["asoftmax_params.margin"]
-        margin = {"weight": weight, "margin": (margins or [0.0])[0], "scale": float(scale)}
-        return {"loss.terms.am_lite": margin} | no_softmax | off
+    if _angular(v):
+        return no_softmax | off
     return {"loss.terms.softmax": {"weight": weight, "smoothing": 0.0}} | off
 
 
@@ -176,11 +182,11 @@ def _lite_margin(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
         raise Refused("a margin that changes while training is no option here: one in the list")
     if v["focal_loss"]:
         raise Refused("a focal loss on a margin head is no option here: set one of the two aside")
-    if v["model_params.pcb_n_parts"]:
-        return {"model.cosines": "all"}
-    if v["model_params.spectral_trans"]:
+    if not v["model_params.pcb_n_parts"] and v["model_params.spectral_trans"]:
         raise Refused("a margin behind the spectral transform is no option here")
-    return {"model.head": "cosine"}
+    weight, scale = v["tri_loss_params.lambda_cls"], float(v["asoftmax_params.scale"])
+    stripes = {"model.cosines": "all"} if v["model_params.pcb_n_parts"] else {}
+    return stripes | {"loss.terms.am_lite": {"weight": weight, "margin": margin[0], "scale": scale}}
 
 
 def _lite_warmup(epochs: Any, v: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'teaching_mode',
            'branches_of', 'loss_from_recipe', 'check_pairs', 'check_model', 'weights_report', 'note_weights',
-           'note_input', 'keep_genotype', 'with_genotype', 'load_model', 'open_together', 'run_epochs', 'Work',
-           'work_through', 'fit_from_recipe', 'costs_of', 'reason_of']
+           'normalised_there', 'note_input', 'keep_genotype', 'with_genotype', 'load_model', 'open_together',
+           'run_epochs', 'Work', 'work_through', 'fit_from_recipe', 'costs_of', 'reason_of']
 
 # %% ../../nbs/4_training/09_loop.ipynb #b8c0f91b
 import math
@@ -383,6 +383,14 @@ def note_weights(run: RunFolder, recipe: Recipe, n_pids: int) -> None:
         run.log("weights", file=Path(recipe.model.weights).name, **told)
 
 
+def normalised_there(
+    recipe: Recipe,
+    device: str,  # of the training
+) -> str:  # for `train_loader`; empty: photos are normalised where they are read
+    "Where train.normalise_on has photos normalised."
+    return device if recipe.train.normalise_on == "device" else ""
+
+
 def note_input(
     run: RunFolder,
     *loaders: Any,  # of data.loaders
@@ -595,8 +603,8 @@ def fit_from_recipe(
         trainer = make(model, loss, recipe.train, device)
         reading = settings().workers if workers is None else workers
         place = {"workers": reading, "rank": rank(), "world": world_size()}
-        where = device if recipe.train.normalise_on == "device" else ""
-        loader = train_loader(data.train, recipe.data, recipe.seed, **place, device=where)
+        place["device"] = normalised_there(recipe, device)
+        loader = train_loader(data.train, recipe.data, recipe.seed, **place)
         note_input(run, loader)
         return Work(trainer, loader, costs)
 

@@ -143,7 +143,8 @@ def command(
     words = f"papermill nbs/sweep.ipynb sweep.ipynb -p recipe {file} -p rows '[\"{name}\"]'"
     words += (f" -p grid '{json.dumps(apart)}'" if apart else "") + " -p gpus 1"
     first = said.train.distill.teacher or said.model.weights
-    return words + (f", once {first[4:]} is there" if first.startswith("run:") else "")
+    run = first.removeprefix("run:")
+    return words + (f", once {run} is there" if run != first else "")
 
 
 def status_of(
