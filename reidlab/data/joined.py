@@ -8,14 +8,14 @@ __all__ = ['family', 'trained_pids', 'shared_people', 'join']
 # %% ../../nbs/1_data/19_joined.ipynb #9faf80e7
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .doctor import numbered_twice
-from .manifest import Manifest, write_manifest
+from .manifest import Manifest, file_keys, write_manifest
 
 # %% ../../nbs/1_data/19_joined.ipynb #90475bfc
 def family(
@@ -47,10 +47,10 @@ def _test_family(manifest: Manifest) -> str:
     return parts[0]["family"] if parts else family(manifest)
 
 # %% ../../nbs/1_data/19_joined.ipynb #882f94c0
-def _files(manifest: Manifest, splits: Sequence[str]) -> set[str]:
-    "Absolute paths of some splits."
-    paths = manifest.frame["path"][manifest.frame["split"].isin(splits)]
-    return {os.path.normpath(os.path.join(manifest.root, p)) for p in paths}
+def _files(manifest: Manifest, splits: Sequence[str]) -> dict[Hashable, str]:
+    "The files of some splits, whatever names lead there, with one of their names."
+    paths = list(manifest.frame["path"][manifest.frame["split"].isin(splits)])
+    return dict(zip(file_keys(manifest.root, paths), paths, strict=True))
 
 
 def shared_people(
@@ -65,7 +65,8 @@ def shared_people(
     if len(both) and not numbered_twice(target):
         first = ", ".join(map(str, both[:3]))
         said.append(f"{len(both)} identities of {_test_family(target)}, first: {first}")
-    files = _files(source, ["train"]) & _files(target, ["query", "gallery"])
+    ours, theirs = _files(source, ["train"]), _files(target, ["query", "gallery"])
+    files = [theirs[key] for key in ours.keys() & theirs.keys()]
     return said + ([f"{len(files)} photos, first: {Path(min(files)).name}"] if files else [])
 
 # %% ../../nbs/1_data/19_joined.ipynb #efcddd20

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'CLASS_SPLITS', 'IMAGES', 'Photos', 'Manifest', 'fingerprint_of', 'write_manifest',
-           'read_manifest', 'tree_rows', 'load_manifest', 'check_protocol', 'labels', 'hold_out']
+           'read_manifest', 'tree_rows', 'load_manifest', 'check_protocol', 'labels', 'file_keys', 'hold_out']
 
 # %% ../../nbs/1_data/02_manifest.ipynb #d5efaa61
 import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -234,6 +234,23 @@ def labels(
     names, label = np.unique(pids, return_inverse=True)
     return label.astype("int64"), names
 
+# %% ../../nbs/1_data/02_manifest.ipynb #77e98a2b
+def file_keys(
+    root: str | Path,  # folder that the paths start from
+    paths: Sequence[str],
+) -> list[Hashable]:  # equal for two names of one file
+    "Which file each path names, whatever links lead there; a file that is not there is its path."
+    keys: list[Hashable] = []
+    for path in paths:
+        place = os.path.normpath(os.path.join(root, path))
+        try:
+            about = os.stat(place)
+        except OSError:
+            keys.append(place)
+        else:
+            keys.append((about.st_dev, about.st_ino) if about.st_ino else os.path.realpath(place))
+    return keys
+
 # %% ../../nbs/1_data/02_manifest.ipynb #b9c6992e
 def hold_out(
     train: Photos,
@@ -247,7 +264,8 @@ def hold_out(
     n = max(2, round(fraction * len(people)))
     if len(people) - n < 2:
         raise ValueError(
-            f"val_fraction {fraction} of {len(people)} identities leaves {len(people) - n} to train on; 2 are needed."
+            f"val_fraction {fraction} of {len(people)} identities leaves {len(people) - n} to train on; "
+            "2 are needed. Set data.val_fraction to 0, or add identities."
         )
     draw = rng(seed, 101)
     held = np.isin(train.pids, draw.permutation(people)[:n])
@@ -259,4 +277,5 @@ def hold_out(
     is_query = np.zeros(len(aside.pids), bool)
     is_query[query] = True
     alone = spot.groupby(["pid", "camid"])["u"].transform("size").to_numpy() == 1
+    is_query &= ~alone | (aside.camids != -1)  # no camera would keep it from finding itself
     return rest, aside.take(is_query), aside.take(~is_query | alone)

@@ -14,7 +14,7 @@ from PIL import Image
 from ..core.seed import rng
 from ..data.manifest import Photos
 from .distance import l2_normalise
-from .evaluate import rank_features
+from .evaluate import own_camids, rank_features
 from .metrics import RankResult
 
 # %% ../../nbs/6_retrieval/09_baselines.ipynb #3e1025de
@@ -64,4 +64,4 @@ def rank_baseline(
 ) -> RankResult:
     "Rank a test set by a baseline's features, L2-normalised, under the same protocol as a network."
     feats = [l2_normalise(BASELINES[name](photos, seed)) for photos in (query, gallery)]
-    return rank_features(*feats, query.pids, gallery.pids, query.camids, gallery.camids)
+    return rank_features(*feats, query.pids, gallery.pids, *own_camids(query, gallery))

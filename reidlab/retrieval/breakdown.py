@@ -16,7 +16,7 @@ from torch import Tensor
 from .distance import distance_blocks
 from .matches import as_array, check_labels
 from .metrics import RankResult
-from .protocol import UNKNOWN_CAMID, without_match_message
+from .protocol import UNKNOWN_CAMID, shown_camids, without_match_message
 
 # %% ../../nbs/6_retrieval/15_breakdown.ipynb #9baf872f
 from .metrics import score_ranks, worst_queries
@@ -51,26 +51,27 @@ class CameraMatrix(NamedTuple):
 
 def _camera_matrix(blocks: Iterable[tuple[int, Any]], labels: list[np.ndarray]) -> CameraMatrix:
     q_pids, g_pids, q_camids, g_camids = labels
-    cameras = np.unique(g_camids)
+    taken_by, asked_by = shown_camids(g_camids), shown_camids(q_camids)
+    cameras = np.unique(taken_by)
     ap = np.full((len(q_pids), len(cameras)), np.nan)
     hit = ap.copy()
     for start, block in blocks:
         rows = slice(start, start + len(block))
         for c, camera in enumerate(cameras):
-            of = g_camids == camera
+            of = taken_by == camera
             own = (q_pids[rows], g_pids[of], q_camids[rows], g_camids[of])
             found = find_matches(block[:, of], *own, top=0, start=start)
             scores = score_ranks(found.start, found.rank)
             ap[rows, c] = scores.ap
             hit[rows, c] = np.where(scores.first_hit < 0, np.nan, scores.first_hit == 0)
     if np.isnan(ap).all():
-        lost = list(zip(range(len(q_pids)), q_pids, q_camids, strict=True))
+        lost = list(zip(range(len(q_pids)), q_pids, asked_by, strict=True))
         raise ValueError(
             f"{without_match_message(lost, len(q_pids))} No pair of cameras has anything to find; "
             "check that query and gallery share pids."
         )
-    tables = [pd.DataFrame(x, columns=cameras).groupby(q_camids) for x in (ap, hit)]
-    seen = pd.DataFrame(~np.isnan(ap), columns=cameras).groupby(q_camids)
+    tables = [pd.DataFrame(x, columns=cameras).groupby(asked_by) for x in (ap, hit)]
+    seen = pd.DataFrame(~np.isnan(ap), columns=cameras).groupby(asked_by)
     pairs = [t.mean() for t in tables] + [seen.sum(), (-seen.sum()).add(seen.size(), axis=0)]
     named = {UNKNOWN_CAMID: "unknown"}
     return CameraMatrix(

@@ -28,8 +28,9 @@ from ..data.manifest import Manifest, Photos
 from .baselines import BASELINES, rank_baseline
 from .breakdown import camera_matrix_features
 from .distance import l2_normalise
-from .evaluate import Embeddings, embed_split, protocol_card
+from .evaluate import Embeddings, embed_split, own_camids, protocol_card
 from .metrics import RankResult, best_queries, worst_queries
+from .protocol import shown_camids
 from .protocols import PROTOCOLS, Protocol, manifest_protocol, rank_by_manifest
 from .rules import in_words, on_sphere, rank_by_rules
 from .single_shot import SingleShotResult
@@ -333,7 +334,8 @@ def _baselines(data: DataSet, protocol: tuple) -> dict[str, dict]:
     if protocol[0].rule == "market":
         return {n: rank_baseline(n, data.query, data.gallery).summary() for n in BASELINES}
     sides = (data.query, data.gallery)
-    labels = [np.asarray(getattr(p, k)) for k in ("pids", "camids", "paths") for p in sides]
+    pids, paths = ([np.asarray(getattr(p, k)) for p in sides] for k in ("pids", "paths"))
+    labels = (*pids, *own_camids(*sides), *paths)
     return {
         n: rank_by_manifest(
             Embeddings(*(feats(p, 0) for p in sides), *labels), Evaluate(), *protocol
@@ -358,7 +360,7 @@ CAMERAS = 24  # beyond that many, no matrix is stored
 def _cameras(embeddings: Embeddings, rules: Evaluate) -> dict[str, Any]:
     "mAP and rank-1 by pair of cameras, plain; empty where there are too many or too few."
     labels = embeddings[2:6]
-    if not 1 < len(np.unique(labels[3])) <= CAMERAS:
+    if not 1 < len(np.unique(shown_camids(labels[3]))) <= CAMERAS:
         return {}
     feats = (l2_normalise(x) if on_sphere(rules) else x for x in embeddings[:2])
     return camera_matrix_features(*feats, *labels, metric=rules.metric).plain()

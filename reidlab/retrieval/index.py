@@ -234,6 +234,7 @@ class GalleryIndex:
         q_pids: Tensor | np.ndarray | None = None,  # (Q,) with q_camids: leave out what the
         q_camids: Tensor | np.ndarray | None = None,  # (Q,) protocol does, own camera and junk
         n_probe: int | None = None,  # lists to look into; None: as the index says
+        q_paths: list | np.ndarray | None = None,  # (Q,) leave out the photo of that path
     ) -> Hits:
         "The nearest photos, by distance and then in order of adding."
         query = self._features(query, "query features")
@@ -249,6 +250,10 @@ class GalleryIndex:
         if q_pids is not None:
             who, by = _labels(len(query), q_pids, q_camids, None)[:2]
             stays = lambda q, at: kept(who[q], by[q], labels[0][at], labels[1][at])
+        if q_paths is not None:
+            none = [0] * len(query)
+            names = _labels(len(query), none, none, q_paths)[2]
+            stays = _but_itself(stays, names, labels[2])
         params = self._params(self.n_probe if n_probe is None else n_probe)
         dist, at = np.full((len(query), k), np.inf, np.float32), np.full((len(query), k), -1)
         with faiss_threads(torch.get_num_threads()):
@@ -304,6 +309,11 @@ class GalleryIndex:
         return (
             f"GalleryIndex({self.kind}, {self.metric}, {self.dims} dims, {len(self)} photos{lists})"
         )
+
+
+def _but_itself(stays: Callable, q_paths: np.ndarray, paths: np.ndarray) -> Callable:
+    "The same rule, with the photo of each query's own path left out; a query without one has none."
+    return lambda q, at: stays(q, at) & ((paths[at] != q_paths[q]) | (q_paths[q] == ""))
 
 
 def _from(stays: Callable, start: int, q: int, at: np.ndarray) -> np.ndarray:

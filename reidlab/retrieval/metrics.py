@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from .matches import Matches, check_labels
-from .protocol import without_match_message
+from .protocol import shown_camids, without_match_message
 from .scan import find_matches
 
 # %% ../../nbs/6_retrieval/06_metrics.ipynb #46055b13
@@ -156,7 +156,7 @@ def summarise(
     if max_rank < 1:
         raise ValueError(f"max_rank is 1 or more, got {max_rank}.")
     scores = score_ranks(matches.start, matches.rank)
-    valid = scores.first_hit >= 0
+    valid, q_camids = scores.first_hit >= 0, shown_camids(q_camids)
     lost = [(int(q), int(q_pids[q]), int(q_camids[q])) for q in np.flatnonzero(~valid)]
     if strict and lost:
         raise ValueError(

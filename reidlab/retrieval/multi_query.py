@@ -27,6 +27,12 @@ def pool_queries(
     "One feature for each query, of all photos with its person and camera."
     if how not in POOLS:
         raise ValueError(unknown("multi_query", how, POOLS))
+    if lost := int((np.asarray(q_camids) < 0).sum()):
+        raise ValueError(
+            f"multi_query pools the photos of a person and camera; {lost} of {len(q_camids)} queries have "
+            "no camera (camid -1), and their person's gallery photos would be pooled with them. Set "
+            "evaluate.multi_query to none, or prepare the set with its cameras."
+        )
     known = np.stack([pids, camids], 1)
     views, view = np.unique(known, axis=0, return_inverse=True)
     order = np.argsort(view.ravel(), kind="stable")

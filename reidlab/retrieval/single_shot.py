@@ -18,7 +18,7 @@ from ..core.names import unknown
 from ..core.seed import rng
 from .distance import distance_blocks
 from .matches import as_array, check_labels
-from .protocol import JUNK_PID, kept, without_match_message
+from .protocol import JUNK_PID, kept, shown_camids, without_match_message
 
 # %% ../../nbs/6_retrieval/16_single_shot.ipynb #4a7d0eb8
 class Groups(NamedTuple):
@@ -142,8 +142,8 @@ def _summarise(
     "Places of the matches, (Q, T), as scores."
     if max_rank < 1:
         raise ValueError(f"max_rank is 1 or more, got {max_rank}.")
-    valid = ranks[:, 0] >= 0
-    lost = [(int(q), int(labels[0][q]), int(labels[2][q])) for q in np.flatnonzero(~valid)]
+    valid, q_camids = ranks[:, 0] >= 0, shown_camids(labels[2])
+    lost = [(int(q), int(labels[0][q]), int(q_camids[q])) for q in np.flatnonzero(~valid)]
     if strict and lost:
         raise ValueError(
             f"{without_match_message(lost, len(valid))} "

@@ -15,6 +15,7 @@ from torch import Tensor
 from .distance import distance_blocks
 from .matches import as_array
 from .metrics import RankResult, evaluate_rank
+from .protocol import UNKNOWN_CAMID, shown_camids
 
 # %% ../../nbs/6_retrieval/17_tracks.ipynb #6414bd89
 class Tracks(NamedTuple):
@@ -63,9 +64,9 @@ def group_tracks(
     order = np.argsort(tracks, kind="stable")
     numbers, start = np.unique(tracks[order], return_index=True)
     found = Tracks(numbers, pids[:0], camids[:0], order, start)
-    return found._replace(
-        pids=_one_each("pid", pids, found), camids=_one_each("camid", camids, found)
-    )
+    _one_each("camid", shown_camids(camids), found)
+    owned = np.minimum.reduceat(camids[order], start)  # below −1: a query's file lies on it
+    return found._replace(pids=_one_each("pid", pids, found), camids=owned)
 
 # %% ../../nbs/6_retrieval/17_tracks.ipynb #c10b868e
 def track_distances(
@@ -91,6 +92,18 @@ def track_blocks(
     for start, block in distance_blocks(query, gallery, metric, tile):
         yield start, track_distances(block, found)
 
+# %% ../../nbs/6_retrieval/17_tracks.ipynb #ad3c4570
+def _asked_from(
+    q_camids: Tensor | np.ndarray,  # (Q,)
+    g_camids: Tensor | np.ndarray,  # (G,)
+    found: Tracks,
+) -> np.ndarray:  # (Q,)
+    "Cameras of the queries, with those of the tracks where their own files lie."
+    photos = as_array(g_camids)[found.order]
+    of = np.repeat(found.camids, np.diff([*found.start, len(photos)]))
+    own = {int(c): int(t) for c, t in zip(photos, of, strict=True) if c < UNKNOWN_CAMID}
+    return np.array([own.get(int(c), int(c)) for c in as_array(q_camids)], dtype=np.int64)
+
 # %% ../../nbs/6_retrieval/17_tracks.ipynb #9adbcca1
 def evaluate_tracks(
     distmat: Tensor | np.ndarray,  # (Q, G) distances to photos
@@ -106,7 +119,8 @@ def evaluate_tracks(
     "CMC, mAP and mINP over tracks (VeRi-776's image-to-track; Liu et al., 2016)."
     found = group_tracks(g_tracks, g_pids, g_camids)
     dist = track_distances(distmat, found)
-    return evaluate_rank(dist, q_pids, found.pids, q_camids, found.camids, max_rank, strict, top)
+    asked = _asked_from(q_camids, g_camids, found)
+    return evaluate_rank(dist, q_pids, found.pids, asked, found.camids, max_rank, strict, top)
 
 # %% ../../nbs/6_retrieval/17_tracks.ipynb #d79bbecb
 def rank_tracks(
@@ -127,4 +141,5 @@ def rank_tracks(
     found = group_tracks(g_tracks, g_pids, g_camids)
     blocks = [block for _, block in track_blocks(query, gallery, found, metric, tile)]
     dist = np.concatenate(blocks) if blocks else np.empty((0, len(found.tracks)), np.float32)
-    return evaluate_rank(dist, q_pids, found.pids, q_camids, found.camids, max_rank, strict, top)
+    asked = _asked_from(q_camids, g_camids, found)
+    return evaluate_rank(dist, q_pids, found.pids, asked, found.camids, max_rank, strict, top)
