@@ -525,7 +525,7 @@ def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        ({"loss.terms.triplet.margin": "0.3"}, ("margin", '"soft"', "'0.3'")),
+        ({"loss.terms.triplet.margin": "0,3"}, ("margin", '"soft"', "'0,3'")),
         ({"data.erase_fill": "blakc"}, ("data.erase_fill", "black", "blakc")),
         ({"train.distill.teacher": "run:nobody"}, ("nobody", "runs")),
         ({"model.head": "pcb", "model.cosines": "concat"}, ("concat", "concat_classifier")),

@@ -9,7 +9,6 @@ __all__ = ['Job', 'check_devices', 'Parameters', 'RecipeJob', 'GenerateJob', 'Ev
            'check_parameters']
 
 # %% ../../nbs/0_core/05_parameters.ipynb #1d7aa064
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .names import unknown
+from .reading import check_plain, json_values, shown
 from .settings import settings
 
 # %% ../../nbs/0_core/05_parameters.ipynb #99a51ac0
@@ -51,14 +51,12 @@ class Parameters(BaseModel):
     @classmethod
     def _json(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
-            return value
+            return check_plain(value, "a value")
         default = cls.model_fields[info.field_name].get_default(call_default_factory=True)
-        try:
-            return json.loads(value) if value else default
-        except json.JSONDecodeError:
-            such = {"grid": '{"train.lr": [0.1, 0.2]}', "rows": '["all"]', "seeds": "[0, 1, 2]"}
-            example = such.get(info.field_name, '{"train.lr": 0.1}')
-            raise ValueError(f"needs JSON such as '{example}'") from None
+        such = {"grid": '{"train.lr": [0.1, 0.2]}', "rows": '["all"]', "seeds": "[0, 1, 2]"}
+        example = such.get(info.field_name, '{"train.lr": 0.1}')
+        way = f"It needs JSON such as '{example}'."
+        return json_values(value, "the text", way) if value else default
 
 # %% ../../nbs/0_core/05_parameters.ipynb #bea1f50f
 class RecipeJob(Parameters):
@@ -66,9 +64,9 @@ class RecipeJob(Parameters):
 
     recipe: str = "smoke"  # a recipe's name, without its ending
     run: str = ""  # run folder under runs/; empty: recipe, verb and seed
-    gpus: Annotated[int, Field(ge=0)] = 0  # processes, one a GPU; 0 runs here on the CPU
+    gpus: Annotated[int, Field(ge=0, le=1024)] = 0  # processes, one a GPU; 0 runs here on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0  # weights, sampler and augmentation
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # weights, sampler and augmentation
     overrides: dict[str, Any] = {}  # {"train.epochs": 5}
 
 # %% ../../nbs/0_core/05_parameters.ipynb #7ca47e55
@@ -84,7 +82,9 @@ class EvaluateJob(Parameters):
 
     run: str = "smoke-train-s0"  # run folder under runs/
     dataset: str = ""  # another data set to rank; empty: the one it was trained on
-    gpus: Annotated[int, Field(ge=0)] = 0  # processes that embed, one a GPU; 0 runs here on the CPU
+    gpus: Annotated[int, Field(ge=0, le=1024)] = (
+        0  # processes that embed, one a GPU; 0 runs here on the CPU
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overrides: dict[str, Any] = {}  # {"evaluate.flip": true}: the evaluate section alone
 
@@ -95,10 +95,12 @@ class SweepJob(Parameters):
     recipe: str = "smoke"  # a recipe's name, without its ending
     rows: list[str] = []  # rows of the recipe; ["all"]: every one; empty: the recipe itself
     grid: dict[str, list[Any]] = {}  # {"loss.terms.triplet.margin": [0.1, 0.3]}
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = [0]
     overrides: dict[str, Any] = {}  # of every cell
-    at_once: Annotated[int, Field(ge=0)] = 0  # cells side by side; 0: what the machine allows
-    gpus: Annotated[int, Field(ge=0)] = 0  # GPUs to share out, one a cell; 0: on the CPU
+    at_once: Annotated[int, Field(ge=0, le=1024)] = (
+        0  # cells side by side; 0: what the machine allows
+    )
+    gpus: Annotated[int, Field(ge=0, le=1024)] = 0  # GPUs to share out, one a cell; 0: on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dry_run: bool = False  # show the plan, run nothing
 
@@ -176,7 +178,7 @@ class PrepareOwn(PrepareReid):
 
     camera: str = ""  # regular expression; its group `cam` is the camera in a photo's path
     train_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the identities, where none is given
-    seed: Annotated[int, Field(ge=0)] = 0  # of the split, where none is given
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the split, where none is given
 
 
 class PrepareDrawn(Parameters):
@@ -184,14 +186,14 @@ class PrepareDrawn(Parameters):
 
     name: str = "drawn"  # what recipes will call it
     out: str = ""  # folder for the manifest; empty: data_dir/name
-    train_pids: Annotated[int, Field(ge=2)] = 60  # people to train on
-    test_pids: Annotated[int, Field(ge=2)] = 30  # people to test on, all of them new
-    cameras: Annotated[int, Field(ge=2)] = 6
-    photos_per_camera: Annotated[int, Field(ge=1)] = 4
+    train_pids: Annotated[int, Field(ge=2, le=100_000)] = 60  # people to train on
+    test_pids: Annotated[int, Field(ge=2, le=100_000)] = 30  # people to test on, all of them new
+    cameras: Annotated[int, Field(ge=2, le=100)] = 6
+    photos_per_camera: Annotated[int, Field(ge=1, le=100)] = 4
     difficulty: Annotated[float, Field(ge=0, le=1)] = 0.5  # 0 clean, 1 hard
-    distractors: Annotated[int, Field(ge=0)] = 60  # gallery photos of no one
-    junk: Annotated[int, Field(ge=0)] = 40  # gallery photos of too little of someone
-    seed: Annotated[int, Field(ge=0)] = 0
+    distractors: Annotated[int, Field(ge=0, le=1_000_000)] = 60  # gallery photos of no one
+    junk: Annotated[int, Field(ge=0, le=1_000_000)] = 40  # gallery photos of too little of someone
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 # %% ../../nbs/0_core/05_parameters.ipynb #28f874d0
 Job = TypeVar("Job", bound=Parameters)
@@ -229,7 +231,7 @@ def check_parameters(
             else:
                 seen = error.get("input")
                 lines.append(
-                    f"parameter {name}: {error['msg'].removeprefix('Value error, ')}; got {seen!r}."
+                    f"parameter {name}: {error['msg'].removeprefix('Value error, ')}; got {shown(repr(seen), 80)}."
                 )
         raise ValueError("\n".join(lines)) from None
     if "gpus" in known:
