@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClassSet', 'open_classes', 'find_classes', 'open_set', 'ShuffledSampler', 'draw_part', 'draw_square', 'ClassPhotos',
-           'class_loader', 'MiddlePhotos', 'middle_loader']
+           'class_loader', 'shorter_side', 'centre_crop', 'MiddlePhotos', 'middle_loader']
 
 # %% ../../nbs/1_data/15_class_loaders.ipynb #25f899d5
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -34,7 +33,7 @@ from reidlab.data.manifest import (
 )
 from .samplers import Key
 from .shapes import prepare_shapes
-from .transforms import augment, draw_augmentation, normalise, read_pixels
+from .transforms import augment, draw_augmentation, normalise, read_pixels, resize
 
 # %% ../../nbs/1_data/15_class_loaders.ipynb #23c37933
 @dataclass(frozen=True)
@@ -212,8 +211,9 @@ class ClassPhotos(Dataset):
             return self.files[key.index]
         whole = read_pixels(self.photos.root / self.photos.paths[key.index])
         random = rng(self.seed, 203, key.epoch, key.position)
-        part = draw_part(random, *whole.shape[1:], self.data.crop_area)
-        return F.resized_crop(whole, *part, [self.data.height, self.data.width], antialias=True)
+        top, left, height, width = draw_part(random, *whole.shape[1:], self.data.crop_area)
+        part = whole[:, top : top + height, left : left + width]
+        return resize(part, self.data.height, self.data.width)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
         data = self.data
@@ -245,6 +245,28 @@ def class_loader(
     )
 
 # %% ../../nbs/1_data/15_class_loaders.ipynb #49e3bcd3
+def shorter_side(
+    height: int,  # of a photo
+    width: int,
+    length: int,  # that its shorter side shall have
+) -> tuple[int, int]:  # height, width
+    "The size at which a photo keeps its shape; halves of a pixel are dropped."
+    if height <= width:
+        return length, int(length * width / height)
+    return int(length * height / width), length
+
+
+def centre_crop(
+    photo: Tensor,  # (3, h, w), at least height × width
+    height: int,
+    width: int,
+) -> Tensor:  # (3, height, width)
+    "The middle of a photo."
+    top = round((photo.shape[1] - height) / 2)
+    left = round((photo.shape[2] - width) / 2)
+    return photo[:, top : top + height, left : left + width]
+
+
 class MiddlePhotos(Dataset):
     "Photos as they are, or their middle, normalised."
 
@@ -255,10 +277,9 @@ class MiddlePhotos(Dataset):
         data, size = self.data, [self.data.height, self.data.width]
         whole = read_pixels(self.photos.root / self.photos.paths[i])
         if data.resize:
-            shorter = F.resize(whole, [data.resize], antialias=True)
-            photo = F.center_crop(shorter, size)
+            photo = centre_crop(resize(whole, *shorter_side(*whole.shape[1:], data.resize)), *size)
         else:
-            photo = F.resize(whole, size, antialias=True)
+            photo = resize(whole, *size)
         return normalise(photo, data.mean, data.std), int(self.photos.pids[i]), -1, i
 
 

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from .draws import Draws
-from .transforms import Draw, normalise
+from .transforms import Draw, brighten, normalise
 
 # %% ../../nbs/1_data/07_fused.ipynb #af4acbc9
 @lru_cache(maxsize=64)
@@ -27,7 +26,7 @@ def _plain_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
 
 def _brighter(factor: float) -> np.ndarray:  # (256,) uint8
     every = torch.arange(256, dtype=torch.uint8)[None, None].expand(3, 1, 256)
-    return F.adjust_brightness(every, factor)[0, 0].numpy()
+    return brighten(every, factor)[0, 0].numpy()
 
 
 def byte_table(

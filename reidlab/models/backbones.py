@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'CLASSIFIERS', 'set_stride', 'ResNet', 'conv_bn_relu', 'SmallCNN', 'find_weights', 'WeightFile',
-           'read_weights', 'misfits', 'load_weights', 'key_account', 'resnet', 'small_cnn']
+           'read_weights', 'misfits', 'load_weights', 'key_account', 'published_files', 'resnet', 'small_cnn']
 
 # %% ../../nbs/2_models/01_backbones.ipynb #8d04a81c
 from collections.abc import Callable, Sequence
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
 
 from ..core.settings import settings
 
@@ -42,6 +41,8 @@ class ResNet(nn.Module):
         super().__init__()
         if depth not in (18, 34, 50, 101, 152):
             raise ValueError(f"ResNet needs depth 18, 34, 50, 101 or 152, got {depth!r}.")
+        from torchvision.models import get_model  # loads slowly, so only here
+
         net = get_model(f"resnet{depth}", weights=None)
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
         self.relu = net.relu if stem_relu else nn.Identity()
@@ -200,6 +201,15 @@ def key_account(
     }
 
 # %% ../../nbs/2_models/01_backbones.ipynb #328c41bf
+def published_files(
+    depth: int,  # of a ResNet
+) -> list[str]:  # names of files, the oldest first
+    "torchvision's ImageNet weights for a ResNet."
+    from torchvision.models import get_model_weights
+
+    return [w.url.rpartition("/")[2] for w in get_model_weights(f"resnet{depth}")]
+
+
 def resnet(
     depth: int,  # 18, 34, 50, 101 or 152
     last_stride: int = 1,  # of stage 4
@@ -208,8 +218,7 @@ def resnet(
 ) -> ResNet:
     "A ResNet feature map, random or filled from a local file."
     net = ResNet(depth, last_stride, stem_relu)
-    files = [w.url.rpartition("/")[2] for w in get_model_weights(f"resnet{depth}")]
-    return load_weights(net, weights, files) if weights else net
+    return load_weights(net, weights, published_files(depth)) if weights else net
 
 # %% ../../nbs/2_models/01_backbones.ipynb #4e4ce0e2
 def small_cnn(

@@ -10,7 +10,6 @@ __all__ = ['OSNET_KERNELS', 'SHORT', 'GDAS_CELLS', 'GDAS_REDUCE', 'os_block', 'o
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2
 
 from ..core.names import unknown
 from .backbones import load_weights
@@ -51,6 +50,8 @@ class MobileNetV2(nn.Module):
         last: int = 1024,  # channels of the last map; grows with widths above 1
     ):
         super().__init__()
+        from torchvision.models import mobilenet_v2  # loads slowly, so only here
+
         layers = mobilenet_v2(width_mult=width).features
         end = layers[-1]
         self.out_channels = int(last * max(1.0, width))

@@ -8,9 +8,6 @@ __all__ = ['PUBLISHED', 'SQUEEZED', 'GatedNorm', 'SEResNet', 'squeezed_key', 'se
 # %% ../../nbs/2_models/26_squeeze.ipynb #a98bc874
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
-from torchvision.models.resnet import ResNet as Blocks
-from torchvision.ops import SqueezeExcitation
 
 from .backbones import load_weights
 
@@ -25,6 +22,8 @@ class GatedNorm(nn.BatchNorm2d):
     ):
         if channels % reduction:
             raise ValueError(f"a gate over {channels} channels is not reduced {reduction} times.")
+        from torchvision.ops import SqueezeExcitation  # loads slowly, so only here
+
         super().__init__(channels)
         self.gate = SqueezeExcitation(channels, channels // reduction)
 
@@ -58,6 +57,9 @@ class SEResNet(nn.Module):
         super().__init__()
         if last_stride not in (1, 2):
             raise ValueError(f"last_stride needs 1 or 2, got {last_stride!r}.")
+        from torchvision.models.resnet import Bottleneck
+        from torchvision.models.resnet import ResNet as Blocks
+
         net = Blocks(Bottleneck, list(blocks), groups=groups, width_per_group=group_width)
         self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
         self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)

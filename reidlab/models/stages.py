@@ -11,9 +11,8 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
-from .backbones import ResNet, load_weights, set_stride
+from .backbones import ResNet, load_weights, published_files, set_stride
 
 # %% ../../nbs/2_models/20_stages.ipynb #9978ab34
 class MiddleResNet(ResNet):
@@ -54,8 +53,7 @@ def middle_resnet(
 ) -> MiddleResNet:
     "The maps of the last two stages as one, random or filled from a local file."
     net = MiddleResNet(depth, last_stride, stem_relu)
-    files = [w.url.rpartition("/")[2] for w in get_model_weights(f"resnet{depth}")]
-    return load_weights(net, weights, files) if weights else net
+    return load_weights(net, weights, published_files(depth)) if weights else net
 
 # %% ../../nbs/2_models/20_stages.ipynb #66ca97de
 class ForkedResNet(nn.Module):

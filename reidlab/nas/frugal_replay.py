@@ -192,7 +192,7 @@ class LeanCell(SearchCell):
         return run_cell(self, s0, s1, weights, dict(zip(names, own, strict=True)), Notes())
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # as torch.optim has it: the compiler is loaded when this runs, not here
 def _again(*args: Any) -> Tensor:
     "A hand-written way back that differentiates inside: not for a compiler."
     return _Again.apply(*args)
