@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..core.names import unknown
 from .classes import prepare_classes
+from .files import find_named
 from .manifest import Manifest
 from .raw import find_raw, open_raw
 
@@ -89,9 +90,9 @@ def find_cifar(
         if source:
             raise
         raw = find_raw(name, "", about.what, raw_dirs)
-    if raw.is_dir() and not list(raw.rglob(about.names)):
-        raw = next(raw.rglob(about.archive), raw)
-    if "python" in raw.name or (raw.is_dir() and next(raw.rglob("*-python*"), None)):
+    if raw.is_dir() and not find_named(raw, about.names):
+        raw = next(iter(find_named(raw, about.archive)), raw)
+    if "python" in raw.name or (raw.is_dir() and find_named(raw, "*-python*")):
         raise ValueError(
             f"{raw.name} is the Python version: pickles, which run what they hold, and are not "
             f"opened here. Get {about.what}."
@@ -101,7 +102,7 @@ def find_cifar(
 # %% ../../nbs/1_data/13_cifar.ipynb #0993703a
 def _files(folder: Path, about: Cifar) -> Path:
     "The folder that directly holds the files; a missing one is named."
-    place = next((p.parent for p in folder.rglob(about.names)), folder)
+    place = next((p.parent for p in find_named(folder, about.names)), folder)
     wanted = [about.names, *(file for files in about.files.values() for file in files)]
     if missing := [file for file in wanted if not (place / file).is_file()]:
         raise FileNotFoundError(

@@ -7,13 +7,14 @@ __all__ = ['class_folders', 'folder_rows', 'prepare_classes', 'hold_out_photos']
 
 # %% ../../nbs/1_data/12_classes.ipynb #b2fb571e
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from ..core.seed import rng
-from .manifest import CLASS_SPLITS, IMAGES, Manifest, Photos, write_manifest
+from .files import find_named, walk_tree
+from .manifest import CLASS_SPLITS, Manifest, Photos, write_manifest
 
 # %% ../../nbs/1_data/12_classes.ipynb #8c4d102c
 def class_folders(
@@ -23,7 +24,7 @@ def class_folders(
     "Where a tree of classes begins, and which of its folders is which split."
     root = Path(root)
     tops = [root] if (root / "train").is_dir() else []
-    tops += [] if tops else sorted(p.parent for p in root.rglob("train") if p.is_dir())
+    tops += [] if tops else [p.parent for p in find_named(root, "train") if p.is_dir()]
     held = {n for n in CLASS_SPLITS if tops and (tops[0] / n).is_dir()}
     if not {"train"} < held:
         raise FileNotFoundError(
@@ -43,8 +44,8 @@ def folder_rows(
     "Read a tree of classes."
     root, found = Path(root), []
     for split, folder in folders.items():
-        files = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in IMAGES)
-        kinds = [p.parent.relative_to(root / folder).as_posix() for p in files]
+        files = [PurePosixPath(p) for p in walk_tree(root / folder).photos]
+        kinds = [p.parent.as_posix() for p in files]
         if not files or "." in kinds:
             where = (
                 "no photos"
@@ -55,9 +56,7 @@ def folder_rows(
                 f"{root.name}/{folder} holds {where}. Needed is {folder}/<class>/*.jpg: "
                 "one folder for each class, named alike in every split."
             )
-        found += [
-            (p.relative_to(root).as_posix(), c, split) for p, c in zip(files, kinds, strict=True)
-        ]
+        found += [(f"{folder}/{p}", c, split) for p, c in zip(files, kinds, strict=True)]
     frame = pd.DataFrame(found, columns=["path", "class", "split"])
     classes = sorted(frame.loc[frame["split"] == "train", "class"].unique())
     if strange := sorted(set(frame["class"]) - set(classes)):

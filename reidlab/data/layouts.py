@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from .manifest import IMAGES, Manifest
+from .files import is_foreign, visible, walk_tree
+from .manifest import Manifest
 from .raw import leaves_folder
 
 # %% ../../nbs/1_data/20_layouts.ipynb #a053f7bd
@@ -23,7 +24,7 @@ def _levels(folder: Path) -> list[list[Path]]:
     "The folder, then its folders, then theirs."
     levels = [[folder]]
     for _ in range(DEPTH):
-        inner = [p for f in levels[-1] for p in sorted(f.iterdir()) if p.is_dir()]
+        inner = [p for f in levels[-1] for p in visible(f) if p.is_dir()]
         levels.append(inner)
     return levels
 
@@ -82,6 +83,11 @@ def listed_path(
             f"{where} names {text[:80]!r}, which is no path inside its folder. "
             "Write paths relative to the folder of the list."
         )
+    if any(is_foreign(part) for part in path.parts):
+        raise ValueError(
+            f"{where} names {text[:80]!r}, a hidden file or one that a system left there. "
+            "Take such lines out, or give the file a name that shows."
+        )
     return path.as_posix()
 
 # %% ../../nbs/1_data/20_layouts.ipynb #acef06f6
@@ -102,7 +108,7 @@ def append_gallery(
 ) -> tuple[pd.DataFrame, Path]:  # path, pid, camid, split; the folder that the paths start from
     "The rows of a prepared set and of distractors, from a root that holds both."
     folder = Path(folder).resolve()
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+    files = [folder / p for p in walk_tree(folder).photos]
     if not files:
         raise ValueError(f"{folder.name} holds no photos to add to {base.name}'s gallery.")
     root = Path(os.path.commonpath([base.root, folder]))

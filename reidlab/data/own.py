@@ -8,15 +8,16 @@ __all__ = ['TABLE', 'numbered', 'read_folders', 'read_mapping', 'read_table', 'c
 # %% ../../nbs/1_data/21_own.ipynb #e0caf616
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from ..core.names import unknown
 from ..core.seed import rng
+from .files import is_photo, visible, walk_tree
 from .layouts import listed_path
-from .manifest import IMAGES, SPLITS
+from .manifest import SPLITS
 
 # %% ../../nbs/1_data/21_own.ipynb #4a3f3850
 def numbered(
@@ -41,13 +42,12 @@ def read_folders(
             f"{root.name} has folders {', '.join(named)} and lacks {', '.join(lacks)}. Give all three "
             "splits, or none and let them be drawn."
         )
-    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in IMAGES)
-    files = [p for p in files if not named or p.parts[0] in named]
+    files = [PurePosixPath(s, p) for s in named or [""] for p in walk_tree(root / s).photos]
     depth = bool(named)
     if loose := [p for p in files if len(p.parts) < 2 + depth]:
         raise ValueError(
             f"{root.name} holds {len(loose)} photos outside a folder for their identity, first "
-            f"{loose[0].as_posix()}. Needed is {'<split>/' * depth}<id>/*.jpg, class_mapping.json, or a CSV."
+            f"{loose[0]}. Needed is {'<split>/' * depth}<id>/*.jpg, class_mapping.json, or a CSV."
         )
     table = {"path": [p.as_posix() for p in files], "pid": [p.parts[depth] for p in files]}
     return pd.DataFrame(
@@ -137,6 +137,17 @@ def cameras_of(
     return numbered(pd.Series([m["cam"] for m in found], index=table.index))
 
 # %% ../../nbs/1_data/21_own.ipynb #1ce9a9a3
+def _inside(place: Path) -> tuple[Path, list[Path]]:
+    "The folder that a set begins in, out of those it was packed into, and the lists there."
+    inner = visible(place)
+    lists = [p for p in inner if p.name == "class_mapping.json" or p.suffix.lower() == ".csv"]
+    folders = [p for p in inner if p.is_dir()]
+    if lists or len(folders) != 1 or any(map(is_photo, inner)):
+        return place, lists
+    circle = place.resolve().is_relative_to(folders[0].resolve())
+    return (place, lists) if circle else _inside(folders[0])
+
+
 def own_rows(
     place: str | Path,  # a folder, a CSV, or a mapping in JSON
     camera: str = "",  # regular expression with a group cam
@@ -144,11 +155,7 @@ def own_rows(
     "Read photos of one's own in whichever of the three forms they are."
     place = Path(place)
     if place.is_dir():
-        inner = sorted(p for p in place.iterdir() if not p.name.startswith("."))
-        while len(inner) == 1 and inner[0].is_dir():  # packed inside a folder of its own
-            place = inner[0]
-            inner = sorted(p for p in place.iterdir() if not p.name.startswith("."))
-        lists = [p for p in inner if p.name == "class_mapping.json" or p.suffix.lower() == ".csv"]
+        place, lists = _inside(place)
         if len(lists) > 1:
             names = ", ".join(p.name for p in lists)
             raise ValueError(f"{place.name} holds {names}: which one? Name it with -p source PATH.")

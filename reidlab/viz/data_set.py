@@ -6,6 +6,7 @@
 __all__ = ['photos_to_show', 'photo_sizes', 'plot_set', 'show_someone', 'plain_text', 'closing_line']
 
 # %% ../../nbs/7_viz/22_data_set.ipynb #2a167059
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ..core import look
+from ..data.files import kinds_left, left_out, walk_tree
 from ..data.manifest import SPLITS, Manifest, Photos
 from ..retrieval.protocols import Finding
 from .photos import show_person
@@ -117,16 +119,34 @@ def plain_text(
     return "".join(c if c.isalnum() or c in " /.-" else f"&#{ord(c)};" for c in text)
 
 
+def _beside(manifest: Manifest) -> list[str]:
+    "The files in the folder that all photos lie in, but for the photos."
+    paths = list(manifest.frame["path"])
+    top = os.path.commonpath([os.path.dirname(p) for p in paths])
+    prefix = f"{top}/" if top else ""
+    taken = (p.removeprefix(prefix) for p in paths)
+    return [prefix + p for p in left_out(walk_tree(manifest.root / top), taken)]
+
+
+def _left(manifest: Manifest, odd: Sequence[str] | None) -> str:
+    "How many files were left out, which is the first, and how they end."
+    odd = _beside(manifest) if odd is None else odd
+    if not odd:
+        return "0 files left out"
+    kinds = kinds_left(manifest.root, odd, manifest.frame["path"])
+    told = ", ".join(plain_text(kind) for kind in kinds)
+    return f"{len(odd):,} files left out (first: {plain_text(odd[0])}; {told})"
+
+
 def closing_line(
     manifest: Manifest,
-    odd: Sequence[str] = (),  # files that were left out
+    odd: Sequence[str] | None = None,  # files that were left out; None: all beside the photos
     findings: Sequence[Finding] = (),  # from compare_set
 ) -> str:  # Markdown
     "What was prepared, in one paragraph, differences in bold."
     version = f" ({plain_text(manifest.about['version'])})" if manifest.about["version"] else ""
     line = f"**{plain_text(manifest.name)}**{version}: {len(manifest.frame):,} photos, "
-    line += f"fingerprint `{manifest.fingerprint[:12]}`, {len(odd):,} files left out"
-    line += f" (first: {plain_text(odd[0])})." if odd else "."
+    line += f"fingerprint `{manifest.fingerprint[:12]}`, {_left(manifest, odd)}."
     for f in findings:
         line += f" **{f.message}**" if f.level == "differs" else f" {f.message}"
     counts = manifest.about["counts"]
