@@ -15,8 +15,9 @@ from conftest import TINY, run_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reidlab.core.names import plain_name
 from reidlab.core.parameters import SweepJob, check_parameters
-from reidlab.core.run import RunFolder, _named, open_run, write_json
+from reidlab.core.run import RunFolder, open_run, write_json
 from reidlab.training.grid import plan_cells
 from reidlab.training.sweep import cell_state, check_sweep, claim, run_sweep, start_page, stop_all
 
@@ -52,7 +53,7 @@ def test_every_combination_has_a_folder_of_its_own_or_the_plan_is_refused(shop, 
     except ValueError as wrong:
         assert "two cells would share the run" in str(wrong)
         return
-    assert [_named(c.name) for c in cells] == list(dict.fromkeys(c.name for c in cells))
+    assert [plain_name(c.name) for c in cells] == list(dict.fromkeys(c.name for c in cells))
     wanted = list(itertools.product(*grid.values(), seeds))
     assert [(*c.overrides.values(), c.seed) for c in cells] == wanted
     again = plan_cells("plain", grid=json.loads(json.dumps(grid)), seeds=seeds, folder=shop)

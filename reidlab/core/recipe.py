@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from .names import unknown
+from .names import is_plain, unknown
 from reidlab.core.reading import (
     check_plain,
     is_file,
@@ -635,6 +635,12 @@ def recipe_names(
     return names
 
 # %% ../../nbs/0_core/04_recipe.ipynb #48934c86
+def _check_name(name: str, folder: Path) -> None:
+    "A recipe's name is made of plain ones; any other is not there."
+    if not all(map(is_plain, name.split("/"))):
+        raise ValueError(unknown("recipe", name, recipe_names(folder), where=f"{folder.name}/"))
+
+
 def _base(values: dict, path: Path) -> str:
     "The recipe that a file begins with; empty: none."
     base = values.pop("base", None)
@@ -647,6 +653,7 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
     "The merged values of a recipe's file, its row and its bases."
     if name in seen:
         raise ValueError(f"recipe {name!r} is its own base: {' → '.join([*seen, name][-5:])}.")
+    _check_name(name, folder)
     stem, row = name, None
     if not is_file(folder / f"{stem}.yaml") and "/" in name:
         stem, row = name.rsplit("/", 1)
@@ -755,6 +762,7 @@ def recipe_card(
 ) -> dict[str, str]:  # what, paper, should reach, costs
     "The four promises that a recipe file opens with."
     folder = Path(folder or settings().recipes_dir)
+    _check_name(name, folder)
     path = folder / f"{name}.yaml"
     path = path if is_file(path) else path.parent.with_suffix(".yaml")
     if not is_file(path):

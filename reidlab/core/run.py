@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .names import unknown
+from .names import plain_name, unknown
 from .recipe import Recipe, first_difference, read_recipe
 from .settings import project_root, settings
 
@@ -242,13 +242,6 @@ def _alive(status: dict) -> bool:
         return True
     return True
 
-# %% ../../nbs/0_core/06_run.ipynb #ef9181ec
-def _named(run: str) -> str:
-    "A run's name, if it is one: letters, digits, dot, dash, underscore."
-    if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", run):
-        raise ValueError(f"run needs a plain folder name (letters, digits, . _ -), got {run!r}.")
-    return run
-
 # %% ../../nbs/0_core/06_run.ipynb #ffc0d3fa
 def run_path(
     run: str,  # folder name under runs/; empty: recipe, verb and seed
@@ -257,7 +250,7 @@ def run_path(
     root: str | Path = "",  # where run folders lie; empty: settings().runs_dir
 ) -> Path:
     "Where a run lies, or will."
-    name = _named(run or f"{recipe.name.replace('/', '.')}-{verb}-s{recipe.seed}")
+    name = plain_name(run or f"{recipe.name.replace('/', '.')}-{verb}-s{recipe.seed}")
     return Path(root or settings().runs_dir) / name
 
 
@@ -316,7 +309,7 @@ def find_run(
     "A run by its name, or an error with the close names."
     roots = [Path(r) for r in roots] or [settings().runs_dir, settings().results_dir]
     for root in roots:
-        if (root / _named(name) / "recipe.yaml").is_file():
+        if (root / plain_name(name) / "recipe.yaml").is_file():
             return RunFolder(root / name)
     known = {p.parent.name for root in roots for p in root.glob("*/recipe.yaml")}
     raise ValueError(

@@ -7,6 +7,7 @@ __all__ = ['ClassSet', 'open_classes', 'find_classes', 'open_set', 'ShuffledSamp
            'class_loader', 'shorter_side', 'centre_crop', 'MiddlePhotos', 'middle_loader']
 
 # %% ../../nbs/1_data/15_class_loaders.ipynb #25f899d5
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..core.names import is_plain, option
 from ..core.recipe import Data
 from ..core.seed import rng
 from ..core.settings import settings
@@ -99,9 +101,10 @@ def find_classes(name: str, folder: Path) -> Manifest:
         said = (
             str(wrong).partition(" To prepare it:")[0].replace(": synthetic", ": synthetic_shapes")
         )
+        asked = option("name", name if is_plain(name) else "NAME")
         raise FileNotFoundError(
             f"{said} To prepare it: papermill data_prep/{page}.ipynb out.ipynb "
-            f"-p name {name} -p source FOLDER_OR_ARCHIVE"
+            f"{shlex.join(asked)} -p source FOLDER_OR_ARCHIVE"
         ) from None
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core.names import unknown
+from ..core.names import is_plain, plain_name, unknown
 from ..core.run import read_json, write_bytes, write_json
 from ..core.seed import rng
 from ..core.settings import settings
@@ -145,6 +145,7 @@ def write_manifest(
 ) -> Manifest:
     "Write a data set's manifest.csv and manifest.json, and return what was written."
     folder, root = Path(folder), Path(root).resolve()
+    plain_name(name, "data set")
     frame = _sorted_rows(frame, classes)
     manifest = Manifest(name, root, frame, {})
     ours = {f"{s} {c}": int(n) for s, row in manifest.counts().iterrows() for c, n in row.items()}
@@ -172,6 +173,7 @@ def read_manifest(
     frame = pd.read_csv(
         folder / "manifest.csv", dtype={"path": str, "pid": "int64", "camid": "int64", "split": str}
     )
+    plain_name(str(about["name"]), f"{folder.name}/manifest.json: data set")
     return Manifest(about["name"], (folder / about["root"]).resolve(), frame, about)
 
 # %% ../../nbs/1_data/02_manifest.ipynb #c2dd1be8
@@ -200,7 +202,7 @@ def load_manifest(
 ) -> Manifest:
     "A prepared data set by its name, or an error that says how to prepare it."
     folder = Path(data_dir or settings().data_dir)
-    if re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name) and (folder / name / "manifest.json").is_file():
+    if is_plain(name) and (folder / name / "manifest.json").is_file():
         return read_manifest(folder / name)
     known = [p.parent.name for p in folder.glob("*/manifest.json")]
     raise FileNotFoundError(

@@ -10,6 +10,7 @@ __all__ = ['DOWNLOADS', 'ARCHIVES', 'DEEPEST', 'MAX_BYTES', 'MAX_RATIO', 'MAX_FI
 import fcntl
 import glob
 import os
+import shlex
 import shutil
 import sys
 import tarfile
@@ -21,6 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from ..core.names import is_plain, option
 from ..core.settings import settings
 
 # %% ../../nbs/1_data/01_raw.ipynb #deb2f0f3
@@ -77,7 +79,8 @@ def prepare_command(
     "What to type to prepare a set: with its own page, a close name's, or the one for any photos."
     near = [name] if name in DOWNLOADS else get_close_matches(name, DOWNLOADS, n=1, cutoff=0.7)
     page, _, more = DOWNLOADS[near[0]] if near else Download("own", "")
-    words = f"papermill data_prep/{page}.ipynb out.ipynb -p name {name} {more}".strip()
+    said = shlex.join(option("name", name if is_plain(name) else "NAME"))
+    words = f"papermill data_prep/{page}.ipynb out.ipynb {said} {more}".strip()
     return f"{words} -p source FOLDER_OR_ARCHIVE"
 
 # %% ../../nbs/1_data/01_raw.ipynb #fb2b1159

@@ -6,6 +6,7 @@
 __all__ = ['FACTS', 'run_checkpoint', 'take_weights', 'start_from']
 
 # %% ../../nbs/2_models/25_finetune.ipynb #65e772fb
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.names import option
 from ..core.settings import settings
 from .cdnet import KeyReport
 from .reid import ReIDModel
@@ -33,7 +35,7 @@ def run_checkpoint(
             state = run.status().get("state", "new") if not path.is_file() else "not finished"
             raise FileNotFoundError(
                 f"run {name!r} ({state}) has no kept weights to start from; results/ keeps none. "
-                f"Train it: papermill nbs/train.ipynb out.ipynb -p run {name} -p recipe …"
+                f"Train it: papermill nbs/train.ipynb out.ipynb {shlex.join(option('run', name))} -p recipe …"
             )
         return path
     path = settings().weights_dir / Path(weights).expanduser()

@@ -10,12 +10,13 @@ __all__ = ['Edge', 'Cell', 'ALIASES', 'PUBLISHED', 'PUBLISHED_LAYERS', 'Genotype
 import ast
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.names import unknown
+from ..core.names import option, unknown
 from ..core.seed import rng
 from .ops import SPACES, check_ops
 
@@ -385,7 +386,7 @@ def find_genotype(
         path = find_run(name, job="search").path / "genotype.json"
         if not path.is_file():
             raise FileNotFoundError(
-                f"run {name!r} holds no genotype.json yet; finish its search: papermill nbs/search.ipynb out.ipynb -p run {name}"
+                f"run {name!r} holds no genotype.json yet; finish its search: papermill nbs/search.ipynb out.ipynb {shlex.join(option('run', name))}"
             )
         return read_genotype(path)
     if Path(reference).suffix == ".json" or Path(reference).is_file():

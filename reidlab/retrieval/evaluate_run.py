@@ -10,6 +10,7 @@ __all__ = ['AP_QUERIES', 'DONE_BESIDES', 'CAMERAS', 'evaluation_recipe', 'check_
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #68989aa2
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.names import unknown
+from ..core.names import is_plain, option, unknown
 from ..core.recipe import Evaluate, Recipe, undotted, validated
 from ..core.run import RunFolder, environment, finished_run, read_json, write_json
 from ..core.settings import settings
@@ -416,11 +417,12 @@ def read_ranking(
     run = RunFolder(folder)
     name = dataset or run.recipe.data.name
     out = run.path / "evaluate" / name
-    if (out / "ranking.json").is_file():
+    if is_plain(name) and (out / "ranking.json").is_file():
         return read_json(out / "ranking.json")
-    again = f"papermill nbs/evaluate.ipynb out.ipynb -p run {run.name}"
-    again += f" -p dataset {dataset}" if dataset else ""
-    if not (out / "metrics.json").is_file():
+    words = option("run", run.name)
+    words += option("dataset", dataset if is_plain(dataset) else "NAME") if dataset else []
+    again = f"papermill nbs/evaluate.ipynb out.ipynb {shlex.join(words)}"
+    if not is_plain(name) or not (out / "metrics.json").is_file():
         known = [p.parent.name for p in run.path.glob("evaluate/*/metrics.json")]
         where = f"run {run.name!r}"
         raise ValueError(f"{unknown('evaluation on', name, known, where)} To make it: {again}")

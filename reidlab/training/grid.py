@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..core.names import unknown
+from ..core.names import NAME_BYTES, is_plain, shortened, unknown
 from ..core.recipe import Recipe, load_recipe, recipe_names
 
 # %% ../../nbs/4_training/16_grid.ipynb #cefa8d29
@@ -113,7 +113,13 @@ def plan_cells(
 
 
 def _apart(cells: Sequence[Cell]) -> list[Cell]:
-    "The cells, if no two of them would write into one folder."
+    "The cells, if each has a folder of its own whose name a disk can take."
+    for cell in cells:
+        if not is_plain(cell.name):
+            raise ValueError(
+                f"the run {shortened(cell.name)!r} would have {len(cell.name.encode())} bytes in its name, "
+                f"{NAME_BYTES} allowed. Make rows of the recipe, with short names, instead of a grid."
+            )
     for name, same in itertools.groupby(sorted(cells, key=lambda c: c.name), key=lambda c: c.name):
         if len(twins := list(same)) > 1:
             told = " and ".join(f"{c.recipe} {json.dumps(c.overrides)}" for c in twins[:2])

@@ -26,6 +26,7 @@ import torch
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
+from ..core.names import option
 from ..core.recipe import first_difference
 from ..core.run import RunFolder, load_runs
 from ..core.settings import project_root, settings
@@ -90,10 +91,10 @@ def page_command(
         raise FileNotFoundError(
             f"no nbs/{step}.ipynb in {project_root()}; start inside the project."
         )
-    given: dict[str, Any] = {"run": cell.name, "gpus": gpus, "device": device}
+    words = [*option("run", cell.name), "-p", "gpus", str(gpus), "-p", "device", device]
     if step == "train":
-        given |= {"recipe": cell.recipe, "seed": cell.seed, "overrides": json.dumps(cell.overrides)}
-    words = [word for key, value in given.items() for word in ("-p", key, str(value))]
+        words += [*option("recipe", cell.recipe), "-p", "seed", str(cell.seed)]
+        words += ["-p", "overrides", json.dumps(cell.overrides)]
     out = str(folder / f"{step}.ipynb")
     return [sys.executable, "-m", "papermill", str(page), out, *words, "--no-progress-bar"]
 

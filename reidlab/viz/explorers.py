@@ -7,6 +7,7 @@ __all__ = ['ORDERS', 'epoch_html', 'query_order', 'query_html', 'explore_search'
 
 # %% ../../nbs/7_viz/10_explorers.ipynb #323c0e96
 import base64
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..core import look
-from ..core.names import unknown
+from ..core.names import option, unknown
 from ..core.run import RunFolder, find_run
 from ..data.manifest import Photos
 from ..models.genotype import Genotype, genotypes_of
@@ -218,7 +219,7 @@ def _ranking_of(ranked: Any) -> tuple[Photos, Photos, RankResult]:
     if not found:
         raise ValueError(
             f"run {folder.name!r} has not been evaluated. First: "
-            f"papermill nbs/evaluate.ipynb out.ipynb -p run {folder.name}"
+            f"papermill nbs/evaluate.ipynb out.ipynb {shlex.join(option('run', folder.name))}"
         )
     own = RunFolder(folder).recipe.data.name
     return ranking_of(folder, own if own in found else found[0])
