@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import SUMS, assert_same_formula
 from torch import nn
 from torch.testing import assert_close
 
@@ -174,13 +175,15 @@ def test_operation(name):
     op = built(name)
     assert count_parameters(op) == KEPT["ops"]["names"][name]
     op.load_state_dict(renamed(weights))
+    op, x = op.double(), x.double()
     with torch.no_grad():
-        assert_close(op.train()(x), y_train, rtol=1e-5, atol=1e-6)
+        assert_same_formula(op.train()(x), y_train, SUMS)
         state = op.state_dict()
         assert after
         for key, value in renamed(after).items():
-            assert_close(state[key], value, rtol=1e-5, atol=1e-6)
-        assert_close(op.eval()(x), y_eval, rtol=1e-5, atol=1e-6)
+            scale = max(y_train.abs().max(), value.abs().max())
+            assert_same_formula(state[key], value, SUMS, scale)
+        assert_same_formula(op.eval()(x), y_eval, SUMS)
 
 
 # --- genotypes ---------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.testing import assert_close
+from closeness import SUMS
+from closeness import assert_same_formula as close
 
 from reidlab.models.spectral import spectral_transform, transition
 from reidlab.models.stripes import pcb_parts
@@ -33,34 +34,35 @@ def pcb():
             neck.norms[i].running_var.copy_(g[f"bn_v{i}"])
             head.classifiers[i].weight.copy_(g[f"cls_w{i}"])
             head.classifiers[i].bias.copy_(g[f"cls_b{i}"])
-    return g, lambda x: head(*neck(pool(x))), (neck, head)
+    neck, head = neck.double(), head.double()
+    return g, lambda x: head(*neck(pool(x.double()))), (neck, head)
 
 
 def test_stripes_in_evaluation(pcb):
     g, run, parts = pcb
     for part in parts:
         part.eval()
-    assert_close(run(g["x"]), g["feature"], rtol=1e-4, atol=1e-4)
+    close(run(g["x"]), g["feature"], SUMS)
 
 
 def test_stripes_in_training_without_dropout(pcb):
     g, run, _ = pcb
     *stripes, joined = run(g["x"])
     assert joined.name == "stripes" and joined.logits is None
-    assert_close(joined.feat, g["train_feature_nodrop"], rtol=1e-4, atol=1e-4)
+    close(joined.feat, g["train_feature_nodrop"], SUMS)
     assert [b.name for b in stripes] == [f"stripe_{i + 1}" for i in range(6)]
     for i, branch in enumerate(stripes):
         assert branch.feat is None
-        assert_close(branch.logits, g[f"train_logits{i}"], rtol=1e-4, atol=1e-4)
+        close(branch.logits, g[f"train_logits{i}"], SUMS)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("batch", ["4x2x16", "8x4x32"])
 def test_spectral_transform(batch, sigma):
     g = golden("spectral")
-    feats = g[f"{batch}/feat"]
+    feats = g[f"{batch}/feat"].double()
     for norm, name in (("row", "paper"), ("col", "lite")):
         expected = g[f"{batch}/st_{name}_{sigma}"]
-        assert_close(spectral_transform(feats, sigma, norm), expected, rtol=1e-4, atol=1e-4)
+        close(spectral_transform(feats, sigma, norm), expected, SUMS)
     kept = transition(feats, sigma, "col").diag().mean()
-    assert_close(kept.double(), g[f"{batch}/st_lite_{sigma}_diagmean"], rtol=1e-4, atol=0)
+    close(kept.double(), g[f"{batch}/st_lite_{sigma}_diagmean"], SUMS)
