@@ -440,12 +440,13 @@ class Example(NamedTuple):
 
 def example_of(
     branch: BranchLike,  # its numbers are not read
+    n: int = 4,  # photos
 ) -> Example:
-    "Four made-up photos for a branch of this shape; features random, cosines within their range."
+    "Made-up photos for a branch of this shape; features random, cosines within their range."
     draw = torch.Generator().manual_seed(0)
-    norm = None if getattr(branch, "norm", None) is None else torch.ones(4)
+    norm = None if getattr(branch, "norm", None) is None else torch.ones(n)
     logits, feat, part = (
-        None if x is None else torch.randn(4, x.shape[1], generator=draw)
+        None if x is None else torch.randn(n, x.shape[1], generator=draw)
         for x in (branch.logits, branch.feat, getattr(branch, "part", None))
     )
     if norm is not None and logits is not None:
@@ -457,10 +458,11 @@ def example_of(
 def rehearse(
     loss: Callable,  # loss(branches, pids) -> (scalar, values by name)
     branches: Sequence[BranchLike],  # as the model's; their numbers are not read
+    pids: Sequence[int] = (0, 0, 1, 1),  # labels of a batch
 ) -> None:
     "Try a loss once on made-up photos, so that what does not fit shows now."
     with torch.no_grad():
-        loss([example_of(b) for b in branches], torch.tensor([0, 0, 1, 1]))
+        loss([example_of(b, len(pids)) for b in branches], torch.as_tensor(pids))
 
 # %% ../../nbs/3_losses/99_catalogue.ipynb #99d04da3
 def weighted_sum(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AP_QUERIES', 'DONE_BESIDES', 'CAMERAS', 'evaluation_recipe', 'check_transfer', 'ranking_record', 'features_key',
-           'keep_features', 'kept_features', 'count_opening', 'put_aside', 'rank_lists', 'evaluate_run', 'ranking_of',
-           'read_ranking']
+           'keep_features', 'kept_features', 'count_opening', 'put_aside', 'rank_lists', 'check_test', 'evaluate_run',
+           'ranking_of', 'read_ranking']
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #68989aa2
 import hashlib
@@ -29,10 +29,24 @@ from ..data.manifest import Manifest, Photos
 from .baselines import BASELINES, rank_baseline
 from .breakdown import camera_matrix_features
 from .distance import l2_normalise
-from .evaluate import Embeddings, embed_split, own_camids, protocol_card
+from reidlab.retrieval.evaluate import (
+    Embeddings,
+    embed_split,
+    own_camids,
+    protocol_card,
+    split_photos,
+)
+from .matches import by_identity
 from .metrics import RankResult, best_queries, worst_queries
-from .protocol import shown_camids
-from .protocols import PROTOCOLS, Protocol, manifest_protocol, rank_by_manifest
+from .multi_query import pool_queries
+from .protocol import shown_camids, without_match_message
+from reidlab.retrieval.protocols import (
+    PROTOCOLS,
+    Protocol,
+    check_ranking,
+    manifest_protocol,
+    rank_by_manifest,
+)
 from .rules import in_words, on_sphere, rank_by_rules
 from .single_shot import SingleShotResult
 from .statistics import intervals
@@ -245,6 +259,28 @@ def rank_lists(
     found = group_tracks(g_tracks, data.gallery.pids, data.gallery.camids)
     return data.query, data.gallery.take(found.order[found.start]), result
 
+# %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #a8881bb3
+def check_test(
+    data: DataSet,
+    rules: Evaluate,  # a recipe's evaluate section
+    protocol: tuple[Protocol, np.ndarray | None],  # from `manifest_protocol`
+) -> None:
+    "Refuse a test that cannot be ranked."
+    check_ranking(rules, *protocol)
+    query, gallery = sides = split_photos(data, "test")
+    camids = own_camids(*sides)
+    if not np.diff(by_identity(query.pids, gallery.pids, *camids).start).any():
+        lost = list(zip(range(len(query.pids)), query.pids, camids[0], strict=True))
+        raise ValueError(
+            f"nobody could be found in the test of {data.name}: "
+            f"{without_match_message(lost, len(lost))} Nothing was embedded. Prepare the set with "
+            "queries and gallery that share people before several cameras."
+        )
+    if rules.multi_query != "none":
+        more = data.manifest.photos("multi_query")
+        labels, made_up = (more.pids, more.camids), np.zeros((len(more.pids), 1), np.float32)
+        pool_queries(query.pids, query.camids, made_up, *labels, how=rules.multi_query)
+
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #9389bde6
 def evaluate_run(
     folder: str | Path,  # a finished training run
@@ -260,6 +296,7 @@ def evaluate_run(
     data = open_test(recipe.data, data_dir)
     trained_on = check_transfer(run.recipe, data.manifest, data_dir)
     protocol = manifest_protocol(data.manifest)
+    check_test(data, recipe.evaluate, protocol)
     out = run.path / "evaluate" / data.name
     stored = read_json(out / "metrics.json") if (out / "metrics.json").is_file() else None
     model, content = load_model(run.path, recipe.evaluate.checkpoint, device)

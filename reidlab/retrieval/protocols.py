@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'PEOPLE', 'MSMT17', 'CUHK03', 'PARTIAL', 'VERI', 'WILD', 'VEHICLES8', 'CROSS_DOMAIN', 'PROTOCOLS', 'Protocol',
            'cross_domain', 'find_protocol', 'protocol_table', 'Finding', 'check_counts', 'rank_by_protocol',
-           'manifest_protocol', 'rank_by_manifest']
+           'manifest_protocol', 'check_ranking', 'rank_by_manifest']
 
 # %% ../../nbs/6_retrieval/18_protocols.ipynb #98ee6764
 from dataclasses import dataclass, replace
@@ -591,6 +591,22 @@ def manifest_protocol(
     gallery = manifest.frame[manifest.frame["split"] == "gallery"]
     return p, gallery["track"].to_numpy("int64")
 
+# %% ../../nbs/6_retrieval/18_protocols.ipynb #8f82031d
+def check_ranking(
+    rules: Evaluate,  # a recipe's evaluate section
+    protocol: Protocol,
+    g_tracks: Tensor | np.ndarray | None = None,  # (G,) from `manifest_protocol`
+) -> None:
+    "Refuse rules of comparison that a protocol has no place for."
+    p, again = protocol, {} if rules.rerank == "k_reciprocal" else None
+    _check_rule(p, g_tracks, None if p.rule == "market" else again)
+    joins = rules.gallery_augmentation or rules.query_expansion
+    if p.rule != "market" and (joins or rules.rerank == "smooth_top"):
+        raise ValueError(
+            f"{p.name} goes by {RULES[p.rule]}: evaluate.gallery_augmentation, query_expansion and "
+            "rerank smooth_top do not apply. Set them to 0 and none."
+        )
+
 # %% ../../nbs/6_retrieval/18_protocols.ipynb #a63bfe26
 def rank_by_manifest(
     embeddings: Embeddings,
@@ -602,15 +618,9 @@ def rank_by_manifest(
 ) -> RankResult | SingleShotResult:
     "Rank embeddings by a recipe's rules and the protocol of their set."
     p = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    check_ranking(rules, p, g_tracks)
     if p.rule == "market":
-        _check_rule(p, g_tracks, None)
         return rank_by_rules(embeddings, rules, top, strict)
-    joins = rules.gallery_augmentation or rules.query_expansion
-    if joins or rules.rerank == "smooth_top":
-        raise ValueError(
-            f"{p.name} goes by {RULES[p.rule]}: evaluate.gallery_augmentation, query_expansion and "
-            "rerank smooth_top do not apply. Set them to 0 and none."
-        )
     query, gallery = (l2_normalise(x) if on_sphere(rules) else x for x in embeddings[:2])
     mutual = {"k1": rules.k1, "k2": rules.k2, "lambda_value": rules.lambda_value}
     return rank_by_protocol(

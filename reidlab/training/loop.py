@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['PULSE', 'ASK', 'joint', 'Trainer', 'train_epoch', 'architecture_of', 'model_from_recipe', 'teaching_mode',
            'branches_of', 'loss_from_recipe', 'check_pairs', 'check_model', 'weights_report', 'note_weights',
-           'normalised_there', 'note_input', 'keep_genotype', 'with_genotype', 'load_model', 'open_together',
-           'run_epochs', 'Work', 'work_through', 'fit_from_recipe', 'costs_of', 'reason_of']
+           'normalised_there', 'note_input', 'check_alone', 'check_batches', 'keep_genotype', 'with_genotype',
+           'load_model', 'open_together', 'run_epochs', 'Work', 'work_through', 'fit_from_recipe', 'costs_of',
+           'reason_of']
 
 # %% ../../nbs/4_training/09_loop.ipynb #b8c0f91b
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,8 +28,15 @@ from ..core.run import RunFolder, write_bytes
 from ..core.seed import deterministic, seed_all
 from ..core.settings import settings
 from ..data.batches import promises_pairs
-from ..data.loaders import Batch, DataSet, open_data, train_loader
-from ..losses.catalogue import checked_terms, weighted_sum
+from reidlab.data.loaders import (
+    Batch,
+    DataSet,
+    open_data,
+    recipe_sampler,
+    train_loader,
+)
+from ..data.manifest import Photos, labels
+from ..losses.catalogue import checked_terms, rehearse, weighted_sum
 from ..models.auxiliary import AUXILIARY_WEIGHT
 from ..models.backbones import key_account
 from ..models.catalogue import WHOLE_FILES, build_model, network_genotype
@@ -401,6 +410,71 @@ def note_input(
             slower = getattr(loader.dataset, "slower", {})
             if slower and {"event": "input", **slower} not in run.events("input"):
                 run.log("input", **slower)
+
+# %% ../../nbs/4_training/09_loop.ipynb #d399e5ab
+def _would_do(
+    recipe: Recipe, photos: Photos, processes: int
+) -> tuple[int, int] | None:  # P and K, at most the recipe's; None: nothing would
+    "The largest batches that the photos make."
+    data, most = recipe.data, len(np.unique(photos.pids))
+    for k in range(data.k, min(data.k, 2) - 1, -1):
+        for p in range(min(data.p, most) // processes * processes, 1, -processes):
+            smaller = data.model_copy(update={"p": p, "k": k})
+            with suppress(ValueError):
+                recipe_sampler(photos, smaller, recipe.seed, world=processes)
+                return p, k
+    return None
+
+
+def check_alone(
+    recipe: Recipe,
+    n_pids: int,  # identities or classes
+    photos: int,  # in a batch
+    processes: int = 1,
+) -> None:
+    "Refuse batches of one photo where the network's norms need two."
+    if photos >= (2 if recipe.train.sync_bn else 2 * processes):
+        return
+    one = torch.zeros(1, 3, recipe.data.height, recipe.data.width, device="meta")
+    try:
+        with torch.no_grad():
+            _without_memory(recipe, n_pids).train()(one)
+    except ValueError:  # torch, of a batch norm
+        size = "data.batch_size" if recipe.data.task == "classification" else "data.p × data.k"
+        raise ValueError(
+            f"a batch norm cannot learn from one photo, and {size} is {photos} for {processes} "
+            f"process{'es' * (processes > 1)}. Raise it, or lower gpus."
+        ) from None
+
+
+def check_batches(
+    recipe: Recipe,
+    data: DataSet,
+    processes: int = 1,
+) -> None:
+    "Refuse photos that make no batch, and batches that the loss cannot learn from."
+    plan = recipe.data
+    try:
+        sampler = recipe_sampler(data.train, plan, recipe.seed, world=processes)
+    except ValueError as wrong:
+        held = 0 if not data.held_out else len(np.unique(data.val_gallery.pids))
+        told = f" {held} of {held + data.n_pids} identities are held out (data.val_fraction {plan.val_fraction:g})."
+        fits = _would_do(recipe, data.train, processes)
+        advice = f" data.p {fits[0]} with data.k {fits[1]} would do." if fits else ""
+        raise ValueError(f"{wrong}{told * bool(held)}{advice}") from None
+    check_alone(recipe, data.n_pids, plan.p * plan.k, processes)
+    batch = labels(data.train.pids)[0][sampler.batches[0]]
+    seen = batch if recipe.train.gather else batch[: len(batch) // processes]
+    if len(np.unique(seen)) > 1 and np.unique(seen, return_counts=True)[1].min() > 1:
+        return  # as check_model tried it
+    loss = loss_from_recipe(recipe, data.n_pids)
+    try:
+        rehearse(loss, branches_of(recipe, data.n_pids), seen)
+    except ValueError as wrong:
+        raise ValueError(
+            f"the loss cannot learn from batches of data.p {plan.p} × data.k {plan.k} in "
+            f"{processes} process{'es' * (processes > 1)}: {wrong}"
+        ) from None
 
 # %% ../../nbs/4_training/09_loop.ipynb #a9e0c4b9
 def keep_genotype(

@@ -17,20 +17,20 @@ from ..core.parameters import EvaluateJob, GenerateJob, RecipeJob, check_paramet
 from ..core.recipe import Recipe, load_recipe
 from ..core.run import find_run
 from ..data.class_loaders import ClassSet, class_loader, open_set
-from ..data.loaders import DataSet, open_data, recipe_sampler, train_loader
-from ..nas.search import check_search, search_from_recipe
+from ..data.loaders import DataSet, open_data, train_loader
+from ..nas.search import check_judged, check_search, search_from_recipe
 from ..nas.stages import warmup_spans
 from ..retrieval.accuracy import name_split
 from ..retrieval.evaluate import evaluate_split
 from ..retrieval.evaluate_classes import evaluate_classes
 from ..retrieval.evaluate_run import evaluate_run
-from ..retrieval.validators import validator
+from ..retrieval.validators import rehearse_judge, validator
 from ..training.beside import check_beside, fit_beside_generator
-from ..training.classify import fit_classes
+from ..training.classify import check_class_batches, fit_classes
 from ..training.distill import check_teacher, distil_from_recipe
 from ..training.generate import check_generator, generate_from_recipe
 from ..training.launch import device_of, how_many, launch, open_job
-from ..training.loop import check_model
+from ..training.loop import check_batches, check_model
 from ..training.world import member_of
 from .drawn import write_samples
 from .genotype import write_genotype
@@ -55,13 +55,18 @@ def plan_training(
     data = open_set(recipe.data, seed=recipe.seed)  # says what to get where it is not there
     check_model(recipe, data.n_pids)
     if recipe.data.task == "classification":
+        check_class_batches(recipe, data, how_many(gpus))
         return Plan(data, fit_classes, partial(name_split, split="val"), class_loader)
     check_teacher(recipe, data)
-    recipe_sampler(data.train, recipe.data, recipe.seed, world=how_many(gpus))
+    check_batches(recipe, data, how_many(gpus))
     if recipe.train.gan.input_dim:  # experimental
         check_beside(recipe, data, how_many(gpus))
-        return Plan(data, fit_beside_generator, validator(recipe.train), train_loader)
-    return Plan(data, distil_from_recipe, validator(recipe.train), train_loader)
+        work = fit_beside_generator
+    else:
+        work = distil_from_recipe
+    plan = Plan(data, work, validator(recipe.train), train_loader)
+    rehearse_judge(recipe, data)
+    return plan
 
 
 def train(
@@ -90,6 +95,7 @@ def search(
     data = open_data(recipe.data, seed=recipe.seed)
     kind = device_of(p.gpus, p.device)
     check_search(recipe, data.n_pids, how_many(p.gpus), kind, data.train)
+    check_judged(recipe, data)
     run = open_job(p.run, recipe, "search", data.fingerprint, p.gpus, p.device)
     s = recipe.search
     spans = warmup_spans(recipe)
