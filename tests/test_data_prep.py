@@ -470,7 +470,7 @@ def test_own_photos_in_lists(lab):
     "file, text, words",
     [
         ("own.csv", "path,camid\na.jpg,1", ("own.csv lacks the column pid", "path,pid[,camid]")),
-        ("own.csv", "path,pid\n../a.jpg,1", ("own.csv names '../a.jpg'", "no path inside")),
+        ("own.csv", "path,pid\n../a.jpg,1", ("own.csv, line 2 names '../a.jpg'", "no path inside")),
         ("own.csv", "path,pid,split\na.jpg,1,train\nb.jpg,2,test", ("split", "'test'")),
         ("own.csv", "path,pid,split\na.jpg,1,train\nb.jpg,2,query", ("no photos for gallery",)),
         ("class_mapping.json", '{"1": ["/etc/passwd"]}', ("class_mapping.json", "no path inside")),
