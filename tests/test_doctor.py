@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from reidlab.data.doctor import KINDS, LEVELS, examine, examine_labels, open_queries
 from reidlab.data.manifest import Manifest, read_manifest, write_manifest
@@ -90,6 +90,25 @@ def animate(root: Path, path: str) -> None:
         image.convert("RGB").save(root / path, "GIF", save_all=True, append_images=frames)
 
 
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+def glass(path: Path) -> None:
+    "Half transparent."
+    with Image.open(path) as image:
+        changed = image.convert("RGB")
+    changed.putalpha(128)
+    changed.save(path, "PNG")
+
+
+def linear() -> bytes:
+    "sRGB's profile with a straight line for its curve."
+    whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    at = whole.index(b"para", 128)
+    return whole[:at] + b"curv" + bytes(8) + whole[at + 12 :]
+
+
 def copy(root: Path, source: str, target: str) -> None:
     shutil.copy(root / source, root / target)
 
@@ -109,7 +128,13 @@ FILES = [
     ("animated-image", lambda r: animate(r, TRAIN), TRAIN),
     ("huge-image", lambda r: rewritten(r / TRAIN, size=(8, 5000), quality=20), TRAIN),
     ("tiny-image", lambda r: rewritten(r / TRAIN, size=(8, 40)), TRAIN),
+    ("oversized-image", lambda r: Image.new("1", (20000, 10000)).save(r / TRAIN, "PNG"), TRAIN),
     ("odd-mode", lambda r: rewritten(r / TRAIN, mode="L"), TRAIN),
+    ("turned-photo", lambda r: rewritten(r / TRAIN, exif=TURNED), TRAIN),
+    ("deep-pixels", lambda r: rewritten(r / TRAIN, mode="I;16", format="PNG"), TRAIN),
+    ("transparent-photo", lambda r: glass(r / TRAIN), TRAIN),
+    ("other-colours", lambda r: rewritten(r / TRAIN, icc_profile=linear()), TRAIN),
+    ("odd-profile", lambda r: rewritten(r / TRAIN, icc_profile=b"torn"), TRAIN),
     ("unnamed-file", lambda r: picture(r / "train/0030_c0_0.jpg", 98), "train/0030_c0_0.jpg"),
     ("list-missing", lambda r: (r / "list.txt").unlink(), None),
     (

@@ -10,6 +10,7 @@ __all__ = ['FOREIGN', 'NO_PHOTOS', 'NEEDS', 'is_foreign', 'visible', 'photo_form
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -48,12 +49,17 @@ NO_PHOTOS = (
 NEEDS = {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000"}  # what Pillow is built with
 
 
+@lru_cache(maxsize=8)
+def _readable(n_known: int) -> tuple[str, ...]:  # changes once a plugin has registered itself
+    known = dict.fromkeys(("JPEG", "PNG", "BMP", *Image.ID))
+    can = (f for f in known if f not in NO_PHOTOS)
+    return tuple(f for f in can if f not in NEEDS or features.check(NEEDS[f]))
+
+
 def photo_formats() -> tuple[str, ...]:  # as Pillow calls them, the usual ones first
     "The formats of still pictures that can be read here."
     Image.init()
-    known = ("JPEG", "PNG", "BMP", "WEBP", *Image.ID)
-    can = (f for f in dict.fromkeys(known) if f not in NO_PHOTOS)
-    return tuple(f for f in can if f not in NEEDS or features.check(NEEDS[f]))
+    return _readable(len(Image.ID))
 
 
 def photo_endings() -> dict[str, str]:  # ending in lower case, with its dot → format

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core.settings import settings
 from .manifest import Photos
+from .pixels import READER
 from .raw import only_one
 from .transforms import read_photo
 
@@ -28,7 +29,7 @@ def packed_key(
     width: int,
 ) -> str:  # 24 hexadecimal digits
     "What decides the bytes of a cache, as one hash."
-    digest = hashlib.sha256(f"1 bilinear-antialias {height}x{width}".encode())
+    digest = hashlib.sha256(f"{READER} bilinear-antialias {height}x{width}".encode())
     for package in ("pillow", "torch", "torchvision"):
         digest.update(f" {package} {version(package)}".encode())
     for path in photos.paths:

@@ -15,27 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from ..core.seed import rng
+from .pixels import read_rgb
 
 # %% ../../nbs/1_data/05_transforms.ipynb #3fa81e9d
 def read_pixels(
     path: str | Path,
 ) -> Tensor:  # (3, h, w) uint8, RGB
     "A photo at its own size; one that cannot be read is named."
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"photo {path} is not there; prepare the data set again.") from None
-    except (OSError, SyntaxError, ValueError) as wrong:
-        raise ValueError(
-            f"photo {path} cannot be read ({type(wrong).__name__}: {wrong}). "
-            "Replace the file or leave it out of the manifest."
-        ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1)
 
 # %% ../../nbs/1_data/05_transforms.ipynb #99b800f8
 def _in_bytes() -> bool:

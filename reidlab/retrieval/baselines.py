@@ -9,10 +9,10 @@ __all__ = ['BASELINES', 'colour_histogram', 'histogram_features', 'random_featur
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from ..core.seed import rng
 from ..data.manifest import Photos
+from ..data.pixels import read_rgb
 from .distance import l2_normalise
 from .evaluate import own_camids, rank_features
 from .metrics import RankResult
@@ -35,8 +35,7 @@ def histogram_features(
     "A colour histogram of every photo, at its own size."
     feats = []
     for path in photos.paths:
-        with Image.open(photos.root / path) as image:
-            feats.append(colour_histogram(np.asarray(image.convert("RGB"))))
+        feats.append(colour_histogram(np.asarray(read_rgb(photos.root / path))))
     return np.stack(feats)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from PIL import Image
 
 from ..core import look
 from ..data.files import kinds_left, left_out, walk_tree
 from ..data.manifest import SPLITS, Manifest, Photos
+from ..data.pixels import QUARTERS, open_image, turn_of
 from ..retrieval.protocols import Finding
 from .photos import show_person
 
@@ -45,10 +45,11 @@ def photo_sizes(
     sizes = []
     for i in some:
         try:
-            with Image.open(photos.root / photos.paths[i]) as picture:
-                sizes.append(picture.size)
-        except OSError:
-            continue  # a torn photo is named by whoever opens it for its pixels
+            with open_image(photos.root / photos.paths[i]) as picture:
+                lies = "exif" in picture.info and turn_of(picture) in QUARTERS
+                sizes.append(picture.size[::-1] if lies else picture.size)
+        except Exception:  # a torn photo is named by the doctor
+            continue
     return np.array(sizes, dtype=int).reshape(-1, 2)
 
 # %% ../../nbs/7_viz/22_data_set.ipynb #0792e5c3

@@ -6,17 +6,21 @@
 __all__ = ['open_photo', 'read_thumbs', 'canvas', 'place', 'contact_sheet', 'show_batch', 'show_person']
 
 # %% ../../nbs/7_viz/01_photos.ipynb #8002cc4b
+import re
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..core import look
 from ..data.loaders import Batch
 from ..data.manifest import Photos
+from ..data.pixels import read_rgb
 from ..data.transforms import denormalise
 
 # %% ../../nbs/7_viz/01_photos.ipynb #f717b80b
@@ -25,15 +29,34 @@ def open_photo(
     i: int,  # position in `photos`
 ) -> Image.Image:  # RGB, at its own size
     "One photo as it lies on disk; one that cannot be read is named."
-    path = photos.root / photos.paths[i]
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as wrong:
+        return read_rgb(photos.root / photos.paths[i])
+    except (OSError, ValueError) as wrong:
+        reason = re.search(r"\((\w+):", str(wrong))
         raise ValueError(
-            f"photo {photos.paths[i]!r} cannot be shown ({type(wrong).__name__}). "
+            f"photo {photos.paths[i]!r} cannot be shown "
+            f"({reason[1] if reason else type(wrong).__name__}). "
             "Replace the file, or prepare the data set again."
         ) from None
+
+
+def _stand_in(name: str, height: int, width: int) -> Image.Image:
+    "A grey tile that says which photo cannot be read."
+    tile = Image.new("RGB", (width, height), (200, 200, 200))
+    words = ["cannot", "be read:", *textwrap.wrap(name, max(4, width // 7))]
+    ImageDraw.Draw(tile).multiline_text((3, 3), "\n".join(words), fill="black")
+    return tile
+
+
+def _shown(photos: Photos, index: Sequence[int]) -> list[Image.Image | None]:
+    "The photos that can be read, and None for each that cannot."
+    found = []
+    for i in index:
+        try:
+            found.append(open_photo(photos, i))
+        except ValueError:
+            found.append(None)
+    return found
 
 
 def read_thumbs(
@@ -42,12 +65,14 @@ def read_thumbs(
     height: int = 128,  # of the box, in pixels
     width: int | None = None,  # of the box; None: from the median shape of these photos
 ) -> np.ndarray:  # (N, height, W, 3) uint8
-    "Photos fitted into one box, shape kept, on a light grey ground."
-    pictures = [open_photo(photos, i) for i in index]
+    "Photos fitted into one box, shape kept, on a light grey ground; a broken one as a named tile."
+    pictures = _shown(photos, index)
     if width is None:
-        width = round(height * np.median([p.width / p.height for p in pictures]))
+        shapes = [p.width / p.height for p in pictures if p] or [0.5]
+        width = max(1, round(height * np.median(shapes)))
     thumbs = np.full((len(pictures), height, width, 3), 230, dtype=np.uint8)
-    for thumb, picture in zip(thumbs, pictures, strict=True):
+    for thumb, i, picture in zip(thumbs, index, pictures, strict=True):
+        picture = picture or _stand_in(Path(photos.paths[i]).name, height, width)
         scale = min(height / picture.height, width / picture.width)
         w, h = (max(1, round(scale * side)) for side in picture.size)
         top, left = (height - h) // 2, (width - w) // 2
