@@ -7,15 +7,16 @@ __all__ = ['TORCHVISION', 'CLASSIFIERS', 'set_stride', 'ResNet', 'conv_bn_relu',
            'read_weights', 'misfits', 'load_weights', 'key_account', 'published_files', 'resnet', 'small_cnn']
 
 # %% ../../nbs/2_models/01_backbones.ipynb #8d04a81c
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..core.reading import at_home, check_file, exists, is_file, shown
 from ..core.settings import settings
+from .weight_files import home_of, weights_of
 
 # %% ../../nbs/2_models/01_backbones.ipynb #83c8fb47
 def set_stride(
@@ -104,9 +105,11 @@ def find_weights(
 ) -> Path:
     "The weight file, or an error that says what to get and where to put it."
     folder = settings().weights_dir
-    path = folder / Path(weights).expanduser()
-    if path.is_file():
+    path = folder / at_home(weights)
+    if is_file(path):
         return path
+    if exists(path):  # a folder, a pipe
+        return check_file(path)
     get = "Train one first"
     if published:
         place = published[-1] if "://" in published[-1] else f"{TORCHVISION}/{published[-1]}"
@@ -114,7 +117,7 @@ def find_weights(
         whose = "ImageNet weights" if place == published[-1] else "torchvision's ImageNet weights"
         get = f"Get {whose} {names} ({place}) and put the file into {folder}"
     raise FileNotFoundError(
-        f"weights {weights!r} not found at {path}. {get}, or set weights to ''."
+        f"weights {shown(weights)!r} not found at {shown(str(path), 120)}. {get}, or set weights to ''."
     )
 
 # %% ../../nbs/2_models/01_backbones.ipynb #9167f0ee
@@ -133,24 +136,21 @@ CLASSIFIERS = ("fc.", "last_linear.")  # of public files
 def read_weights(
     weights: str,  # file name under weights_dir, or absolute path
     published: Sequence[str] = (),  # names of files that would fit, for the message
+    own: Mapping[str, Tensor] | None = None,  # of the backbone that is to be filled
+    renamed: Callable[[str], str] = str,  # a key of the file as the backbone calls it
 ) -> WeightFile:
     "A file of weights: the backbone's part, and what else it holds."
     path = find_weights(weights, published)
-    try:
-        state, facts = torch.load(path, map_location="cpu", weights_only=True), {}
-    except (RuntimeError, UnpicklingError, EOFError) as e:
-        raise ValueError(
-            f"{path} is no weight file that torch can read safely ({type(e).__name__}). "
-            "Get it again, or save it with torch.save(net.state_dict(), path)."
-        ) from e
-    if isinstance(state, dict) and isinstance(state.get("architecture"), dict):
-        state, facts = state.get("model"), state["architecture"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} needs to hold a state dict: {{key: tensor}} and nothing else.")
-    whole = any(k.startswith("backbone.") for k in state)
-    ours = lambda k: k.startswith("backbone.") if whole else not k.startswith(CLASSIFIERS)
-    own = {k.removeprefix("backbone."): v for k, v in state.items() if ours(k)}
-    return WeightFile(path, own, [k for k in state if not ours(k)], facts)
+    state, facts = weights_of(path)
+    home = home_of(own, state, path.name, renamed) if own else ""
+    if not home and any(k.startswith("backbone.") for k in state):
+        home = "backbone."
+    ours = lambda k: (
+        k.startswith(home)
+        and (home == "backbone." or not k.removeprefix(home).startswith(CLASSIFIERS))
+    )
+    part = {k.removeprefix(home): v for k, v in state.items() if ours(k)}
+    return WeightFile(path, part, [k for k in state if not ours(k)], facts)
 
 # %% ../../nbs/2_models/01_backbones.ipynb #75ab1bfe
 def misfits(
@@ -177,7 +177,7 @@ def load_weights(
     renamed: Callable[[str], str] = str,  # a key of the file as the backbone calls it
 ) -> nn.Module:  # the same backbone
     "Fill a backbone from a local file: all of it, or not at all."
-    file = read_weights(weights, published)
+    file = read_weights(weights, published, net.state_dict(), renamed)
     state = {renamed(key): value for key, value in file.state.items()}
     if wrong := misfits(net, state):
         raise ValueError(
@@ -193,7 +193,8 @@ def key_account(
     weights: str,  # a file that fits it
 ) -> dict[str, list[str]]:  # loaded, left: keys of the file; missing: keys of the network
     "What becomes of every key when a backbone is filled from a file."
-    file, own = read_weights(weights), net.state_dict()
+    own = net.state_dict()
+    file = read_weights(weights, own=own)
     return {
         "loaded": [k for k in file.state if k in own],
         "left": [*(k for k in file.state if k not in own), *file.left],

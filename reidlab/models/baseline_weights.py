@@ -9,15 +9,16 @@ __all__ = ['NAMES', 'DEPTHS', 'UNUSED', 'baseline_key', 'read_state', 'baseline_
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.names import unknown
+from ..core.reading import exists, shown
 from .cdnet import KeyReport
 from .reid import ReIDModel
+from .weight_files import weights_of
 
 # %% ../../nbs/2_models/23_baseline_weights.ipynb #248b0f9a
 NAMES = {
@@ -62,21 +63,11 @@ def read_state(
 ) -> dict[str, Tensor]:  # names without a data-parallel prefix
     "The tensors of a public checkpoint, read without running anything."
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}. Give the file's full path.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as e:
-        raise ValueError(
-            f"{path.name} is no file of plain tensors ({type(e).__name__}). If it holds a whole network, load it "
-            "where its code is and save network.state_dict() instead."
-        ) from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path.name} needs to hold a state dict: {{name: tensor}}.")
-    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    if not exists(path):
+        raise FileNotFoundError(
+            f"no weights at {shown(str(path), 120)}. Give the file's full path."
+        )
+    return weights_of(path).state
 
 # %% ../../nbs/2_models/23_baseline_weights.ipynb #2598f8d5
 DEPTHS = {(2, 2): 18, (6, 2): 34, (6, 3): 50, (23, 3): 101, (36, 3): 152}  # blocks, convolutions

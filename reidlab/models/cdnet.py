@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from .layered import cdnet_maps, cnet_maps, find_layers
 from .neck import bnneck, no_neck
 from .pooling import AvgPool
 from .reid import ReIDModel
+from .weight_files import weights_of
 
 # %% ../../nbs/2_models/16_cdnet.ipynb #7510304f
 LAYERED_NECKS = (*BALANCED, "bnneck", "none")
@@ -204,14 +204,8 @@ def load_published(
 ) -> KeyReport | None:  # None: the file held a backbone alone
     "Start a network from a file: the authors' whole one without its classifiers, or a backbone."
     path = find_weights(weights, [])
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as e:
-        raise ValueError(
-            f"{path} is no weight file that torch can read safely ({type(e).__name__})."
-        ) from e
-    names = [str(key).removeprefix("module.") for key in state]
-    if not any(name.startswith("base.") for name in names):
+    state = weights_of(path).state
+    if not any(name.startswith("base.") for name in state):
         load_weights(model.backbone, weights, [])
         return None
     return load_reference_state(model, state, fresh_classifiers=True)

@@ -9,16 +9,17 @@ __all__ = ['FACTS', 'run_checkpoint', 'take_weights', 'start_from']
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.names import option
+from ..core.reading import at_home, is_file
 from ..core.settings import settings
 from .cdnet import KeyReport
 from .reid import ReIDModel
+from .weight_files import read_content, weights_of
 
 # %% ../../nbs/2_models/25_finetune.ipynb #04ca295f
 def run_checkpoint(
@@ -38,12 +39,12 @@ def run_checkpoint(
                 f"Train it: papermill nbs/train.ipynb out.ipynb {shlex.join(option('run', name))} -p recipe …"
             )
         return path
-    path = settings().weights_dir / Path(weights).expanduser()
-    if not weights or not path.is_file():
+    path = settings().weights_dir / at_home(weights)
+    if not weights or not is_file(path):
         return None  # whoever wants a backbone from it says what is missing, and where to get it
     try:
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError):
+        content = read_content(path, "meta")
+    except ValueError:
         return None  # whoever reads it as a backbone's file says what is wrong
     return path if isinstance(content, dict) and "architecture" in content else None
 
@@ -105,6 +106,6 @@ def start_from(
     path: Path,  # from run_checkpoint
 ) -> KeyReport:
     "Fill a network from a run's checkpoint, all but the classifiers."
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    state, facts = weights_of(path)
     name = path.parents[1].name if path.parent.name == "checkpoints" else path.name
-    return take_weights(model, content["model"], content["architecture"], name)
+    return take_weights(model, state, facts, name)
