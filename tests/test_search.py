@@ -333,18 +333,27 @@ def write_others():
     write_csv(OTHERS, [found(*one) for one in asked])
 
 
+def two_of_three(search, found):
+    """Two seeds of three find it. One seed would hang on the processor's last bits; a search that draws
+    blindly passes once in ten thousand. The third seed is asked where the first two disagree."""
+    rows = [search(0), search(1)]
+    if found(rows[0]) != found(rows[1]):
+        rows.append(search(2))
+    assert sum(map(found, rows)) >= 2, rows
+
+
+def most_edges(row):  # its probability began at 1/7
+    return row["edges"] == 8 and row["found"] >= MOST and row["mean_probability"] > 2 / 7
+
+
 @pytest.mark.parametrize("op, kind", [("sep_conv_3x3", "normal"), ("max_pool_3x3", "reduce")])
 def test_the_search_finds_the_only_op_that_works(op, kind):
-    row = planted(op, kind, seed=0)
-    assert row["edges"] == 8 and row["found"] >= MOST, row
-    assert row["mean_probability"] > 2 / 7, row  # it began at 1/7
+    two_of_three(lambda seed: planted(op, kind, seed), most_edges)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
 def test_every_strategy_finds_the_only_op_that_works(strategy):
-    row = planted("sep_conv_3x3", "normal", 0, strategy)
-    assert row["edges"] == 8 and row["found"] >= MOST, row
-    assert row["mean_probability"] > 2 / 7, row
+    two_of_three(lambda seed: planted("sep_conv_3x3", "normal", seed, strategy), most_edges)
 
 
 def test_the_search_finds_the_only_edges_that_work():
