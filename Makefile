@@ -8,7 +8,8 @@ ROWS := searched random handmade
 export FRESH := {searches: [$(LOOK)-search-s0], searched: [$(LOOK).searched-train-s0], random: [$(LOOK).random-train-s0], handmade: [$(LOOK).handmade-train-s0]}
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install demo test chapters lab board readme lock
+ROW_JOBS := demo-search $(addprefix demo-,$(ROWS))
+.PHONY: install demo $(ROW_JOBS) test chapters lab board readme lock
 
 install: $(VENV)/.installed
 
@@ -19,18 +20,23 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	touch $@
 
 # drawn pedestrians, a search on them, what it found and two controls trained and ranked, and a page that compares them;
-# one thread: these networks are too small to share, and the figures do not depend on how many cores there are
+# two rows side by side, one thread each: these networks are too small to share, and the figures do not depend on how many cores there are
 demo: export OMP_NUM_THREADS = 1
 demo: install
-	mkdir -p reports/html runs/$(LOOK)-search-s0 $(foreach row,$(ROWS),runs/$(LOOK).$(row)-train-s0)
-	papermill nbs/search.ipynb runs/$(LOOK)-search-s0/search.ipynb -p recipe $(LOOK)
-	for row in $(ROWS); do \
-	  run=$(LOOK).$$row-train-s0; \
-	  papermill nbs/train.ipynb runs/$$run/train.ipynb -p recipe $(LOOK)/$$row || exit 1; \
-	  papermill nbs/evaluate.ipynb runs/$$run/evaluate.ipynb -p run $$run || exit 1; \
-	done
-	papermill reports/01_first_look.ipynb reports/html/01_first_look.ipynb --cwd reports -y "$$FRESH"
+	$(MAKE) --no-print-directory -j 2 $(addprefix demo-,$(ROWS))
+	mkdir -p reports/html
+	papermill --no-progress-bar reports/01_first_look.ipynb reports/html/01_first_look.ipynb --cwd reports -y "$$FRESH"
 	@python -c "from reidlab.viz.page import write_html; print('\nThe report is', write_html('reports/html/01_first_look.ipynb', 'reports/html/01_first_look.html'))"
+
+demo-search:
+	mkdir -p runs/$(LOOK)-search-s0
+	papermill --no-progress-bar nbs/search.ipynb runs/$(LOOK)-search-s0/search.ipynb -p recipe $(LOOK)
+
+demo-searched: demo-search
+$(addprefix demo-,$(ROWS)): demo-%:
+	mkdir -p runs/$(LOOK).$*-train-s0
+	papermill --no-progress-bar nbs/train.ipynb runs/$(LOOK).$*-train-s0/train.ipynb -p recipe $(LOOK)/$*
+	papermill --no-progress-bar nbs/evaluate.ipynb runs/$(LOOK).$*-train-s0/evaluate.ipynb -p run $(LOOK).$*-train-s0
 
 # two files of tests at once, one thread each, so that a file's shared set-up is made once
 test: export OMP_NUM_THREADS = 1
