@@ -45,6 +45,7 @@ def _whole(name: str, value: int) -> int:
 def _new_order(unit: np.ndarray, q: np.ndarray, temperature: float) -> np.ndarray:
     "Best first, after smoothing the scores of some unit features over each other."
     x = unit.astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)  # float32 leaves 1e-7 too much
     alike = x @ x.T / temperature
     share = np.exp(alike - alike.max(1, keepdims=True))
     score = share @ (x @ q) / share.sum(1)

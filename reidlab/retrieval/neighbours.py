@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TILE', 'NOBODY', 'SPARE', 'DOUBT', 'row_tiles', 'square_lengths', 'to_distances', 'empty_lists', 'insert', 'enter',
-           'place', 'squared_gap', 'settle', 'in_threads', 'Nearest', 'nearest', 'distance_strips']
+           'place', 'Tiled', 'settle', 'in_threads', 'Nearest', 'nearest', 'distance_strips']
 
 # %% ../../nbs/6_retrieval/11_neighbours.ipynb #c03
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from .distance import as_features, full_precision
+from .cancellation import cancels, common_mean, squared_gap
+from .distance import as_features, full_precision, square_norms
 
 # %% ../../nbs/6_retrieval/11_neighbours.ipynb #c06
 TILE = 256  # photos on a side of a tile
@@ -49,13 +50,21 @@ def to_distances(
     tile: np.ndarray,  # (T, T) float32 products, overwritten
     rows: np.ndarray,  # (≤ T,) squared lengths of the photos down its side
     columns: np.ndarray,  # (≤ T,) and along its top
+    down: np.ndarray,  # (≤ T, D) features of the photos down its side
+    along: np.ndarray,  # (≤ T, D) and along its top
 ) -> None:
     "Products to squared distances, in place; what rounding left below 0 becomes 0."
+    room = np.empty(down.shape[1])
     for r in range(len(rows)):
-        own = rows[r]
+        own, near, d = rows[r], np.int32(0), tile[r]
         for c in range(len(columns)):
-            d = own + columns[c] - np.float32(2) * tile[r, c]
-            tile[r, c] = d if d > 0 else np.float32(0)
+            gap = own + columns[c] - np.float32(2) * d[c]
+            near += np.int32(cancels(gap, own + columns[c]))
+            d[c] = gap if gap > 0 else np.float32(0)
+        if near:
+            for c in range(len(columns)):
+                if cancels(d[c], own + columns[c]):
+                    d[c] = squared_gap(down[r], along[c], room)
 
 # %% ../../nbs/6_retrieval/11_neighbours.ipynb #c14
 NOBODY = np.int64(0x7F800000 << 32)  # infinitely far
@@ -156,21 +165,31 @@ def place(
     part[:] = tile[: part.shape[0], left : left + part.shape[1]]
 
 # %% ../../nbs/6_retrieval/11_neighbours.ipynb #c26
-def _measure(tile, tiles, squares, s, t):
+class Tiled(NamedTuple):
+    "Photos as they are multiplied, and as they were."
+
+    x: np.ndarray  # (N, D) float32, as they were
+    tiles: list[Tensor]  # from `row_tiles`, of features with a mean taken off where that helps
+    squares: np.ndarray  # (N,) their squared lengths
+
+
+def _measure(tile, tiled, s, t):
     "Squared distances of tile s to tile t, written over `tile`."
-    size = len(tile)
-    torch.mm(tiles[s], tiles[t].T, out=torch.from_numpy(tile))
-    to_distances(tile, squares[s * size : (s + 1) * size], squares[t * size : (t + 1) * size])
+    torch.mm(tiled.tiles[s], tiled.tiles[t].T, out=torch.from_numpy(tile))
+    rows, columns = (slice(i * len(tile), (i + 1) * len(tile)) for i in (s, t))
+    x, squares = tiled.x, tiled.squares
+    to_distances(tile, squares[rows], squares[columns], x[rows], x[columns])
 
 
-def _walk(tiles, squares, k, block, first, step):
+def _walk(tiled, k, block, first, step):
     "Lists and largest distances from every step-th row of tiles, counted from `first`."
-    n, size = len(squares), len(tiles[0])
+    tiles, n = tiled.tiles, len(tiled.x)
+    size = len(tiles[0])
     (lists, limit), far = empty_lists(n, k), np.zeros(n, np.float32)
     tile = np.empty((size, size), np.float32)
     for s in range(first, len(tiles), step):
         for t in range(s, len(tiles)):
-            _measure(tile, tiles, squares, s, t)
+            _measure(tile, tiled, s, t)
             if block is not None:
                 place(block, tile, s * size, t * size - len(block))
             enter(tile, s * size, t * size, n, lists, limit, far)
@@ -180,35 +199,13 @@ def _walk(tiles, squares, k, block, first, step):
 SPARE = 4  # entries more than asked for
 DOUBT = np.float32(16 * np.finfo(np.float32).eps)  # gaps, as a share of the squared lengths
 
-
-@njit(cache=True, nogil=True)
-def squared_gap(
-    x: np.ndarray,  # (N, D) float32
-    i: int,
-    j: int,
-    room: np.ndarray,  # (D,) float64, overwritten
-) -> float:  # float64
-    "Squared distance of two photos, from their differences."
-    a, b = x[i], x[j]
-    for c in range(len(a)):
-        step = np.float64(a[c]) - np.float64(b[c])
-        room[c] = step * step
-    left = len(a)
-    while left > 1:
-        half = left // 2
-        front, back = room[:half], room[left - half : left]
-        for c in range(half):
-            front[c] += back[c]
-        left -= half
-    return room[0]
-
 # %% ../../nbs/6_retrieval/11_neighbours.ipynb #c32
 @njit(cache=True, nogil=True)
 def _resort(x, i, near, gap, room):
     "One list by distances in float64 and then by position, in place; its owner stays first."
     exact = np.full(len(near), -1.0)
     for m in range(1, len(near)):
-        j, d, at = near[m], squared_gap(x, i, near[m], room), m
+        j, d, at = near[m], squared_gap(x[i], x[near[m]], room), m
         while exact[at - 1] > d or (exact[at - 1] == d and near[at - 1] > j):
             exact[at], near[at] = exact[at - 1], near[at - 1]
             at -= 1
@@ -253,9 +250,13 @@ def in_threads(
         torch.set_num_threads(threads)  # new threads would otherwise start with one
 
 # %% ../../nbs/6_retrieval/11_neighbours.ipynb #c37
-def _squares(tiles, n):
+def _tiled(x: np.ndarray) -> Tiled:
+    "Photos in tiles, without their common mean if nearly all of them is in it."
+    mean = common_mean(torch.from_numpy(x), square_norms(torch.from_numpy(x)))
+    tiles = row_tiles(x if mean is None else x - mean.numpy(), TILE)
     with full_precision(torch.device("cpu")):
-        return in_threads(lambda _: square_lengths(tiles, n), range(1))[0]
+        squares = in_threads(lambda _: square_lengths(tiles, len(x)), range(1))[0]
+    return Tiled(x, tiles, squares)
 
 
 class Nearest(NamedTuple):
@@ -277,16 +278,15 @@ def nearest(
     if k < 1 or n < 1:
         raise ValueError(f"a list needs k of 1 or more, and photos; got k {k}, {n} photos.")
     k, listed = min(k, n), min(k + SPARE, n)
-    tiles = row_tiles(x, TILE)
-    squares = _squares(tiles, n)
+    tiled = _tiled(x)
     with full_precision(torch.device("cpu")):
         parts = in_threads(
-            lambda first: _walk(tiles, squares, listed, block, first, threads), range(threads)
+            lambda first: _walk(tiled, listed, block, first, threads), range(threads)
         )
     for lists, _ in parts[1:]:
         lists[:, 0] = NOBODY  # the owner is in the first part's list
     lists = np.sort(np.concatenate([part[0] for part in parts], axis=1), axis=1)[:, :listed]
-    who, gap = settle(x, squares, np.ascontiguousarray(lists))
+    who, gap = settle(x, tiled.squares, np.ascontiguousarray(lists))
     far = np.max([part[1] for part in parts], axis=0)
     return Nearest(np.ascontiguousarray(who[:, :k]), np.ascontiguousarray(gap[:, :k]), far)
 
@@ -297,16 +297,15 @@ def distance_strips(
 ) -> Iterator[tuple[int, np.ndarray]]:  # first query, (≤ 256, G) float32 squared distances
     "The block of `nearest`, some queries at a time."
     x = np.ascontiguousarray(as_features(x).numpy())
-    tiles = row_tiles(x, TILE)
-    squares = _squares(tiles, len(x))
+    tiled = _tiled(x)
     for s, first in enumerate(range(0, n_query, TILE)):
         strip = np.empty((min(TILE, n_query - first), len(x) - n_query), np.float32)
 
         def work(t, s=s, strip=strip):
             tile = np.empty((TILE, TILE), np.float32)
-            _measure(tile, tiles, squares, s, t)
+            _measure(tile, tiled, s, t)
             place(strip, tile, 0, t * TILE - n_query)
 
         with full_precision(torch.device("cpu")):
-            in_threads(work, range(n_query // TILE, len(tiles)))
+            in_threads(work, range(n_query // TILE, len(tiled.tiles)))
         yield first, strip
