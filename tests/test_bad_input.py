@@ -258,9 +258,10 @@ def test_finished_run_with_another_recipe(done, stocked):
 def test_finished_run_with_other_data(done, stocked):
     ran = done[1]
     before = facts(stocked.runs)
-    (about,) = stocked.data.glob("*/manifest.json")
-    write_json(about, read_json(about) | {"fingerprint": "f00d" * 16})
-    with refused("'done'", "the data's fingerprint is f00df00df00d here", "-p run NAME"):
+    made = done[0] / "environment.json"
+    write_json(made, read_json(made) | {"data": "f00d" * 16})
+    before = facts(stocked.runs)
+    with refused("'done'", "the data's fingerprint is 2:", "f00df00df00d there", "-p run NAME"):
         walk(TRAIN, run="done", overrides=ran)
     assert facts(stocked.runs) == before
 

@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from .identity import given_files, other_file, same_data
 from .names import plain_name, unknown
 from .recipe import Recipe, first_difference, read_recipe
 from .settings import project_root, settings
@@ -265,13 +266,14 @@ def open_run(
 ) -> RunFolder:  # new, to be continued, or finished
     "Open a run: create it, continue an unfinished one, show a finished one, refuse another's."
     folder = RunFolder(run_path(run, recipe, verb, root))
-    name = folder.name
+    name, given = folder.name, given_files(recipe)
     if (folder.path / "recipe.yaml").is_file():
         status, before = folder.status(), folder.environment
         aside = ("search",) if verb == "train" else ()  # a training asks nothing of it
         change = first_difference(recipe, folder.recipe, without=aside)
-        if not change and data != before["data"]:
+        if not change and not same_data(data, before["data"]):
             change = f"the data's fingerprint is {data[:12] or 'none'} here and {before['data'][:12] or 'none'} there"
+        change = change or other_file(given, before.get("given", {}))
         if not change and status.get("verb", verb) != verb:
             change = f"the verb is {verb} here and {status['verb']} there"
         if change:
@@ -292,10 +294,15 @@ def open_run(
         ]
         write_json(
             folder.path / "environment.json",
-            {**environment(device, processes, data), "earlier": earlier},
+            {
+                **environment(device, processes, data),
+                "given": before.get("given", {}) | given,
+                "earlier": earlier,
+            },
         )
         return folder
-    write_json(folder.path / "environment.json", environment(device, processes, data))
+    made = environment(device, processes, data) | {"given": given}
+    write_json(folder.path / "environment.json", made)
     write_bytes(folder.path / "recipe.yaml", recipe.to_yaml().encode())
     folder.beat("new", verb=verb, epoch=0)
     return folder

@@ -24,7 +24,7 @@ from ..core.recipe import Data
 from ..core.seed import rng
 from ..core.settings import settings
 from .classes import hold_out_photos
-from .loaders import DataSet, Loader, collate, open_data, open_photos
+from .loaders import DataSet, Loader, collate, open_data, open_photos, unchanged
 from reidlab.data.manifest import (
     Manifest,
     Photos,
@@ -86,6 +86,7 @@ def open_classes(
         manifest = read_manifest(prepare_shapes(folder, **data.shapes.model_dump()))
     else:
         manifest = check_protocol(find_classes(data.name, folder), "classification")
+    manifest = unchanged(manifest)
     train = manifest.photos("train")
     if data.val_fraction and (manifest.frame["split"] == "val").any():
         return ClassSet(manifest, train, manifest.photos("val"))

@@ -75,13 +75,13 @@ def prepare_classes(
     version: str = "",
     published: Mapping[str, int] | None = None,  # {"train photos": 1281167}
     what: str = "train/<class>/*.jpg and val/<class>/*.jpg",  # for the error
+    more: Mapping | None = None,  # what else manifest.json should say
 ) -> Manifest:
     "Manifest of a tree of classes; its photos stay where they are."
     root, folders = class_folders(source, what)
     frame, classes = folder_rows(root, folders)
-    return write_manifest(
-        out, name, frame, root, version=version, published=published, classes=classes
-    )
+    about = {"version": version, "published": published, "classes": classes, "more": more}
+    return write_manifest(out, name, frame, root, **about)
 
 # %% ../../nbs/1_data/12_classes.ipynb #cfd83e45
 def hold_out_photos(

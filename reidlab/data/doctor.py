@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from .files import is_foreign, photo_endings
-from .manifest import Manifest, fingerprint_of
+from .fingerprint import rows_wrong
+from .manifest import Manifest, Replaced, verified
 from .pictures import open_pictures
 from .raw import leaves_folder
 
@@ -428,6 +429,21 @@ BROKEN_CODES = {
 }
 
 
+def _changed(manifest: Manifest) -> list[Finding]:
+    "Rows or photos that are not those that were prepared, by the rule that the manifest was made by."
+    seen, paths = rows_wrong(manifest.about, manifest.frame), ()
+    try:
+        verified(manifest)
+    except Replaced as wrong:
+        seen = seen or str(wrong).partition(": ")[2].partition(". ")[0]
+        paths = tuple(wrong.paths)
+    except (OSError, ValueError):  # found already, as a file that cannot be read
+        return []
+    return (
+        [Finding("files-changed", seen, len(paths) or len(manifest.frame), paths)] if seen else []
+    )
+
+
 def examine_files(
     manifest: Manifest,
     deep: bool = True,  # decode every picture and look for copies; False: headers alone
@@ -445,11 +461,8 @@ def examine_files(
     ]
     for word, (code, seen) in CHANGES.items():
         found += _finding(code, files[[word in done for done in files["changed"]]], seen)
-    told = manifest.about.get("fingerprint")
-    whole = not (files["wrong"] == "missing").any()
-    if told and whole and fingerprint_of(frame, manifest.root) != told:
-        seen = "rows or file sizes are not those of the fingerprint"
-        found.append(Finding("files-changed", seen, len(frame)))
+    here = not (files["wrong"] == "missing").any()
+    found += _changed(manifest) if here and "fingerprint" in manifest.about else []
     return [*found, *_copies(files), *_oddities(files)]
 
 # %% ../../nbs/1_data/17_doctor.ipynb #d83e3056

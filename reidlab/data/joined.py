@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .doctor import numbered_twice
-from .manifest import Manifest, file_keys, write_manifest
+from .manifest import Manifest, file_keys, verified, write_manifest
 
 # %% ../../nbs/1_data/19_joined.ipynb #90475bfc
 def family(
@@ -126,7 +126,7 @@ def join(
 ) -> Manifest:  # its about["parts"] says how the numbers were moved
     "One manifest that trains on several sets and is tested on one."
     _check_parts(parts, test)
-    parts = sorted(parts, key=lambda p: p.name != test)  # the tested one first
+    parts = sorted(map(verified, parts), key=lambda p: p.name != test)  # the tested one first
     common = Path(os.path.commonpath([p.root for p in parts]))
     frames, said = [], []
     for part in parts:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.settings import settings
+from .content import contents, memory_of, recall
 from .manifest import Photos
 from .pixels import READER
 from .raw import only_one
@@ -29,17 +30,12 @@ def packed_key(
     width: int,
 ) -> str:  # 24 hexadecimal digits
     "What decides the bytes of a cache, as one hash."
-    digest = hashlib.sha256(f"{READER} bilinear-antialias {height}x{width}".encode())
+    digest = hashlib.sha256(f"2 {READER} bilinear-antialias {height}x{width}".encode())
     for package in ("pillow", "torch", "torchvision"):
         digest.update(f" {package} {version(package)}".encode())
-    for path in photos.paths:
-        try:
-            about = os.stat(photos.root / path)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"photo {photos.root / path} is not there; prepare the data set again."
-            ) from None
-        digest.update(f"\n{path}\t{about.st_size}\t{about.st_mtime_ns}".encode())
+    seen = contents(photos.root, photos.paths, recall(memory_of(photos.folder)))
+    for path, photo in seen.items():
+        digest.update(f"\n{path}\t{photo.sha256}".encode())
     return digest.hexdigest()[:24]
 
 # %% ../../nbs/1_data/06_packed.ipynb #3631fda6
@@ -82,6 +78,10 @@ def _build(photos: Photos, height: int, width: int, path: Path, spare: int = 0) 
                 file.write(read_photo(photos.root / name, height, width).numpy())
             file.flush()
             os.fsync(file.fileno())
+        if packed_key(photos, height, width) != path.stem:
+            raise ValueError(
+                f"photos in {photos.root} changed while they were packed. Prepare the data set again."
+            )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -120,7 +120,7 @@ def prepare_shapes(
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.partial")
     try:
         write_shapes(partial, *arguments)
-        prepare_classes("synthetic_shapes", partial, partial)
+        prepare_classes("synthetic_shapes", partial, partial, more={"drawn": folder.name})
         adopt(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -674,7 +674,7 @@ def prepare_synthetic(
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.partial")
     try:
         frame = write_synthetic(partial, **arguments)
-        write_manifest(partial, name="synthetic", frame=frame, root=partial, protocol="market1501")
+        write_manifest(partial, "synthetic", frame, partial, more={"drawn": folder.name})
         adopt(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

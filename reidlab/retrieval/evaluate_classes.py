@@ -34,7 +34,13 @@ from reidlab.retrieval.accuracy import (
     name_photos,
     wilson_interval,
 )
-from .evaluate_run import count_opening, evaluation_recipe, put_aside
+from reidlab.retrieval.evaluate_run import (
+    count_opening,
+    evaluation_recipe,
+    put_aside,
+    same_content,
+)
+from ..training.checkpoint import weights_digest
 from ..training.classify import load_classifier
 from ..training.world import barrier, rank, world_size
 
@@ -68,8 +74,8 @@ def load_predictions(
     return Named(ranks, predicted), labels
 
 # %% ../../nbs/6_retrieval/22_evaluate_classes.ipynb #6d228ee2
-def _rules(recipe: Recipe, data: ClassSet, epoch: int) -> dict[str, Any]:
-    "What a result depends on, besides the network."
+def _rules(recipe: Recipe, data: ClassSet, content: dict[str, Any]) -> dict[str, Any]:
+    "What a result depends on; content is the checkpoint's."
     return {
         "dataset": data.name,
         "split": "test",
@@ -77,10 +83,17 @@ def _rules(recipe: Recipe, data: ClassSet, epoch: int) -> dict[str, Any]:
         "fingerprint": data.fingerprint,
         "resize": recipe.data.resize,
         "flip": recipe.evaluate.flip,
-        "checkpoint": f"{recipe.evaluate.checkpoint}.pt, epoch {epoch}",
+        "checkpoint": f"{recipe.evaluate.checkpoint}.pt, epoch {content['epoch']}",
+        "weights": weights_digest(content["model"]),
         "accuracy": "share of all photos; equal scores in class order",
         "rerank": "none",
     }
+
+
+def _answered(card: dict[str, Any], rules: dict[str, Any]) -> bool:
+    "Whether a stored result answers this question: the same rules, photos and weights."
+    alike = all(card.get(k) == v for k, v in rules.items() if k not in ("fingerprint", "weights"))
+    return alike and same_content(card, rules)
 
 
 def evaluate_classes(
@@ -97,11 +110,11 @@ def evaluate_classes(
     data = open_classes(recipe.data, recipe.seed, data_dir)
     model, content = load_classifier(run.path, recipe.evaluate.checkpoint, device)
     _same_classes(run, data, content["architecture"]["n_pids"], data_dir)
-    rules = _rules(recipe, data, content["epoch"])
+    rules = _rules(recipe, data, content)
     out = run.path / "evaluate" / data.name
     stored = read_json(out / "metrics.json") if (out / "metrics.json").is_file() else None
     barrier()
-    answered = stored and all(stored["protocol"].get(k) == v for k, v in rules.items())
+    answered = stored and _answered(stored["protocol"], rules)
     if answered and (out / "predictions.npz").is_file():
         return stored
     began = time.monotonic()

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['AP_QUERIES', 'DONE_BESIDES', 'CAMERAS', 'evaluation_recipe', 'check_transfer', 'ranking_record', 'features_key',
-           'keep_features', 'kept_features', 'count_opening', 'put_aside', 'rank_lists', 'check_test', 'evaluate_run',
-           'ranking_of', 'read_ranking']
+           'keep_features', 'kept_features', 'same_content', 'count_opening', 'put_aside', 'rank_lists', 'check_test',
+           'evaluate_run', 'ranking_of', 'read_ranking']
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #68989aa2
-import hashlib
 import json
 import shlex
 import time
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.identity import file_digest, same_data
 from ..core.names import is_plain, option, unknown
 from ..core.recipe import Evaluate, Recipe, undotted, validated
 from ..core.run import RunFolder, environment, finished_run, read_json, write_json
 from ..core.settings import settings
 from ..data.joined import family, shared_people
 from ..data.loaders import DataSet, find_manifest, open_test
-from ..data.manifest import Manifest, Photos
+from ..data.manifest import Manifest, Photos, verified
 from .baselines import BASELINES, rank_baseline
 from .breakdown import camera_matrix_features
 from .distance import l2_normalise
@@ -163,17 +163,11 @@ def features_key(
     }
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #853284bd
-def _digest(file: Path) -> str:
-    "The digest of a file, read in pieces."
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def keep_features(folder: Path, key: Mapping[str, Any], embeddings: Embeddings) -> None:
     "Write embeddings.npz, and features.json which says what they are of."
     (folder / "features.json").unlink(missing_ok=True)  # a crash between the two keeps nothing
     file = save_embeddings(folder / "embeddings.npz", embeddings)
-    write_json(folder / "features.json", {**key, "file": _digest(file)})
+    write_json(folder / "features.json", {**key, "file": file_digest(file)})
 
 
 def kept_features(folder: Path, key: Mapping[str, Any]) -> Embeddings | None:
@@ -181,11 +175,24 @@ def kept_features(folder: Path, key: Mapping[str, Any]) -> Embeddings | None:
     about, file = folder / "features.json", folder / "embeddings.npz"
     if not about.is_file() or not file.is_file():
         return None
-    stored = {k: v for k, v in read_json(about).items() if k != "format"}
-    return load_embeddings(file) if stored == {**key, "file": _digest(file)} else None
+    try:
+        stored = read_json(about)
+    except (ValueError, AttributeError):  # torn, or not ours
+        return None
+    wanted = {**key, "file": file_digest(file), "format": stored.get("format")}
+    if not same_data(str(stored.get("data", "")), wanted["data"]):
+        return None
+    return load_embeddings(file) if stored | {"data": wanted["data"]} == wanted else None
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #f6a4aab2
 DONE_BESIDES = ("rerank", "expansion", "multi_query")  # plain in records that do not say
+
+
+def same_content(stored: Mapping, card: Mapping) -> bool:
+    "Whether two cards are of the same photos and weights; an older one does not say which weights."
+    weights = stored.get("weights") or card["weights"]
+    photos = same_data(stored.get("fingerprint", ""), card["fingerprint"])
+    return photos and weights == card["weights"]
 
 
 def _same(stored: dict, card: dict) -> bool:
@@ -197,13 +204,13 @@ def _same(stored: dict, card: dict) -> bool:
         "normalised",
         "flip",
         "max_rank",
-        "fingerprint",
         "checkpoint",
         *DONE_BESIDES,
     )
     before = dict.fromkeys(DONE_BESIDES, "none") | stored["protocol"]
     before["multi_query"] = before["multi_query"] or "none"  # a bool once, and then always false
-    return all(before.get(key) == card[key] for key in asked) and _same_rule(before, card)
+    alike = all(before.get(key) == card[key] for key in asked)
+    return alike and same_content(before, card) and _same_rule(before, card)
 
 
 def _same_rule(stored: Mapping, card: Mapping) -> bool:
@@ -300,6 +307,7 @@ def evaluate_run(
     out = run.path / "evaluate" / data.name
     stored = read_json(out / "metrics.json") if (out / "metrics.json").is_file() else None
     model, content = load_model(run.path, recipe.evaluate.checkpoint, device)
+    key = features_key(content, recipe, data)
     rules = {
         "dataset": data.name,
         "split": "test",
@@ -310,9 +318,9 @@ def evaluate_run(
         "max_rank": recipe.evaluate.max_rank,
         "fingerprint": data.fingerprint,
         "checkpoint": f"{recipe.evaluate.checkpoint}.pt, epoch {content['epoch']}",
+        "weights": key["weights"],
         **in_words(recipe.evaluate),
     }
-    key = features_key(content, recipe, data)
     ranked, embedded = ((out / f).is_file() for f in ("ranking.json", "embeddings.npz"))
     kept = kept_features(out, key)
     unsaid = not (out / "features.json").is_file()  # an evaluation from before there was one
@@ -335,6 +343,7 @@ def evaluate_run(
     if rank() == 0:
         times = count_opening(out)
         if again:
+            verified(data.manifest)  # nobody changed a photo meanwhile
             keep_features(out, key, embeddings)
         result = rank_by_manifest(embeddings, recipe.evaluate, *protocol)
         card = protocol_card(
@@ -346,6 +355,7 @@ def evaluate_run(
             **in_words(recipe.evaluate),
             normalised=rules["normalised"],
             checkpoint=rules["checkpoint"],
+            weights=rules["weights"],
             chosen=content["selection"],
             times_opened=times,
             protocol=protocol[0].name,
@@ -440,6 +450,11 @@ def ranking_of(
     out = run.path / "evaluate" / data.name
     record = read_json(out / "metrics.json")
     card = record["protocol"]
+    if not same_data(card["fingerprint"], data.fingerprint):
+        raise ValueError(
+            f"run {run.name!r} was evaluated on other photos than {data.name} has now. "
+            f"Evaluate it again: papermill nbs/evaluate.ipynb out.ipynb -p run {run.name}"
+        )
     plain = {key: card[key] for key in ("metric", "max_rank")} | {"normalise": card["normalised"]}
     rules = Evaluate(**record.get("rules", plain))
     embeddings = load_embeddings(out / "embeddings.npz")

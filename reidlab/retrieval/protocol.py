@@ -131,6 +131,7 @@ class ProtocolCard:
     version: str = ""  # of the data set
     fingerprint: str = ""  # of its manifest
     checkpoint: str = ""  # whose features
+    weights: str = ""  # a digest of them
     chosen: str = ""  # how that checkpoint was chosen: last, best on validation
     times_opened: int = 0  # how often this run has looked at the test split
 

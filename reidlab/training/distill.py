@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.identity import same_data
 from ..core.recipe import Distill, Recipe, Train
 from ..core.run import RunFolder, find_run
 from ..core.settings import settings
@@ -131,8 +132,10 @@ def check_teacher(
     run = find_teacher(recipe, roots)
     content = read_checkpoint(run.path / "checkpoints" / f"{recipe.train.distill.checkpoint}.pt")
     ours, theirs = ({k: getattr(r.data, k) for k in TOGETHER} for r in (recipe, run.recipe))
-    ours |= {"photos": data.fingerprint[:12], "classes": data.n_pids}
-    theirs |= {"photos": run.environment["data"][:12], "classes": content["architecture"]["n_pids"]}
+    now, then = data.fingerprint, run.environment["data"]
+    then = now if same_data(now, then) else then
+    ours |= {"photos": now[:12], "classes": data.n_pids}
+    theirs |= {"photos": then[:12], "classes": content["architecture"]["n_pids"]}
     if recipe.data.val_fraction:
         ours["seed"], theirs["seed"] = recipe.seed, run.recipe.seed
     other = [

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..core.identity import same_data
 from ..core.recipe import Data, Gan, Recipe
 from ..core.run import RunFolder, find_run, write_bytes
 from ..core.seed import deterministic, rng
@@ -55,7 +56,7 @@ def feature_bank(
         raise ValueError(f"train.gan.features is run:NAME of a training, got {plan.features!r}.")
     run = find_run(plan.features.removeprefix("run:"), roots)
     theirs = run.environment["data"]
-    if theirs != data.fingerprint:
+    if not same_data(theirs, data.fingerprint):
         raise ValueError(
             f"run {run.name!r} saw other photos: its fingerprint is {theirs[:12] or 'none'}, "
             f"here it is {data.fingerprint[:12]}. Name a training on this data set."
