@@ -31,6 +31,7 @@ class Settings:
         int  # processes that read images, per training process; 0 reads in the training process
     )
     cache_dir: Path | None = None  # resized photos; empty: packed/ beside the data set
+    patience: float = 60.0  # seconds without a sign of life after which a job is given up
 
 # %% ../../nbs/0_core/03_settings.ipynb #836098af
 def project_root(
@@ -98,6 +99,19 @@ def _folder(key: str, text: str, where: str, root: Path) -> Path:
         raise ValueError(f"setting {key} in {where} is no folder: {shown(str(wrong))}.") from None
 
 
+def _seconds(key: str, text: str, where: str) -> float:
+    "A length of time that can be waited for."
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 10**6:
+        raise ValueError(
+            f"setting {key} in {where} needs seconds, from 1 to 1000000, got {shown(repr(text))}."
+        )
+    return value
+
+
 def _typed(key: str, text: str, where: str, root: Path):
     "One value in its type, or an error that names the line to mend."
     if key == "raw_dirs":
@@ -113,6 +127,8 @@ def _typed(key: str, text: str, where: str, root: Path):
                 f"got {shown(repr(text))}."
             )
         return int(text)
+    if key == "patience":
+        return _seconds(key, text, where)
     if text.strip() not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"setting device in {where} needs auto, cpu or cuda, got {shown(repr(text))}."

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.names import unknown
 from ..core.recipe import Data
 from ..core.settings import settings
+from ..core.signs import alive, busy
 from .batches import build_sampler
 from .colours import Variation
 from .draws import Draws
@@ -41,6 +42,7 @@ from reidlab.data.manifest import (
     verified,
 )
 from .packed import pack_photos, packed_path
+from .readers import Reading
 from .samplers import Key, PKSampler
 from .synthetic import prepare_synthetic
 from .transforms import Draw, normalise, read_photo, read_pixels
@@ -244,6 +246,7 @@ def _in_memory(files: PhotoFiles, whole: Photos, key: str) -> np.ndarray:
     kept = np.empty((len(whole.paths), 3, files.height, files.width), dtype=np.uint8)
     for i, path in enumerate(whole.paths):
         kept[i] = read_photo(whole.root / path, files.height, files.width).numpy()
+        alive()
     return _KEPT.setdefault(key, _sealed(kept))
 
 
@@ -305,7 +308,8 @@ class TrainPhotos(Dataset):
         self.camids = photos.camids
         if self.one_pass:  # compile here and not in every reading process
             none = _sealed(np.zeros((1, 3, data.height, data.width), np.uint8))
-            self._images(none, [0], self.vary.draw(0, [0]))
+            with busy("compiling", limit=600):
+                self._images(none, [0], self.vary.draw(0, [0]))
 
     def _images(self, pixels: np.ndarray, rows: Sequence[int], draws: Draws) -> Tensor:
         data = self.data
@@ -347,16 +351,19 @@ def collate(items: list[tuple[Tensor, int, int, int]] | Batch) -> Batch:
     return Batch(torch.stack(images), torch.tensor(pids), torch.tensor(camids), torch.tensor(index))
 
 # %% ../../nbs/1_data/11_loaders.ipynb #fde23e9d
-class Loader(DataLoader):
-    "A DataLoader whose reading processes fail with one line, as reading here would."
+class Loader(Reading):
+    "A loader whose reading processes fail with one line, as reading here would."
 
     def __init__(self, *args: Any, finish: Callable[[Any], Batch] | None = None, **options: Any):
+        if options.get("num_workers"):
+            options = {"timeout": settings().patience} | options
         super().__init__(*args, **options)
         self.finish = finish  # applied to each batch in the process that asks for it
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            for batch in super().__iter__():
+            for batch in self.batches():
+                alive()
                 yield self.finish(batch) if self.finish else batch
         except (ValueError, OSError) as wrong:
             if not str(wrong).startswith("Caught "):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.settings import settings
+from ..core.signs import alive
 from .content import contents, memory_of, recall
 from .manifest import Photos
 from .pixels import READER
@@ -76,6 +77,7 @@ def _build(photos: Photos, height: int, width: int, path: Path, spare: int = 0) 
             np.lib.format.write_array_header_1_0(file, header)
             for name in photos.paths:
                 file.write(read_photo(photos.root / name, height, width).numpy())
+                alive()
             file.flush()
             os.fsync(file.fileno())
         if packed_key(photos, height, width) != path.stem:

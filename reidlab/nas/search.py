@@ -23,6 +23,7 @@ from ..core.recipe import Data, Recipe, Train
 from ..core.run import RunFolder, open_run, write_bytes
 from ..core.seed import deterministic, rng
 from ..core.settings import settings
+from ..core.signs import LONG, alive
 from ..data.loaders import DataSet, check_validation, recipe_sampler, train_loader
 from ..data.manifest import Photos
 from ..losses.catalogue import rehearse, weighted_sum
@@ -375,6 +376,7 @@ def search_from_recipe(
             stack.enter_context(run.working())
         stack.enter_context(deterministic())
         data = open_together(recipe, data_dir)
+        alive("checking the search", limit=LONG)
         kind = torch.device(device).type
         check_search(recipe, data.n_pids, world_size(), kind, data.train)
         check_judged(recipe, data)
@@ -435,6 +437,7 @@ def _searched(
     data, latency = given.data, given.latency
     loader, other = half_loaders(data.train, recipe, given.workers, given.device)
     note_input(run, loader, other)
+    alive("building the supernet", limit=LONG)
     model = search_model(recipe, data.n_pids, masks, skip_dropout)
     size = count_parameters(model)
     plan, batch = weight_plan(recipe), search_data(recipe)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core.names import unknown
 from ..core.recipe import Recipe
+from ..core.signs import LONG, alive
 from ..data.loaders import DataSet, open_data
 from ..data.manifest import Photos, file_keys
 from .distance import l2_normalise, product_blocks
@@ -204,6 +205,7 @@ def embed_split(
         seen = (features(more), more.pids, more.camids)
         feats[0] = pool_queries(query.pids, query.camids, *seen, how=rules.multi_query)
     pids, paths = ([np.asarray(getattr(p, n)) for p in sides] for n in ("pids", "paths"))
+    alive("ranking", limit=LONG)  # which is what features are for
     return Embeddings(*feats, *pids, *own_camids(*sides), *paths)
 
 # %% ../../nbs/6_retrieval/08_evaluate.ipynb #e17787d7

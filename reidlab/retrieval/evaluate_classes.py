@@ -24,6 +24,7 @@ from reidlab.core.run import (
     write_json,
 )
 from ..core.settings import settings
+from ..core.signs import LONG, alive
 from ..data.class_loaders import ClassSet, open_classes
 from reidlab.retrieval.accuracy import (
     TOPS,
@@ -121,6 +122,7 @@ def evaluate_classes(
     workers = settings().workers if workers is None else workers
     size, flip = recipe.evaluate.batch_size, recipe.evaluate.flip
     named = name_photos(model, data.test, recipe.data, size, workers, device, flip)
+    alive("writing what was named", limit=LONG)
     if rank() == 0:
         card = rules | {
             "version": data.manifest.about.get("version", ""),

@@ -27,6 +27,7 @@ from ..core.recipe import Recipe, Train
 from ..core.run import RunFolder, write_bytes
 from ..core.seed import deterministic, seed_all
 from ..core.settings import settings
+from ..core.signs import LONG, alive, busy
 from ..data.batches import promises_pairs
 from reidlab.data.loaders import (
     Batch,
@@ -233,8 +234,10 @@ def train_epoch(
     train, sampler = trainer.train, loader.batch_sampler
     steps, start, began = len(sampler.batches), progress["step"], time.monotonic()
     beat = saved = began
+    where = f"epoch {progress['epoch'] + 1}"
     trainer.begin(progress["epoch"])
     for step, batch in enumerate(loader, start):
+        alive(f"{where}, step {step + 1}")
         first = step - step % train.accumulate
         share = 1 / min(train.accumulate, steps - first)
         last = step + 1 == min(first + train.accumulate, steps)
@@ -575,11 +578,12 @@ def run_epochs(
 
     def save(kind: str = "last", selection: str = "last") -> None:
         state = _state(trainer, progress) if kind == "last" else {}
-        if rank() == 0:
-            path = checkpoints / f"{kind}.pt"
-            model = trainer.model if kind == "last" else trainer.judged
-            save_checkpoint(path, model, facts, plain, progress["epoch"], selection, **state)
-        barrier()
+        with busy("writing a checkpoint", LONG):
+            if rank() == 0:
+                path = checkpoints / f"{kind}.pt"
+                model = trainer.model if kind == "last" else trainer.judged
+                save_checkpoint(path, model, facts, plain, progress["epoch"], selection, **state)
+            barrier()
 
     while progress["epoch"] < plan.epochs and not progress.get("stop"):
         epoch = progress["epoch"]
@@ -587,6 +591,7 @@ def run_epochs(
         if not progress["step"]:
             seed_all(recipe.seed, epoch, rank())
         record = train_epoch(trainer, loader, progress, run, save)
+        alive(f"epoch {epoch + 1}, after its last step", limit=LONG)
         progress |= {"epoch": epoch + 1, "step": 0, "sums": {}}
         progress["seconds"] += record["seconds"]
         record = {"epoch": epoch + 1, "epochs": plan.epochs, **record, **each(epoch + 1)}
@@ -602,8 +607,10 @@ def run_epochs(
         _keep_best(plan, record, progress, save)
         save()
         if rank() == 0:
-            for draw in on_epoch:
-                draw(run.path, record)
+            with busy("drawing", LONG):
+                for draw in on_epoch:
+                    draw(run.path, record)
+        alive(f"epoch {epoch + 1}, at its end", limit=LONG)
     return progress
 
 # %% ../../nbs/4_training/09_loop.ipynb #6517aedc
@@ -635,8 +642,10 @@ def work_through(
         stack.enter_context(deterministic())
         if rank() == 0:
             keep_genotype(recipe, run.path)
-        data = opened()  # the other processes may read the genotype from here on
-        work = build(with_genotype(recipe, run.path), data)
+        with busy("opening the data", LONG):
+            data = opened()  # the other processes may read the genotype from here on
+        with busy("building the network", LONG):
+            work = build(with_genotype(recipe, run.path), data)
         handed = (data, validate, on_epoch)
         progress = run_epochs(run, recipe, work.trainer, work.loader, *handed)
         if rank() == 0:

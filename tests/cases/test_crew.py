@@ -1,0 +1,157 @@
+"""Processes that fail, are killed or fall silent: the right one is named, nobody is left, nothing is lost."""
+
+import os
+import re
+import socket
+from functools import partial
+
+import pytest
+import torch
+from conftest import tiny_recipe
+from harming import WORK, harmed, open_ports
+
+from reidlab.core.processes import processes
+from reidlab.core.run import RunFolder, open_run
+from reidlab.data.loaders import open_data
+from reidlab.training.launch import launch
+
+PATIENCE = 6  # seconds; 20 where a slow machine is at it
+SMALL = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0, "train__epochs": 3}
+SEARCH = {
+    "search__init_channels": 4,
+    "search__cells_per_stage": [1, 1],
+    "search__nodes": 2,
+    "search__p": 4,
+    "search__k": 2,
+    "search__epochs": 3,
+    "search__warmup": 1,
+}
+
+
+# --- in two processes ------------------------------------------------------------------------
+
+
+class Bench:
+    "Runs of one recipe in two processes or in place."
+
+    def __init__(self, photos, root):
+        self.photos, self.root, self.whole = photos, root, {}
+
+    def recipe(self, verb):
+        more = SEARCH if verb == "search" else {}
+        return tiny_recipe(**SMALL, **more)
+
+    def run(self, verb, name, fault=None, gpus=2):
+        recipe = self.recipe(verb)
+        data = open_data(recipe.data, recipe.seed, self.photos)
+        run = open_run(name, recipe, verb, data.fingerprint, "cpu", max(1, gpus), self.root)
+        about = {"recipe": recipe, "folder": run.path, "workers": 1, "data_dir": self.photos}
+        launch(partial_of(verb, fault), gpus, "cpu", **about)
+        return run.path
+
+    def reference(self, verb, gpus=2):
+        key = verb, gpus
+        if key not in self.whole:
+            path = self.run(verb, f"whole-{verb}{gpus}", gpus=gpus)
+            self.whole[key] = weights(path)
+        return self.whole[key]
+
+
+def partial_of(verb, fault):
+    "What the processes do; it has a module, as launch wants."
+    work = partial(harmed, verb, fault)
+    work.__module__ = harmed.__module__
+    return work
+
+
+def weights(path):
+    return torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"]
+
+
+def different(one, other):
+    assert one.keys() == other.keys()
+    return [key for key in one if not torch.equal(one[key], other[key])]
+
+
+def left(path):
+    "Processes of a run that are still there."
+    lines = [line for file in path.glob("who*") for line in file.read_text().splitlines()]
+    pids = [int(line.split()[0]) for line in lines if ":" not in line]
+    table = processes()
+    assert len(pids) >= 2
+    return [pid for pid in pids if pid in table and table[pid].state != "Z"]
+
+
+@pytest.fixture(scope="module")
+def bench(photos, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REIDLAB_PATIENCE", str(PATIENCE))
+        yield Bench(photos, tmp_path_factory.mktemp("runs"))
+
+
+SAYS = {
+    "exception": "failed: ValueError: a photo of nobody",
+    "killed": "was ended by SIGKILL",
+    "stopped": "it is stopped in epoch",
+    "killed reader": "a reader (process",
+    "stopped reader": "stopped",
+}
+
+
+def suffer(bench, verb, fault, name, gpus=2):
+    "Let a fault happen: the error's text, once it is clear that nobody is left."
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        bench.run(verb, name, fault, gpus)
+    path = bench.root / name
+    assert left(path) == []
+    assert RunFolder(path).status()["state"] == "crashed"
+    return str(caught.value)
+
+
+def check(said, what, who):
+    first = said.splitlines()[0]
+    assert first.startswith(f"process {who} of 2 failed: ") and SAYS[what] in first, said
+    assert "reader" in first or "reader" not in what
+    assert not re.search(r"closed by peer|gloo", first, re.IGNORECASE)
+
+
+def test_what_happens_to_one_is_told_and_costs_nothing(bench):
+    whole = bench.reference("train")
+    for step, fault in enumerate([("exception", 1), ("killed", 0), ("stopped reader", 1)], 2):
+        check(suffer(bench, "train", (*fault, step), "harmed"), *fault)
+    assert different(weights(bench.run("train", "harmed")), whole) == []
+
+
+FAULTS = [(what, who) for what in SAYS for who in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", WORK)
+@pytest.mark.parametrize(("what", "who"), FAULTS, ids=[f"{w}-{r}" for w, r in FAULTS])
+def test_every_fault_in_either_process(verb, what, who, bench):
+    name = f"{verb}-{what.replace(' ', '-')}-{who}"
+    check(suffer(bench, verb, (what, who, 6), name), what, who)
+    assert different(weights(bench.run(verb, name)), bench.reference(verb)) == []
+
+
+@pytest.mark.parametrize("what", ["killed reader", "stopped reader"])
+def test_readers_of_a_page(what, bench, monkeypatch):
+    monkeypatch.setenv("REIDLAB_PATIENCE", "2")
+    with pytest.raises(RuntimeError, match=SAYS[what].replace("(", r"\(")):
+        bench.run("train", f"here-{what[:6]}", (what, 0, 3), gpus=0)
+    assert left(bench.root / f"here-{what[:6]}") == [os.getpid()]
+
+
+def test_no_port_is_open_beyond_this_machine(bench):
+    bench.reference("train")
+    noted = [(bench.root / "whole-train2" / f"who{r}").read_text() for r in (0, 1)]
+    ports = [line.partition(": ")[2] for text in noted for line in text.splitlines() if ":" in line]
+    assert len(ports) == 4 and set(ports) == {"[]"}  # two ranks, a reader each
+
+
+def test_a_port_that_is_open_is_found():
+    with socket.socket() as wide, socket.socket() as near:
+        for one, address in ((wide, "0.0.0.0"), (near, "127.0.0.1")):
+            one.bind((address, 0))
+            one.listen()
+        assert open_ports(os.getpid()) == [f"00000000:{wide.getsockname()[1]:04X}"]
