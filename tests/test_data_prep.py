@@ -163,6 +163,17 @@ def test_msmt17_is_told_apart_by_its_folders(version, lab):
     assert alone.about["counts"]["train photos"]["published"] == 30248
 
 
+def test_msmt17_whose_train_list_has_the_validation_photos_too(lab):
+    root = lab.raw / "msmt17" / "MSMT17_V1"
+    msmt(root, "V1")
+    with (root / "list_train.txt").open("a") as file:
+        file.write((root / "list_val.txt").read_text())
+    with refused("1 of 1 photos of list_val.txt stand in list_train.txt", "-p join_val False"):
+        walk(page("msmt17"))
+    walk(page("msmt17"), join_val=False)
+    assert len(load_manifest("msmt17").photos("train").paths) == 3
+
+
 def test_msmt17_in_both_versions_asks_which(lab):
     for version in ("V1", "V2"):
         msmt(lab.raw / "msmt17" / f"MSMT17_{version}", version)

@@ -119,8 +119,8 @@ def append_gallery(
         )
     prefix = base.root.relative_to(root).as_posix()
     old = base.frame.assign(path=[f"{prefix}/{p}" for p in base.frame["path"]])
-    asked = base.frame.loc[base.frame["split"] == "query", "pid"]
-    pid = 0 if 0 not in set(asked) else int(base.frame["pid"].max()) + 1
+    known = base.frame.loc[base.frame["split"] != "gallery", "pid"]
+    pid = 0 if 0 not in set(known) else int(base.frame["pid"].max()) + 1
     paths = [p.relative_to(root).as_posix() for p in files]
     new = pd.DataFrame({"path": paths, "pid": pid, "camid": -1, "split": "gallery"})
     if "track" in old:  # each of them alone on one

@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..core.identity import rules_of
 from ..core.names import is_plain, plain_name, unknown
+from ..core.reading import shown
 from ..core.run import read_json, write_bytes, write_json
 from ..core.seed import rng
 from ..core.settings import settings
@@ -28,6 +29,7 @@ from .content import contents, memory_of, recall, remember
 from .files import left_out, walk_tree
 from .fingerprint import by_sizes, changed, contents_digest, fingerprints, rows_wrong
 from .raw import prepare_command
+from .tables import lines_of, plain_spelling, read_table_text
 
 # %% ../../nbs/1_data/02_manifest.ipynb #a598d444
 class Photos(NamedTuple):
@@ -157,7 +159,7 @@ def write_manifest(
 
 # %% ../../nbs/1_data/02_manifest.ipynb #e9cfdcf1
 AGAIN = "Prepare the data set again (one that was drawn: delete its folder)."
-TYPES = dict.fromkeys(("path", "split", "dataset"), str)
+TYPES = dict.fromkeys(("path", "split", "dataset", "identity"), str)
 TYPES |= dict.fromkeys(("pid", "camid", "track"), "int64")
 
 
@@ -175,16 +177,36 @@ def _read_about(file: Path) -> dict:
     return about
 
 
+def _by_line(file: Path) -> pd.DataFrame:
+    "The rows of a table that somebody edited: read as meant, or refused with the line."
+    frame = read_table_text(file, COLUMNS, tuple(TYPES))
+    for name in {"pid", "camid", "track"} & set(frame):
+        numbers = frame[name].map(plain_spelling)
+        odd = ~numbers.str.fullmatch(r"-?\d{1,18}")
+        if odd.any():
+            raise ValueError(
+                f"{name} is {shown(frame[name][odd].iloc[0])!r}"
+                f"{lines_of(frame[name], odd)}; needed is a whole number"
+            )
+        frame[name] = numbers.astype("int64")
+    return frame.reset_index(drop=True)
+
+
 def _read_rows(file: Path) -> pd.DataFrame:
     "manifest.csv, if it is one; a person or a path may be called NA."
     try:
         frame = pd.read_csv(file, dtype=TYPES, na_filter=False, encoding="utf-8")
-        missing = [c for c in COLUMNS if c not in frame]
-        wrong = f"no column {', '.join(missing)}" if missing else ""
-    except (ValueError, OverflowError, pd.errors.ParserError) as said:
-        wrong = str(said).splitlines()[0][:120]
-    if wrong:
-        raise ValueError(f"{file} is no manifest ({wrong}). {AGAIN}")
+        whole = set(COLUMNS) <= set(frame)
+    except (ValueError, OverflowError, pd.errors.ParserError):
+        whole = False
+    try:
+        frame = frame if whole else _by_line(file)
+        if strange := sorted(set(frame["split"]) - {*SPLITS, *CLASS_SPLITS}):
+            raise ValueError(unknown("split", strange[0], dict.fromkeys((*SPLITS, *CLASS_SPLITS))))
+    except ValueError as wrong:
+        raise ValueError(
+            f"{file} is no manifest ({str(wrong).rstrip('.')[:300]}). {AGAIN}"
+        ) from None
     return frame
 
 
@@ -222,6 +244,11 @@ def tree_rows(
         odd += [f"{folder}/{p}" for p in left_out(tree, fits)]
         for path, m in fits.items():
             pid, camid = int(m["pid"]), int(m["cam"]) - first_camera
+            if camid < 0:
+                raise ValueError(
+                    f"{folder}/{path} is of camera {m['cam']}, and cameras count from {first_camera} "
+                    "in this layout. Prepare it as a set of one's own, data_prep/own.ipynb."
+                )
             rows.append((f"{folder}/{path}", pid, camid, split))
     return pd.DataFrame(rows, columns=list(COLUMNS)), odd
 
