@@ -2999,6 +2999,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'reidlab.training.sweep.failure': ('4_training/sweep.html#failure', 'reidlab/training/sweep.py'),
                                         'reidlab.training.sweep.finished_groups': ( '4_training/sweep.html#finished_groups',
                                                                                     'reidlab/training/sweep.py'),
+                                        'reidlab.training.sweep.other_photos': ( '4_training/sweep.html#other_photos',
+                                                                                 'reidlab/training/sweep.py'),
                                         'reidlab.training.sweep.page_command': ( '4_training/sweep.html#page_command',
                                                                                  'reidlab/training/sweep.py'),
                                         'reidlab.training.sweep.places': ('4_training/sweep.html#places', 'reidlab/training/sweep.py'),

@@ -26,6 +26,7 @@ from ..core.settings import settings
 from ..data.joined import family, shared_people
 from ..data.loaders import DataSet, find_manifest, open_test
 from ..data.manifest import Manifest, Photos, verified
+from ..data.pixels import READER
 from .baselines import BASELINES, rank_baseline
 from .breakdown import camera_matrix_features
 from .distance import l2_normalise
@@ -155,6 +156,7 @@ def features_key(
         "weights": weights_digest(content["model"]),
         "architecture": content["fingerprint"],
         "data": data.fingerprint,
+        "reader": READER,
         "size": [size.height, size.width],
         "mean": list(size.mean),
         "std": list(size.std),
@@ -180,6 +182,7 @@ def kept_features(folder: Path, key: Mapping[str, Any]) -> Embeddings | None:
     except (ValueError, AttributeError):  # torn, or not ours
         return None
     wanted = {**key, "file": file_digest(file), "format": stored.get("format")}
+    stored.setdefault("reader", key["reader"])  # unsaid before there was a second one
     if not same_data(str(stored.get("data", "")), wanted["data"]):
         return None
     return load_embeddings(file) if stored | {"data": wanted["data"]} == wanted else None

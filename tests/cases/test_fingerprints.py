@@ -370,6 +370,27 @@ def test_a_file_that_a_recipe_names_is_part_of_the_run(state, key, lab):
     assert open_run("r", recipe, "train").name == "r"  # a run from before stays usable
 
 
+def test_a_sweep_does_not_take_a_cell_of_other_photos(data, monkeypatch):
+    from reidlab.training.grid import plan_cells
+    from reidlab.training.sweep import run_sweep
+
+    monkeypatch.setenv("REIDLAB_DATA_DIR", str(data))
+    (cell,) = plan_cells("smoke", overrides=MINE | {"data.val_fraction": 0.5})
+    recipe = cell.resolved()
+    run = open_run(cell.name, recipe, "train", opened(data).fingerprint, root=data / "runs")
+    run.finish({"val_mAP": 0.5}, seconds=1.0)
+    write_json(run.path / "evaluate" / "mine" / "metrics.json", {"metrics": {"mAP": 0.4}})
+
+    def look():
+        return run_sweep([cell], launch=None, runs=data / "runs")[0]
+
+    assert look().state == "finished"
+    paint(data / "photos" / "mine" / "train" / "1_c0.bmp", 9)
+    assert look().state == "failed" and "'mine' has changed" in look().about
+    prepare(data)
+    assert look().state == "failed" and "on other photos" in look().about
+
+
 # --- from before contents counted --------------------------------------------------------------
 
 
