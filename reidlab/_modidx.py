@@ -531,6 +531,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'reidlab.data.manifest._beside': ('1_data/manifest.html#_beside', 'reidlab/data/manifest.py'),
                                        'reidlab.data.manifest._by_line': ('1_data/manifest.html#_by_line', 'reidlab/data/manifest.py'),
                                        'reidlab.data.manifest._drawn': ('1_data/manifest.html#_drawn', 'reidlab/data/manifest.py'),
+                                       'reidlab.data.manifest._keep': ('1_data/manifest.html#_keep', 'reidlab/data/manifest.py'),
                                        'reidlab.data.manifest._read_about': ( '1_data/manifest.html#_read_about',
                                                                               'reidlab/data/manifest.py'),
                                        'reidlab.data.manifest._read_rows': ('1_data/manifest.html#_read_rows', 'reidlab/data/manifest.py'),

@@ -168,7 +168,7 @@ class PrepareJob(Parameters):
 
 
 class PrepareReid(PrepareJob):
-    "A page of people or vehicles, which the doctor sees."
+    "A page whose photos the doctor sees."
 
     deep: bool = True  # decode every photo for the doctor; false: headers alone
 

@@ -6,6 +6,7 @@
 __all__ = ['CIFAR', 'PUBLISHED', 'SIDE', 'Cifar', 'read_records', 'find_cifar', 'write_pictures', 'prepare_cifar']
 
 # %% ../../nbs/1_data/13_cifar.ipynb #d7271890
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,9 +142,11 @@ def prepare_cifar(
     out: str | Path = "",  # the set's folder under data_dir: unpacked/, photos/ and the manifest
     raw_dirs: tuple[Path, ...] | None = None,
     version: str = "",  # as its authors count it
+    examine: Callable[[Manifest], Sequence] | None = None,  # as for write_manifest
 ) -> Manifest:
     "Unpack, write out as pictures, and describe one of the two sets."
     raw, out, about = find_cifar(name, source, raw_dirs), Path(out), CIFAR[name]
     place = _files(open_raw(raw, out / "unpacked"), about)
     write_pictures(place, out / "photos", about)
-    return prepare_classes(name, out / "photos", out, version or "binary", PUBLISHED)
+    about = {"version": version or "binary", "published": PUBLISHED}
+    return prepare_classes(name, out / "photos", out, examine=examine, **about)

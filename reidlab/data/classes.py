@@ -6,7 +6,7 @@
 __all__ = ['ADVICE', 'class_folders', 'folder_rows', 'prepare_classes', 'hold_out_photos']
 
 # %% ../../nbs/1_data/12_classes.ipynb #b2fb571e
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -94,12 +94,13 @@ def prepare_classes(
     published: Mapping[str, int] | None = None,  # {"train photos": 1281167}
     what: str = "train/<class>/*.jpg and val/<class>/*.jpg",  # for the error
     more: Mapping | None = None,  # what else manifest.json should say
+    examine: Callable[[Manifest], Sequence] | None = None,  # as for write_manifest
 ) -> Manifest:
     "Manifest of a tree of classes; its photos stay where they are."
     root, folders = class_folders(source, what)
     frame, classes = folder_rows(root, folders)
     about = {"version": version, "published": published, "classes": classes, "more": more}
-    return write_manifest(out, name, frame, root, **about)
+    return write_manifest(out, name, frame, root, examine=examine, **about)
 
 # %% ../../nbs/1_data/12_classes.ipynb #cfd83e45
 def hold_out_photos(

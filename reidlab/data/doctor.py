@@ -485,9 +485,13 @@ def examine(
 
 
 def findings_table(
-    findings: Sequence[Finding],
+    findings: Sequence[Finding | dict],  # or as they stand in manifest.json
 ) -> pd.DataFrame:  # a row a finding; empty: healthy
     "Findings to read on a page."
     columns = ["level", "code", "seen", "count", "first", "what to do"]
-    rows = [(f.level, f.code, f.seen, f.count, ", ".join(f.paths[:3]), f.remedy) for f in findings]
+    plain = [f if isinstance(f, dict) else f.plain() for f in findings]
+    rows = [
+        (f["level"], f["code"], f["seen"], f["count"], ", ".join(f["paths"][:3]), f["remedy"])
+        for f in plain
+    ]
     return pd.DataFrame(rows, columns=columns).set_index(["level", "code"])

@@ -8,7 +8,7 @@ __all__ = ['family', 'trained_pids', 'shared_people', 'join']
 # %% ../../nbs/1_data/19_joined.ipynb #9faf80e7
 import os
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,7 @@ def join(
     test: str,  # the part whose query and gallery are used
     folder: str | Path,  # of the new manifest
     name: str = "",  # what recipes will call it; empty: the folder's name
+    examine: Callable[[Manifest], Sequence] | None = None,  # as for write_manifest
 ) -> Manifest:  # its about["parts"] says how the numbers were moved
     "One manifest that trains on several sets and is tested on one."
     _check_parts(parts, test)
@@ -146,4 +147,5 @@ def join(
         protocol=parts[0].about.get("protocol", "market1501"),
         version=parts[0].about.get("version", ""),
         more={"parts": said},
+        examine=examine,
     )

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -129,6 +129,15 @@ def _beside(manifest: Manifest, published: Mapping[str, int] | None) -> dict[str
     return {key: {"ours": n, "published": (published or {}).get(key)} for key, n in ours.items()}
 
 
+def _keep(manifest: Manifest) -> None:
+    "Both files; what says that there is a set comes last, and an older one is gone by then."
+    text, folder = io.StringIO(), manifest.folder
+    manifest.frame.to_csv(text, index=False, lineterminator="\n")
+    (folder / "manifest.json").unlink(missing_ok=True)
+    write_bytes(folder / "manifest.csv", text.getvalue().encode())
+    write_json(folder / "manifest.json", manifest.about)
+
+
 def write_manifest(
     folder: str | Path,  # where manifest.csv and manifest.json go
     name: str,  # what recipes will call the set
@@ -139,6 +148,7 @@ def write_manifest(
     published: Mapping[str, int] | None = None,  # {"train photos": 12936}: shown beside our counts
     classes: Sequence[str] | None = None,  # a set of classes: the name of each pid from 0
     more: Mapping | None = None,  # what else manifest.json should say: findings, parts, drawn, …
+    examine: Callable[[Manifest], Sequence] | None = None,  # the doctor, before a line is written
 ) -> Manifest:
     "Write a data set's manifest.csv and manifest.json, and return what was written."
     folder, root, more = Path(folder), Path(root).resolve(), dict(more or {})
@@ -150,12 +160,13 @@ def write_manifest(
     about |= {} if classes is None else {"protocol": "classification", "classes": list(classes)}
     about |= fingerprints(frame, seen, more.get("drawn", ""))
     about |= {"root": os.path.relpath(root, folder.resolve()), "findings": []} | more
-    text = io.StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n")
-    write_bytes(folder / "manifest.csv", text.getvalue().encode())
-    write_json(folder / "manifest.json", about)
+    made = Manifest(name, root, frame, about, folder)
+    if examine:  # without the fingerprint, which was made this moment and need not be asked again
+        fresh = replace(made, about={k: v for k, v in about.items() if k != "fingerprint"})
+        about["findings"] = [finding.plain() for finding in examine(fresh)]
+    _keep(made)
     remember(memory, seen)
-    return Manifest(name, root, frame, about, folder)
+    return made
 
 # %% ../../nbs/1_data/02_manifest.ipynb #e9cfdcf1
 AGAIN = "Prepare the data set again (one that was drawn: delete its folder)."
