@@ -170,6 +170,11 @@ def derive_layers(
 ) -> LayerGenotype:
     "The genotype of the present alphas (Li et al., 2021)."
     alpha = net.alpha.detach().double().cpu()
+    if not alpha.isfinite().all():
+        raise ValueError(
+            "the alphas are not finite: the search has diverged. Lower the rate of their optimiser, or "
+            "read an earlier epoch's genotype."
+        )
     about = {
         "rule": "argmax",
         "candidates": [list(layer) for layer in net.offered],

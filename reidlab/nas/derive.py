@@ -31,6 +31,11 @@ def by_node(
 ) -> list[np.ndarray]:  # for each node j from 2 on: (j, O), or (j,)
     "A cell's table cut into the rows of its nodes."
     parts = [_array(a) for a in alpha]
+    if not all(np.isfinite(p).all() for p in parts):
+        raise ValueError(
+            "the alphas are not finite: the search has diverged. Lower the rate of their optimiser, or "
+            "derive from an earlier epoch."
+        )
     if parts and len({p.shape for p in parts}) == 1:  # equally long: rows of one table
         rows = np.stack(parts)
         nodes = int(((9 + 8 * len(rows)) ** 0.5 - 3) / 2)

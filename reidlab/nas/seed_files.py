@@ -7,6 +7,7 @@ __all__ = ['KEYS', 'KINDS', 'SEARCH', 'TRAINING', 'NO_EFFECT', 'LOSSES', 'PLAIN'
            'NETWORKS', 'typed', 'flattened', 'seed_recipe', 'read_seed_config']
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #aef91bbe
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import yaml
 
 from ..core.names import unknown
+from ..core.reading import read_text, shown, yaml_values
 from ..core.recipe import undotted
 from ..models.ops import space_ops
-from ..training.file_rules import Line, Refused
+from ..training.file_rules import UNREADABLE, Line, Refused
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #7b4f406c
 KEYS: dict[str, dict[str, str]] = {
@@ -98,8 +100,10 @@ def typed(
         if kind == "bool" or isinstance(said, bool) or (kind == "int" and float(said) % 1):
             raise ValueError
         number = int(float(said)) if kind == "int" else float(said)
-    except (TypeError, ValueError):
-        raise ValueError(f"{key} needs a value of kind {kind}, got {value!r}.") from None
+        if not math.isfinite(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{key} needs a value of kind {kind}, got {shown(repr(value))}.") from None
     return number, "written as text" if text else ""
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #894a9970
@@ -162,8 +166,8 @@ NO_EFFECT = {
 
 # %% ../../nbs/5_nas/23_seed_files.ipynb #b58ac7c0
 def _one_of(key: str, value: Any, table: Mapping[str, Any]) -> Any:
-    if value not in table:
-        raise Refused(unknown(key, str(value), table))
+    if not isinstance(value, str | int | float | bool) or value not in table:
+        raise Refused(unknown(key, shown(str(value)), table))
     return table[value]
 
 
@@ -320,6 +324,9 @@ def _line(
         found = _decide(key, flat, flat["model_name"] == "Darts_normal")
     except Refused as why:
         return Line(name, value, "refused", "", str(why)), {}
+    except UNREADABLE:
+        why = f"cannot be read as this key's value: {shown(repr(value))}"
+        return Line(name, value, "refused", "", why), {}
     home = [s for s, keys in KEYS.items() if key in keys]
     stray = "" if section in home else f"usually in {' or '.join(home)}"
     if isinstance(found, str):
@@ -381,13 +388,15 @@ def read_seed_config(
 ) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key of the file
     "Read a configuration of Auto-ReID-Fast as a recipe; nothing is left out in silence."
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        sections = yaml.safe_load(text)
-    except yaml.YAMLError as wrong:
-        raise ValueError(f"{path.name} is not YAML: {' '.join(str(wrong).split())}.") from None
+    text = read_text(path)
+    sections = yaml_values(text, path.name, ours=False, twice=True)
     if not isinstance(sections, Mapping):
-        raise ValueError(f"{path.name} needs sections ({', '.join(KEYS)}), got {sections!r}.")
+        raise ValueError(
+            f"{path.name} needs sections ({', '.join(KEYS)}), got {shown(repr(sections))}."
+        )
     twice = _repeated(text, path.name)
-    values, report = seed_recipe(sections, space)
+    try:
+        values, report = seed_recipe(sections, space)
+    except ValueError as wrong:
+        raise ValueError(f"{path.name}: {wrong}") from None
     return values, twice + report

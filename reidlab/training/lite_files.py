@@ -6,11 +6,11 @@
 __all__ = ['LITE_DEFAULTS', 'NO_GAN', 'LITE', 'LITE_REMARKS', 'lite_recipe', 'read_lite_config']
 
 # %% ../../nbs/4_training/13_lite_files.ipynb #a43be73a
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.reading import json_values, read_text, shown
 from reidlab.training.file_rules import (
     Line,
     Refused,
@@ -344,7 +344,8 @@ def lite_recipe(
     params: Mapping[str, Any],  # of a params.json
 ) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
     "What the settings of pytorch-reid-lite mean here."
-    return apply_rules(flat(params), LITE, LITE_DEFAULTS, LITE_REMARKS)
+    loose = ("asoftmax_params.margin", "asoftmax_params.scale", "tri_loss_params.margin")
+    return apply_rules(flat(params), LITE, LITE_DEFAULTS, LITE_REMARKS, loose)
 
 # %% ../../nbs/4_training/13_lite_files.ipynb #1d6302ea
 def read_lite_config(
@@ -352,10 +353,7 @@ def read_lite_config(
 ) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
     "Read the settings of pytorch-reid-lite as a recipe; nothing is left out in silence."
     path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as wrong:
-        raise ValueError(f"{path.name} is not JSON: {wrong}.") from None
+    values = json_values(read_text(path), path.name)
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path.name} needs sections with keys, got {values!r}.")
+        raise ValueError(f"{path.name} needs sections with keys, got {shown(repr(values))}.")
     return lite_recipe(values)

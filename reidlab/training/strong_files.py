@@ -7,13 +7,13 @@ __all__ = ['STRONG_NETS', 'SAMPLERS', 'ON', 'METRICS', 'UNWIRED', 'STRONG', 'STR
            'strong_recipe', 'read_strong_config']
 
 # %% ../../nbs/4_training/14_strong_files.ipynb #7028f750
+import ast
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..core.names import unknown
+from ..core.reading import check_plain, read_text, shown, yaml_values
 from ..models.squeeze import SQUEEZED
 from reidlab.training.file_rules import (
     Line,
@@ -271,6 +271,20 @@ def strong_recipe(
     return apply_rules(flat(sections) | told, STRONG, {**STRONG_DEFAULTS, **own}, STRONG_REMARKS)
 
 # %% ../../nbs/4_training/14_strong_files.ipynb #01da52a2
+def _as_yacs(value: Any) -> Any:
+    "A value as YACS takes it: a text that is a literal of Python is that literal."
+    if isinstance(value, Mapping):
+        return {key: _as_yacs(inner) for key, inner in value.items()}
+    if not isinstance(value, str) or len(value) > 1000:
+        return value
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return value
+    plain = isinstance(found, str | int | float | bool | list | tuple)
+    return (list(found) if isinstance(found, tuple) else found) if plain else value
+
+
 def read_strong_config(
     path: str | Path,  # a YAML file
     family: str,  # sbn or strong: whose file it is
@@ -278,10 +292,7 @@ def read_strong_config(
 ) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
     "Read the settings of a strong baseline as a recipe; nothing is left out in silence."
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as wrong:
-        raise ValueError(f"{path.name} is not YAML: {' '.join(str(wrong).split())}.") from None
+    values = yaml_values(read_text(path), path.name, ours=False)
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path.name} needs sections with keys, got {values!r}.")
-    return strong_recipe(values, family, stem_relu)
+        raise ValueError(f"{path.name} needs sections with keys, got {shown(repr(values))}.")
+    return strong_recipe(check_plain(_as_yacs(values), path.name), family, stem_relu)
