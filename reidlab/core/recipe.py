@@ -29,7 +29,9 @@ from pydantic import (
 
 from .names import is_plain, unknown
 from reidlab.core.reading import (
+    check_file,
     check_plain,
+    exists,
     is_file,
     leaves,
     read_text,
@@ -662,6 +664,8 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
     here = here and ".." not in path.parts and PurePosixPath(stem).as_posix() == stem
     values = _read(path) if here else {}
     rows, base = _rows(values, path), _base(values, path)
+    if not here and exists(path):  # a folder, a pipe
+        check_file(path)
     if not here or (row is not None and row not in rows):
         raise ValueError(unknown("recipe", name, recipe_names(folder), where=f"{folder.name}/"))
     if base:
@@ -729,7 +733,10 @@ def load_recipe(
 ) -> Recipe:  # complete and checked
     "A recipe with its bases merged, its overrides applied and every value checked."
     folder = Path(folder or settings().recipes_dir)
-    over = dict(overrides or {})
+    over = {
+        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for key, value in (overrides or {}).items()
+    }
     check_plain(over, f"recipe {shown(name)!r}: overrides")
     values = overridden(_from_file(name, folder), over)
     for key in set(values) & {"name", "seed", "overrides"}:

@@ -248,6 +248,8 @@ def genotype_from(
         raise ValueError(
             f"the genotype has format {shown(repr(values['format']))}, this reidlab reads up to 1. Update reidlab."
         )
+    if not isinstance(values.get("space", ""), str):
+        raise ValueError(f"space needs a name, got {shown(repr(values['space']))}.")
     if "layers" in values:
         about = {k: v for k, v in values.items() if k not in ("format", "space", "layers")}
         return LayerGenotype(values["layers"], values.get("space", ""), about)
