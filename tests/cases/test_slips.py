@@ -1,0 +1,158 @@
+"""Slips of one line that once went through every other test: each test here notices one kind."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_recipe
+
+from reidlab.core.run import open_run, write_json
+from reidlab.core.seed import rng, seed_all
+from reidlab.data.doctor import _copies, examine_labels
+from reidlab.data.manifest import Manifest
+from reidlab.data.samplers import epoch_batches, groups
+from reidlab.losses.circle import circle_logits, circle_terms
+from reidlab.nas.gdas import GumbelSupernet, gumbel_weights
+from reidlab.training.grid import plan_cells
+from reidlab.training.sweep import cell_state
+
+
+def test_the_circles_weights_are_numbers_to_a_gradient():
+    "α is how far a similarity is from its aim; the slope is γα alone (Sun et al., 2020, eq. 6)."
+    similarity = torch.tensor([-0.9, 0.1, 0.5, 0.95], dtype=torch.float64, requires_grad=True)
+    away, near = circle_terms(similarity, margin=0.25, scale=64.0)
+    (slope,) = torch.autograd.grad(away.sum(), similarity)
+    torch.testing.assert_close(slope, 64 * (similarity.detach() + 0.25).clamp(min=0))
+    (slope,) = torch.autograd.grad(near.sum(), similarity)
+    torch.testing.assert_close(slope, -64 * (1.25 - similarity.detach()).clamp(min=0))
+    pids = torch.tensor([0, 1])
+    logits = circle_logits(similarity.view(2, 2), pids, margin=0.25, scale=64.0)
+    (slope,) = torch.autograd.grad(logits[0, 0], similarity)
+    torch.testing.assert_close(slope[0], 64 * (1.25 - similarity.detach()[0]))
+
+
+def test_a_last_group_that_is_not_full_is_dropped_and_filled_as_asked():
+    pids = np.repeat([4, 7, 8, 9], [5, 7, 3, 2])  # in threes: 1, 2 and 1 whole, and one short
+    for remainder, wanted in (("drop", [1, 2, 1, 1]), ("fill", [2, 3, 1, 1])):
+        members, owner = groups(pids, 3, remainder, rng(0, 1))
+        assert [int((owner == p).sum()) for p in (4, 7, 8, 9)] == wanted
+        assert members.shape == (sum(wanted), 3) and (pids[members] == owner[:, None]).all()
+        whole = members[np.isin(owner, [4, 7, 8])]
+        assert len(np.unique(whole)) == (12 if remainder == "drop" else 15)
+    for epoch in range(4):
+        seen = epoch_batches(np.repeat(np.arange(6), 7), 2, 3, seed=0, epoch=epoch)
+        assert seen.shape[1] == 6 and len(np.unique(seen)) == seen.size, "a photo comes once"
+
+
+def rows(*labels):
+    "A frame of photos: split, pid, camid, digest."
+    frame = pd.DataFrame(labels, columns=["split", "pid", "camid", "digest"])
+    return frame.assign(path=[f"{i}.jpg" for i in range(len(frame))])
+
+
+@pytest.mark.parametrize(
+    ("cameras", "own_alone", "free"),
+    [
+        ((3, 3), True, False),  # one camera: no match, and no free hit
+        ((3, 4), False, True),
+        ((-1, -1), False, True),  # unknown cameras are never the same one
+        ((3, -1), False, True),
+        ((-1, 3), False, True),
+    ],
+)
+def test_an_unknown_camera_is_neither_the_own_one_nor_another(cameras, own_alone, free):
+    frame = rows(
+        ("query", 5, cameras[0], "a"),
+        ("gallery", 5, cameras[1], "a"),
+        ("query", 6, 0, "b"),
+        ("gallery", 6, 1, "c"),
+    )
+    manifest = Manifest("set", Path(), frame.drop(columns="digest"), {})
+    codes = {f.code for f in examine_labels(manifest)}
+    assert ("query-own-camera-only" in codes) == own_alone
+    assert ("camera-partly-missing" in codes) == (-1 in cameras)
+    assert ("query-in-gallery" in {f.code for f in _copies(frame)}) == free
+
+
+def test_a_cell_is_finished_when_its_evaluation_is_written(tmp_path):
+    (cell,) = plan_cells("smoke", seeds=[0])
+    assert cell_state(cell, tmp_path)[0] == "waiting"
+    run = open_run(cell.name, cell.resolved(), verb="train", root=tmp_path)
+    assert cell_state(cell, tmp_path)[0] == "begun"
+    run.finish({"val_mAP": 0.5})
+    assert cell_state(cell, tmp_path)[0] == "trained"
+    place = run.path / "evaluate/synthetic"
+    write_json(place / "progress.json", {})
+    assert cell_state(cell, tmp_path)[0] == "trained", "a folder is no result"
+    write_json(place / "metrics.json", {"metrics": {"mAP": 0.4}})
+    assert cell_state(cell, tmp_path)[0] == "finished"
+
+
+def first_numbers(*place):
+    seed_all(*place)
+    return random.random(), np.random.random(), torch.rand(()).item()
+
+
+def test_every_place_has_its_own_global_numbers():
+    places = [(0,), (1,), (0, 1, 0), (0, 2, 0), (0, 1, 1), (0, 0, 0), (2**32,), (2**32, 1, 0)]
+    columns = list(zip(*(first_numbers(*p) for p in places), strict=True))
+    assert [len(set(c)) for c in columns] == [len(places)] * 3
+    assert first_numbers(0, 1, 0) == first_numbers(0, 1, 0)
+
+
+def test_of_an_epoch_that_ran_twice_the_later_record_counts(tmp_path):
+    run = open_run("run", tiny_recipe(), verb="train", root=tmp_path)
+    for epoch, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 1.5), (3, 1.0)):
+        run.log("epoch", epoch=epoch, loss=loss)
+    table = run.history()
+    assert (table["epoch"].tolist(), table["loss"].tolist()) == ([1, 2, 3], [3.0, 1.5, 1.0])
+
+
+def test_a_low_temperature_makes_the_draw_hard():
+    logits, noise = torch.zeros(1, 4), torch.tensor([[0.0, 1.0, 0.5, -1.0]])
+    for tau in (10.0, 1.0, 0.1):
+        h, q = gumbel_weights(logits, noise, tau)
+        torch.testing.assert_close(q, torch.softmax(noise / tau, 1))
+        torch.testing.assert_close(h, torch.tensor([[0.0, 1, 0, 0]]))
+    assert q.max() > 0.99
+    net = GumbelSupernet.__new__(GumbelSupernet)
+    torch.nn.Module.__init__(net)
+    net.ends, seen = (10.0, 0.1), []
+    for share in (0.0, 0.5, 1.0):
+        net.schedule(share)
+        seen.append(round(net.tau, 9))
+    assert seen == [10.0, 5.05, 0.1]
+
+
+WORDS = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**63 - 1, 2**64, 10**30]
+
+
+def test_no_two_seeds_and_no_two_places_share_a_stream():
+    keys = [(s,) for s in WORDS] + [(0, s) for s in (*WORDS, -1, -2, -(2**31), -(2**32) - 1)]
+    keys += [(s, t) for s in WORDS[3:6] for t in (-1, 1, 2**32 - 1, 2**32)]
+    keys += [(2**32, 0, 0), (0, 1, 1), (0, 2**32, 0), (0, 0, 2**32)]
+    drawn = {key: rng(*key).random() for key in dict.fromkeys(keys)}
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_seeds_of_one_word_give_what_they_always_gave():
+    places = [(0,), (1, 2, 3), (2**31,), (2**32 - 1, 5), (7, -1), (3, 2**31 + 5)]
+    assert [int(rng(*place).integers(2**62)) for place in places] == [
+        64872751699987434,
+        3871127614972865414,
+        4345213613679312301,
+        139491342835005670,
+        3539233136055721709,
+        3686188328790841480,
+    ]
+    assert rng(np.int64(7), 3.0).random() == rng(7, np.int32(3)).random()
+
+
+@pytest.mark.parametrize("bad", [-1, 0.5, float("nan"), float("inf"), -(2**32), "3", None, [0]])
+def test_what_is_no_seed_is_refused_in_one_line(bad):
+    for place in ((bad,), (0, bad)) if bad != -1 and bad != -(2**32) else ((bad,),):
+        with pytest.raises(ValueError, match="rng needs a seed of 0 or more and integer streams"):
+            rng(*place)
