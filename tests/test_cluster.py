@@ -5,14 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import TINY
+from harming import open_ports
 
 from reidlab.core.run import RunFolder
 from reidlab.training.launch import launch
-from reidlab.training.world import Member, hosts_of, member_of
+from reidlab.training.world import Member, hosts_of, member_of, near_store
 
 SMALL = TINY | {"train.epochs": 1, "data.height": 32, "data.width": 16}
 
@@ -177,3 +179,15 @@ def test_a_world_of_one_starts_its_own(monkeypatch):
     for name, value in torchrun(0, 99, world=1).items():
         monkeypatch.setenv(name, value)
     assert launch(lambda device: device) == "cpu"
+
+
+def test_a_store_that_can_be_reached_from_here_alone():
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        sides = [member_of(torchrun(rank, port)) for rank in (0, 1)]
+        ours, theirs = pool.map(near_store, sides)
+        ours.set("said", "here")
+        assert theirs.get("said") == b"here"
+        assert open_ports(os.getpid()) == []
+        with pytest.raises(RuntimeError, match=f"port {port}, where .* Export another MASTER_PORT"):
+            near_store(sides[0])

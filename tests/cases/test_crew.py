@@ -18,7 +18,11 @@ from reidlab.training.launch import launch
 PATIENCE = 6  # seconds; 20 where a slow machine is at it
 SMALL = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0, "train__epochs": 3}
 SEARCH = {
+    "model__stem": "conv3x2",
+    "model__init_channels": 4,
+    "model__cells_per_stage": [1, 1],
     "search__init_channels": 4,
+    "search__ops": ["skip_connect", "sep_conv_3x3", "none"],
     "search__cells_per_stage": [1, 1],
     "search__nodes": 2,
     "search__p": 4,
