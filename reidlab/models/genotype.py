@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.names import option, unknown
-from ..core.reading import check_plain, exists, json_values, read_text, shown
+from ..core.reading import check_plain, exists, is_file, json_values, read_text, shown
 from ..core.seed import rng
 from .ops import SPACES, check_ops
 
@@ -422,7 +422,7 @@ def find_genotype(
                 f"run {name!r} holds no genotype.json yet; finish its search: papermill nbs/search.ipynb out.ipynb {shlex.join(option('run', name))}"
             )
         return read_genotype(path)
-    if reference.endswith(".json") or exists(reference):
+    if reference.endswith(".json") or is_file(reference):
         return read_genotype(reference)
     raise ValueError(
         unknown("genotype", reference or "(empty)", PUBLISHED | PUBLISHED_LAYERS)
