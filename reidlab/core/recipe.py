@@ -795,7 +795,8 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-SPEED = {"data.cache"}  # keys that change no number: a run may go on with another value
+# keys that change no number: a run may go on with another value
+SPEED = {"data.cache", "train.checkpoint_minutes"}
 
 
 def first_difference(

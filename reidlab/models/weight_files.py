@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.reading import check_file, shown
+from ..core.sealed import check_content, check_whole
 
 # %% ../../nbs/2_models/00_weight_files.ipynb #023df910
 MOST_WEIGHTS = 2**38  # bytes
@@ -51,13 +52,17 @@ def read_content(
 ) -> Any:  # tensors and plain values
     "What torch saved into a file, read without running anything."
     path = check_file(path, MOST_WEIGHTS)
+    check_whole(path, "checkpoint")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except Exception as wrong:  # of torch's, zipfile's or pickle's own
         raise ValueError(
             f"{shown(path.name)} in {shown(path.parent.name)}/ is no file of plain tensors: "
             f"it is {_instead(path, str(wrong))}"
         ) from None
+    if device != "meta":  # where there are no bits to compare
+        check_content(content, path, "checkpoint")
+    return content
 
 # %% ../../nbs/2_models/00_weight_files.ipynb #56d0a0ca
 TRAINED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module")

@@ -50,7 +50,7 @@ from reidlab.nas.strategies import (
     search_trainer,
 )
 from .supernet import FAR, Supernet, supernet_of
-from ..training.checkpoint import read_checkpoint
+from ..training.checkpoint import fitting, read_kept
 from ..training.loop import normalised_there, note_input, open_together, run_epochs
 from ..training.world import barrier, from_every_rank, rank, world_size
 
@@ -500,7 +500,9 @@ class _Notes:
         found = answer(net, self.recipe, self.run.name, epoch, self.n_pids, self.latency)
         write_bytes(self.path(epoch), found.to_json().encode())
         record = _figures_of(self.run, epoch) | bend | {"alpha_drift": drift}
-        return record | self.verdict({"epoch": epoch, **record})
+        return record | self.verdict(
+            {"epoch": epoch, "epochs": self.trainer.train.epochs, **record}
+        )
 
     def verdict(self, record: dict[str, Any]) -> dict[str, Any]:
         "Why this search should end here, if its recipe wants to know and it has collapsed."
@@ -548,8 +550,10 @@ def _left_by(
     ops: tuple[str, ...],
     n: int,  # operations an edge keeps; 0: all that it has
 ) -> dict[str, torch.Tensor]:  # what it leaves on offer
-    model = read_checkpoint(stage.path / "checkpoints" / "last.pt")["model"]
-    logits = {kind: model[f"backbone.alpha_{kind}"] for kind in ("normal", "reduce")}
+    content = read_kept(stage, "last")
+    with fitting(f"last.pt of {stage.path}"):
+        model = content["model"]
+        logits = {kind: model[f"backbone.alpha_{kind}"] for kind in ("normal", "reduce")}
     if masks:
         logits = {kind: z.masked_fill(~masks[kind], FAR) for kind, z in logits.items()}
     return kept_ops(logits, ops, n)

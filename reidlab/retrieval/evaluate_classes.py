@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import holding
 from ..core.recipe import Recipe
 from reidlab.core.run import (
     RunFolder,
@@ -35,15 +36,17 @@ from reidlab.retrieval.accuracy import (
     name_photos,
     wilson_interval,
 )
+from .evaluate import read_columns
 from reidlab.retrieval.evaluate_run import (
     count_opening,
     evaluation_recipe,
     put_aside,
     same_content,
+    stored_result,
 )
 from ..training.checkpoint import weights_digest
 from ..training.classify import load_classifier
-from ..training.world import barrier, rank, world_size
+from ..training.world import barrier, from_rank_zero, rank, world_size
 
 # %% ../../nbs/6_retrieval/22_evaluate_classes.ipynb #3bab0405
 def naming_baselines(data: ClassSet) -> dict[str, dict[str, float]]:
@@ -65,11 +68,8 @@ def load_predictions(
     path: str | Path,
 ) -> tuple[Named, np.ndarray]:  # what was said, and (N,) the right class
     "Read predictions.npz and check that it is whole."
-    with np.load(path, allow_pickle=False) as stored:
-        wanted = (*Named._fields, "labels")
-        if missing := [name for name in wanted if name not in stored]:
-            raise ValueError(f"{path} lacks {', '.join(missing)}. Evaluate that run again.")
-        ranks, predicted, labels = (stored[name] for name in wanted)
+    columns = read_columns(path, (*Named._fields, "labels"), "Evaluate that run again.")
+    ranks, predicted, labels = columns.values()
     if not len(ranks) == len(predicted) == len(labels):
         raise ValueError(f"{path} holds columns of different lengths. Evaluate that run again.")
     return Named(ranks, predicted), labels
@@ -113,31 +113,33 @@ def evaluate_classes(
     _same_classes(run, data, content["architecture"]["n_pids"], data_dir)
     rules = _rules(recipe, data, content)
     out = run.path / "evaluate" / data.name
-    stored = read_json(out / "metrics.json") if (out / "metrics.json").is_file() else None
+    stored = stored_result(out)
     barrier()
     answered = stored and _answered(stored["protocol"], rules)
-    if answered and (out / "predictions.npz").is_file():
-        return stored
+    if from_rank_zero(bool(answered and (out / "predictions.npz").is_file())):
+        return from_rank_zero(stored)
     began = time.monotonic()
     workers = settings().workers if workers is None else workers
     size, flip = recipe.evaluate.batch_size, recipe.evaluate.flip
     named = name_photos(model, data.test, recipe.data, size, workers, device, flip)
     alive("writing what was named", limit=LONG)
+    record = None
     if rank() == 0:
-        card = rules | {
-            "version": data.manifest.about.get("version", ""),
-            "counts": {"photos": len(data.test.paths), "classes": data.n_pids},
-            "chosen": content["selection"],
-            "times_opened": count_opening(out),
-        }
-        record = _record(run, recipe, card, named, data, device)
-        record["seconds"] = round(time.monotonic() - began, 2)
-        if stored:
-            put_aside(out)
-        save_predictions(out / "predictions.npz", named, data.test.pids)
-        write_json(out / "metrics.json", record)
-    barrier()
-    return read_json(out / "metrics.json")
+        with holding(out / ".lock"):  # others with other rules wait, and put ours aside
+            card = rules | {
+                "version": data.manifest.about.get("version", ""),
+                "counts": {"photos": len(data.test.paths), "classes": data.n_pids},
+                "chosen": content["selection"],
+                "times_opened": count_opening(out),
+            }
+            record = _record(run, recipe, card, named, data, device)
+            record["seconds"] = round(time.monotonic() - began, 2)
+            if (out / "metrics.json").is_file():
+                put_aside(out)
+            save_predictions(out / "predictions.npz", named, data.test.pids)
+            write_json(out / "metrics.json", record, sealed=True)
+            record = read_json(out / "metrics.json")
+    return from_rank_zero(record)
 
 # %% ../../nbs/6_retrieval/22_evaluate_classes.ipynb #5fa69c89
 def _same_classes(run: RunFolder, data: ClassSet, n: int, data_dir: str | Path) -> None:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['AP_QUERIES', 'DONE_BESIDES', 'CAMERAS', 'evaluation_recipe', 'check_transfer', 'ranking_record', 'features_key',
-           'keep_features', 'kept_features', 'same_content', 'count_opening', 'put_aside', 'rank_lists', 'check_test',
-           'evaluate_run', 'ranking_of', 'read_ranking']
+           'keep_features', 'kept_features', 'same_content', 'stored_result', 'count_opening', 'put_aside',
+           'rank_lists', 'check_test', 'evaluate_run', 'ranking_of', 'read_ranking']
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #68989aa2
 import json
 import shlex
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.files import clear_parts, holding
 from ..core.identity import file_digest, same_data
 from ..core.names import is_plain, option, unknown
 from ..core.recipe import Evaluate, Recipe, undotted, validated
@@ -154,7 +156,7 @@ def features_key(
     size, rules = recipe.data, recipe.evaluate
     return {
         "weights": weights_digest(content["model"]),
-        "architecture": content["fingerprint"],
+        "architecture": content.get("fingerprint"),
         "data": data.fingerprint,
         "reader": READER,
         "size": [size.height, size.width],
@@ -179,9 +181,12 @@ def kept_features(folder: Path, key: Mapping[str, Any]) -> Embeddings | None:
         return None
     try:
         stored = read_json(about)
-    except (ValueError, AttributeError):  # torn, or not ours
+    except ValueError as wrong:  # torn, or not ours
+        warnings.warn(f"{wrong} The photos are embedded again.", stacklevel=2)
         return None
     wanted = {**key, "file": file_digest(file), "format": stored.get("format")}
+    if stored.get("file") != wanted["file"]:
+        warnings.warn(f"{file} is not as it was written: embedded again.", stacklevel=2)
     stored.setdefault("reader", key["reader"])  # unsaid before there was a second one
     if not same_data(str(stored.get("data", "")), wanted["data"]):
         return None
@@ -224,14 +229,23 @@ def _same_rule(stored: Mapping, card: Mapping) -> bool:
     }
 
 
+def stored_result(
+    folder: Path,  # <run>/evaluate/<dataset>
+) -> dict | None:  # None: not evaluated yet
+    "What an evaluation wrote down; a damaged record is refused by name."
+    file = folder / "metrics.json"
+    needs = {"dataset": str, "protocol": dict, "metrics": dict}
+    return read_json(file, needs) if file.is_file() else None
+
+
 def count_opening(folder: Path) -> int:
     "Count one more look at the test split, before it is ranked: a crash from here on counts too."
     file, record = folder / "opened.json", folder / "metrics.json"
     if file.is_file():
-        before = read_json(file)["times_opened"]
+        before = read_json(file, {"times_opened": int})["times_opened"]
     else:  # an evaluation from before there was such a file
-        before = read_json(record)["protocol"]["times_opened"] if record.is_file() else 0
-    write_json(file, {"times_opened": before + 1})
+        before = stored_result(folder)["protocol"].get("times_opened", 0) if record.is_file() else 0
+    write_json(file, {"times_opened": before + 1}, sealed=True)
     return before + 1
 
 
@@ -248,7 +262,7 @@ def put_aside(folder: Path) -> None:
 def _write_ranking(out: Path, run: str, card: Mapping[str, Any], ranked: tuple) -> None:
     "Write ranking.json beside metrics.json; `ranked` is query, gallery, result."
     about = {k: card[k] for k in ("dataset", "fingerprint", "checkpoint", "metric", "flip")}
-    write_json(out / "ranking.json", ranking_record(*ranked, run=run, **about))
+    write_json(out / "ranking.json", ranking_record(*ranked, run=run, **about), sealed=True)
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #b69d5e46
 def rank_lists(
@@ -308,7 +322,7 @@ def evaluate_run(
     protocol = manifest_protocol(data.manifest)
     check_test(data, recipe.evaluate, protocol)
     out = run.path / "evaluate" / data.name
-    stored = read_json(out / "metrics.json") if (out / "metrics.json").is_file() else None
+    stored = stored_result(out)
     model, content = load_model(run.path, recipe.evaluate.checkpoint, device)
     key = features_key(content, recipe, data)
     rules = {
@@ -328,7 +342,8 @@ def evaluate_run(
     kept = kept_features(out, key)
     unsaid = not (out / "features.json").is_file()  # an evaluation from before there was one
     barrier()
-    if stored and _same(stored, rules) and embedded and from_rank_zero(bool(kept or unsaid)):
+    answered = stored and _same(stored, rules) and embedded and bool(kept or unsaid)
+    if from_rank_zero(answered):
         if not ranked and rank() == 0:
             listed = rank_lists(
                 load_embeddings(out / "embeddings.npz"), recipe.evaluate, data, protocol
@@ -336,48 +351,50 @@ def evaluate_run(
             _write_ranking(out, run.name, rules, listed)
         if recipe.evaluate.baselines and "baselines" not in stored and rank() == 0:
             stored["baselines"] = _baselines(data, protocol)
-            write_json(out / "metrics.json", stored)
-        barrier()
-        return read_json(out / "metrics.json")
+            write_json(out / "metrics.json", stored, sealed=True)
+        return from_rank_zero(read_json(out / "metrics.json") if rank() == 0 else None)
     began = time.monotonic()
     workers = settings().workers if workers is None else workers
     again = not from_rank_zero(bool(kept))
     embeddings = embed_split(model, recipe, data, "test", device, workers) if again else kept
+    record = None
     if rank() == 0:
-        times = count_opening(out)
-        if again:
-            verified(data.manifest)  # nobody changed a photo meanwhile
-            keep_features(out, key, embeddings)
-        result = rank_by_manifest(embeddings, recipe.evaluate, *protocol)
-        card = protocol_card(
-            recipe,
-            data,
-            "test",
-            embeddings,
-            result,
-            **in_words(recipe.evaluate),
-            normalised=rules["normalised"],
-            checkpoint=rules["checkpoint"],
-            weights=rules["weights"],
-            chosen=content["selection"],
-            times_opened=times,
-            protocol=protocol[0].name,
-            trained_on=trained_on,
-            version=data.manifest.about.get("version", ""),
-        )
-        record = _record(run, recipe, card.to_dict(), result, device)
-        record["seconds"] = round(time.monotonic() - began, 2)
-        if recipe.evaluate.baselines:
-            record["baselines"] = _baselines(data, protocol)
-        record["intervals"] = _intervals(result, data.query.pids)
-        record["cameras"] = _cameras(embeddings, recipe.evaluate)
-        if stored:
-            put_aside(out)  # only now: until here a crash leaves the earlier result where it was
-        listed = rank_lists(embeddings, recipe.evaluate, data, protocol, result)
-        _write_ranking(out, run.name, rules, listed)
-        write_json(out / "metrics.json", record)
-    barrier()
-    return read_json(out / "metrics.json")
+        with holding(out / ".lock"):  # others with other rules wait, and put ours aside
+            clear_parts(out)
+            times = count_opening(out)
+            if again:
+                verified(data.manifest)  # nobody changed a photo meanwhile
+                keep_features(out, key, embeddings)
+            result = rank_by_manifest(embeddings, recipe.evaluate, *protocol)
+            card = protocol_card(
+                recipe,
+                data,
+                "test",
+                embeddings,
+                result,
+                **in_words(recipe.evaluate),
+                normalised=rules["normalised"],
+                checkpoint=rules["checkpoint"],
+                weights=rules["weights"],
+                chosen=content["selection"],
+                times_opened=times,
+                protocol=protocol[0].name,
+                trained_on=trained_on,
+                version=data.manifest.about.get("version", ""),
+            )
+            record = _record(run, recipe, card.to_dict(), result, device)
+            record["seconds"] = round(time.monotonic() - began, 2)
+            if recipe.evaluate.baselines:
+                record["baselines"] = _baselines(data, protocol)
+            record["intervals"] = _intervals(result, data.query.pids)
+            record["cameras"] = _cameras(embeddings, recipe.evaluate)
+            if (out / "metrics.json").is_file():
+                put_aside(out)  # only now: a crash leaves the earlier result where it was
+            listed = rank_lists(embeddings, recipe.evaluate, data, protocol, result)
+            _write_ranking(out, run.name, rules, listed)
+            write_json(out / "metrics.json", record, sealed=True)
+            record = read_json(out / "metrics.json")
+    return from_rank_zero(record)
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #72057123
 def _baselines(data: DataSet, protocol: tuple) -> dict[str, dict]:

@@ -27,7 +27,7 @@ from reidlab.data.class_loaders import (
 from ..losses.catalogue import weighted_sum
 from ..models.balance import class_scores
 from ..models.cost import count_macs, count_parameters
-from .checkpoint import load_weights, read_checkpoint
+from .checkpoint import load_weights, read_kept
 from reidlab.training.loop import (
     Trainer,
     Work,
@@ -130,7 +130,7 @@ def load_classifier(
 ) -> tuple[nn.Module, dict[str, Any]]:  # in evaluation mode, and the checkpoint's content
     "A run's network with its weights, ready to name."
     run = RunFolder(folder)
-    content = read_checkpoint(run.path / "checkpoints" / f"{checkpoint}.pt", device)
+    content = read_kept(run, checkpoint, device)
     recipe = with_genotype(run.recipe, run.path)
     if recipe.data.task != "classification":
         raise ValueError(

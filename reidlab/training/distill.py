@@ -20,7 +20,7 @@ from ..core.run import RunFolder, find_run
 from ..core.settings import settings
 from ..data.loaders import Batch, DataSet
 from ..losses.soft_targets import feature_match_loss, soft_target_loss
-from .checkpoint import read_checkpoint, weights_digest
+from .checkpoint import read_kept, weights_digest
 from .loop import Trainer, branches_of, fit_from_recipe, load_model, teaching_mode
 from .world import rank
 
@@ -130,7 +130,7 @@ def check_teacher(
     if not recipe.train.distill.teacher:
         return
     run = find_teacher(recipe, roots)
-    content = read_checkpoint(run.path / "checkpoints" / f"{recipe.train.distill.checkpoint}.pt")
+    content = read_kept(run, recipe.train.distill.checkpoint)
     ours, theirs = ({k: getattr(r.data, k) for k in TOGETHER} for r in (recipe, run.recipe))
     now, then = data.fingerprint, run.environment["data"]
     then = now if same_data(now, then) else then

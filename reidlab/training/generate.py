@@ -27,10 +27,13 @@ from ..data.loaders import DataSet, eval_loader, open_data, open_photos, train_l
 from ..data.transforms import denormalise
 from ..models.generator import Generator, doublings, from_features, unit_noise
 from .adversary import STREAM, Pair, one_pass
-from .checkpoint import load_weights, read_checkpoint, read_last, save_checkpoint
+from .checkpoint import read_kept, read_last, save_checkpoint
 from .frechet import Judge
-from .loop import load_model, normalised_there, note_input
+from .loop import check_moments, load_model, normalised_there, note_input
 from .world import world_size
+
+# %% ../../nbs/4_training/21_generate.ipynb #ck0r1g1n
+from .checkpoint import check_architecture, check_origin, fitting, load_weights
 
 # %% ../../nbs/4_training/21_generate.ipynb #d4e69c46
 def real_photos(
@@ -141,6 +144,7 @@ class Studio:
         roots: Iterable[str | Path] = (),  # where the run that gives features lies
     ):
         check_generator(recipe, data)
+        self.fingerprint = data.fingerprint
         self.plan, self.seed = recipe.train.gan, recipe.seed
         self.bank = feature_bank(self.plan, data, device, roots)
         self.pair = Pair(self.plan, recipe.data, recipe.seed, device)
@@ -230,11 +234,18 @@ def draw_epochs(
     plan, epochs, facts = recipe.train.gan, recipe.train.epochs, pair_facts(recipe)
     checkpoints, plain = run.path / "checkpoints", recipe.model_dump(mode="json")
     progress = {"epoch": 0, "seconds": 0.0, "last": {}, "baselines": {}}
-    pair, judge = studio.pair, studio.judge()
-    if before := read_last(checkpoints, str(pair.device)):
-        load_weights(pair.networks, before, facts, "last.pt")
-        pair.restore({"networks": before["model"], "optimizers": before["optimizers"]})
-        progress = before["progress"]
+    pair, judge, photos = studio.pair, studio.judge(), studio.fingerprint
+
+    def take(content: dict[str, Any], name: str) -> None:
+        check_architecture(facts, content["architecture"], name)
+        check_origin(content, recipe, name, photos)
+        load_weights(pair.networks, content, facts, name)
+        with fitting(name):
+            pair.restore({"networks": content["model"], "optimizers": content["optimizers"]})
+            check_moments(pair.optimizers)
+            progress.update(_measured(content, epochs))
+
+    read_last(checkpoints, str(pair.device), take, run.warn)
     if not progress["baselines"]:
         progress["baselines"] = judge.baselines()
         write_bytes(run.path / "samples" / "real.png", grid_png(judge.rest[:SHOWN]))
@@ -255,13 +266,23 @@ def draw_epochs(
         left, loss = (epochs - epoch) * seconds, record["generator_loss"]
         run.beat(epoch=epoch, epochs=epochs, loss=loss, images_per_s=speed, seconds_left=left)
         about = (facts, plain, epoch, "last")
-        state = {"optimizers": pair.state()["optimizers"], "progress": progress}
+        state = {"optimizers": pair.state()["optimizers"], "progress": progress, "data": photos}
         save_checkpoint(checkpoints / "last.pt", pair.networks, *about, **state)
         for show in on_epoch:
             show(run.path, record)
     kept = (facts, plain, progress["epoch"], f"last epoch, {progress['epoch']}")
-    save_checkpoint(checkpoints / "best.pt", pair.generator, *kept)
+    save_checkpoint(checkpoints / "best.pt", pair.generator, *kept, data=photos)
     return progress
+
+
+def _measured(content: dict[str, Any], epochs: int) -> dict[str, Any]:
+    "The progress of a checkpoint, if a generator of so many epochs can stand there."
+    progress = content["progress"]
+    if not 0 <= progress["epoch"] <= epochs or progress["epoch"] != content["epoch"]:
+        raise ValueError(
+            f"it stands at epoch {progress['epoch']} (of {epochs}), and says {content['epoch']} are complete"
+        )
+    return {key: progress[key] for key in ("epoch", "seconds", "last", "baselines")}
 
 # %% ../../nbs/4_training/21_generate.ipynb #dd1780e4
 def load_generator(
@@ -270,8 +291,7 @@ def load_generator(
 ) -> Generator:  # in evaluation mode
     "A run's generator with its weights, ready to draw."
     run = RunFolder(folder)
-    content = read_checkpoint(run.path / "checkpoints" / "best.pt", device)
-    recipe = run.recipe
+    content, recipe = read_kept(run, "best", device), run.recipe
     plan, data = recipe.train.gan, recipe.data
     check = pair_facts(recipe) if plan.input_dim else {"backbone": recipe.model.backbone}
     if check["backbone"] != "generator" or "input_dim" not in content["architecture"]:

@@ -30,31 +30,44 @@ from IPython.display import HTML, display
 from ..core.identity import same_data
 from ..core.names import option
 from ..core.recipe import first_difference
-from ..core.run import RunFolder, load_runs
+from ..core.run import RunFolder, load_runs, read_json
 from ..core.settings import project_root, settings
 from ..data.class_loaders import open_set
 from .grid import Cell
 from .launch import console, status_line
 
 # %% ../../nbs/4_training/17_sweep.ipynb #5eb44f64
+def _progress(run: RunFolder) -> tuple[str, str]:
+    "How far a run of the right recipe has come; what it left is read, not only looked for."
+    if not run.finished:
+        return "begun", status_line(run.status())
+    run.metrics()
+    evaluated = run.path / "evaluate" / run.recipe.data.name / "metrics.json"
+    if not evaluated.is_file():
+        return "trained", ""
+    read_json(evaluated, {"metrics": dict})
+    return "finished", ""
+
+
 def cell_state(
     cell: Cell,
     runs: str | Path = "",  # where run folders lie; empty: settings().runs_dir
-) -> tuple[str, str]:  # waiting, begun, trained, finished or another's; and what there is to say
+    # waiting, begun, trained, finished, another's or damaged; and what there is to say
+) -> tuple[str, str]:
     "How far a cell has come, as its run folder tells."
     run = RunFolder(Path(runs or settings().runs_dir) / cell.name)
     if not (run.path / "recipe.yaml").is_file():
         return "waiting", ""
     try:
         change = first_difference(cell.resolved(), run.recipe, without=["search"])
-    except ValueError as wrong:  # a recipe of another time
+    except (ValueError, OSError) as wrong:  # a recipe of another time
         change = str(wrong)
     if change:
         return "another's", f"the run there is of another recipe: {change}"
-    if not run.finished:
-        return "begun", status_line(run.status())
-    evaluated = run.path / "evaluate" / run.recipe.data.name / "metrics.json"
-    return ("finished", "") if evaluated.is_file() else ("trained", "")
+    try:
+        return _progress(run)
+    except (ValueError, OSError) as wrong:
+        return "damaged", str(wrong)
 
 # %% ../../nbs/4_training/17_sweep.ipynb #d15ea5e1
 def other_photos(
@@ -168,7 +181,7 @@ def failure(
 ) -> str:  # one line
     "What stopped a page, in one line."
     page, log = Path(folder) / f"{step}.ipynb", Path(folder) / f"{step}.log"
-    with suppress(OSError, ValueError):
+    with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
         for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
                 if output["output_type"] == "error":
@@ -218,7 +231,7 @@ def _begin(place: Place, runs: Path, launch: Launch, slot: int) -> None:
 
 def _proceed(place: Place, state: str, about: str, launch: Launch) -> None:
     "From what the folder says to the step that comes next."
-    if state in ("finished", "another's"):
+    if state in ("finished", "another's", "damaged"):
         place.state = "finished" if state == "finished" else "failed"
         place.about = about
         place.release()
@@ -243,8 +256,9 @@ def _look(place: Place, runs: Path, launch: Launch) -> None:
     if code == 0 and state in wanted:
         _proceed(place, state, about, launch)
         return
-    ended = failure(folder.path, place.step, code) if code else f"{place.step}: no result was left"
-    place.state, place.about = "failed", ended
+    left = f"{place.step}: {about if state == 'damaged' else 'no result was left'}"
+    place.state = "failed"
+    place.about = failure(folder.path, place.step, code) if code else left
     place.release()
 
 # %% ../../nbs/4_training/17_sweep.ipynb #03c85a21
