@@ -492,7 +492,8 @@ class Recipe(Section):
         return yaml_text(json.loads(self.model_dump_json()))
 
     def __repr__(self) -> str:
-        return self.to_yaml()
+        said = [f"# set here: {key} = {value}\n" for key, value in set_here(self).items()]
+        return "".join(said) + self.to_yaml()
 
     __str__ = __repr__
 
@@ -755,7 +756,7 @@ def set_here(
         place = next((s for s in SETS if dotted.startswith(f"{s}.")), dotted)
         value: Any = plain
         for part in place.split("."):
-            value = value[part]
+            value = value.get(part) if isinstance(value, dict) else None
         found[place] = value
     return found
 
