@@ -29,7 +29,8 @@ def harm(what):
 def note(folder):
     "Write down who is here, and which ports these listen on beyond the loopback."
     mine = [os.getpid(), *readers()]
-    found = {str(pid): "" for pid in mine} | {f"{p}:": str(open_ports(p)) for p in mine}
+    found = {str(pid): "" for pid in mine}
+    found |= {f"{pid}:": str(open_ports(pid)) for pid in [os.getppid(), *mine]}
     lines = "".join(f"{key} {value}\n" for key, value in found.items())
     (Path(folder) / f"who{rank()}").write_text(lines)
 
