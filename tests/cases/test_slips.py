@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,14 +11,19 @@ import torch
 from conftest import tiny_recipe
 
 from reidlab.core.run import open_run, write_json
-from reidlab.core.seed import rng, seed_all
+from reidlab.core.seed import deterministic, rng, seed_all
 from reidlab.data.doctor import _copies, examine_labels
 from reidlab.data.manifest import Manifest
 from reidlab.data.samplers import epoch_batches, groups
 from reidlab.losses.circle import circle_logits, circle_terms
+from reidlab.nas.derive import strengths
 from reidlab.nas.gdas import GumbelSupernet, gumbel_weights
+from reidlab.retrieval.expansion import expand_queries
+from reidlab.retrieval.metrics import evaluate_rank
+from reidlab.training.freeze import rest
 from reidlab.training.grid import plan_cells
 from reidlab.training.sweep import cell_state
+from reidlab.viz.curves import plot_history
 
 
 def test_the_circles_weights_are_numbers_to_a_gradient():
@@ -156,3 +162,52 @@ def test_what_is_no_seed_is_refused_in_one_line(bad):
     for place in ((bad,), (0, bad)) if bad != -1 and bad != -(2**32) else ((bad,),):
         with pytest.raises(ValueError, match="rng needs a seed of 0 or more and integer streams"):
             rng(*place)
+
+
+def test_a_part_at_rest_has_no_gradient_left_to_step_by():
+    part = torch.nn.Linear(2, 1)
+    weights, optimizer = list(part.parameters()), torch.optim.SGD(part.parameters(), lr=1.0)
+    part(torch.ones(1, 2)).sum().backward()
+    rest(part, weights, resting=True)
+    before = [w.detach().clone() for w in weights]
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_after_the_block_kernels_are_chosen_as_before_it(before):
+    torch.use_deterministic_algorithms(before)
+    try:
+        with deterministic():
+            assert torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_only_edge_norm_and_sigmoid_listen_to_betas():
+    alpha, beta = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([3.0, 0.0])
+    p, share = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (alpha, beta))
+    np.testing.assert_allclose(strengths(alpha, "softmax", beta), p)
+    np.testing.assert_allclose(strengths(alpha, "edge_norm", beta), p * share[:, None])
+    np.testing.assert_array_equal(strengths(alpha, "raw_logit", beta), alpha)
+
+
+def test_only_queries_with_a_wrong_photo_as_near_are_tied():
+    dist = np.array([[0.5, 0.5, 0.9], [0.2, 0.5, 0.9], [0.5, 0.5, 0.1]])
+    result = evaluate_rank(dist, [1, 1, 3], [1, 2, 3], [0] * 3, [1] * 3)
+    assert result.matches.tied.tolist() == [True, False, False]
+
+
+def test_a_neighbour_on_the_far_side_is_worth_nothing():
+    query, gallery = np.array([[1.0, 0.0]]), np.array([[-0.8, 0.6], [-0.6, -0.8]])
+    np.testing.assert_allclose(expand_queries(query, gallery, top=2, weight=3.0), query, atol=1e-6)
+
+
+def test_curves_of_validation_are_in_per_cent():
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "val_mAP": [0.25, 0.5]})
+    left, right = plot_history(history)
+    (line,) = [x for x in right.get_lines() if len(x.get_xdata()) == 2]
+    np.testing.assert_allclose(line.get_ydata(), [25, 50])
+    np.testing.assert_allclose(left.get_lines()[0].get_ydata(), [2, 1])
+    plt.close("all")
