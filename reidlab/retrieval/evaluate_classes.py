@@ -125,7 +125,7 @@ def evaluate_classes(
     alive("writing what was named", limit=LONG)
     record = None
     if rank() == 0:
-        with holding(out / ".lock"):  # others with other rules wait, and put ours aside
+        with holding(run.path / ".lock"):  # others with other rules wait, and put ours aside
             card = rules | {
                 "version": data.manifest.about.get("version", ""),
                 "counts": {"photos": len(data.test.paths), "classes": data.n_pids},

@@ -359,7 +359,7 @@ def evaluate_run(
     embeddings = embed_split(model, recipe, data, "test", device, workers) if again else kept
     record = None
     if rank() == 0:
-        with holding(out / ".lock"):  # others with other rules wait, and put ours aside
+        with holding(run.path / ".lock"):  # others with other rules wait, and put ours aside
             clear_parts(out)
             times = count_opening(out)
             if again:
