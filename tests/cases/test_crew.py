@@ -4,6 +4,8 @@ import os
 import re
 import socket
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from harming import WORK, harmed, open_ports
 
 from reidlab.core.processes import processes
 from reidlab.core.run import RunFolder, open_run
+from reidlab.core.signs import Sign
 from reidlab.data.loaders import open_data
+from reidlab.training.crew import Rank, Seat, account, silent
 from reidlab.training.launch import launch
 
 PATIENCE = 6  # seconds; 20 where a slow machine is at it
@@ -159,3 +163,28 @@ def test_a_port_that_is_open_is_found():
             one.bind((address, 0))
             one.listen()
         assert open_ports(os.getpid()) == [f"00000000:{wide.getsockname()[1]:04X}"]
+
+
+def rank_of(r, limit, what="epoch 1, step 2", count=5):
+    "A rank that was heard at second 0, without a process."
+    seat = Seat(r, 2, "cpu", 1, Path("nowhere"), 20.0)
+    return Rank(SimpleNamespace(pid=-1 - r, exitcode=None), None, seat, Sign(count, limit, what))
+
+
+@pytest.mark.parametrize(
+    ("limits", "stopped", "now", "says"),
+    [
+        ((20, 20), {}, 24, ""),
+        ((20, 20), {}, 26, "process 1 of 2 failed: no sign of life for 26 s in epoch 1, step 1"),
+        ((20, 3600), {}, 3000, ""),  # the other ranks a gallery
+        ((20, 3600), {9: 2900.0}, 3000, "process 0 of 2 failed: its reader (process 9) is stopped"),
+        ((20, 20), {9: 25.0}, 26, "process 0 of 2 failed: its reader (process 9) is stopped"),
+        ((20, 20), {-1: 1.0}, 22, "process 0 of 2 failed: it is stopped in epoch 1, step 2"),
+    ],
+)
+def test_who_holds_up_the_job(limits, stopped, now, says, monkeypatch):
+    monkeypatch.setattr(os, "kill", lambda *given: None)
+    ranks = [rank_of(0, limits[0]), rank_of(1, limits[1], "epoch 1, step 1", count=4)]
+    ranks[0].stopped = stopped
+    found = silent(ranks, now)
+    assert account([found], 2).startswith(says) if says else found is None
