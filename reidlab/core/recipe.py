@@ -698,8 +698,15 @@ SETS = {  # a mapping here is the whole set; what a dotted key finds where no fi
 
 def _laid(base: Any, over: Any, place: str) -> Any:
     "An override's value upon what is there."
+    if over is None and isinstance(base, Mapping):
+        if (holder := place.rpartition(".")[0]) in SETS:
+            raise ValueError(
+                f"override {place} is null, which takes nothing away. To do without it, write "
+                f"{holder} with all that shall stay."
+            )
+        return base
     if not isinstance(over, Mapping) or place in SETS:
-        return base if over is None and isinstance(base, Mapping) else over
+        return over
     base = base if isinstance(base, Mapping) else {}
     inner = {str(k): _laid(base.get(k), v, f"{place}.{k}") for k, v in over.items()}
     return {**base, **inner}
@@ -790,7 +797,7 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= (
             _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
+            if isinstance(value, Mapping) and value  # a part without options is there all the same
             else {f"{prefix}{key}": value}
         )
     return flat

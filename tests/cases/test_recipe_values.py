@@ -274,6 +274,29 @@ def test_a_set_is_replaced_and_a_dotted_key_changes_one_member(overrides, terms,
     assert len(shown) == len(set_here(recipe)) and all(str(terms) in line for line in shown)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [{"loss.terms.triplet": None}, {"search.loss.softmax": None}],
+)
+def test_null_takes_nothing_away_and_says_so(overrides, tmp_path):
+    (tmp_path / "mine.yaml").write_text(FILE)
+    with pytest.raises(
+        ValueError, match=r"override (loss\.terms|search\.loss)\.\w+ is null, which takes nothing"
+    ):
+        load_recipe("mine", overrides=overrides, folder=tmp_path)
+    found = load_recipe("mine", overrides={"loss.terms": {"circle": None}}, folder=tmp_path)
+    assert found.loss.terms == {"circle": {}}  # a name alone has the usual options
+
+
+@pytest.mark.parametrize("place", ["loss.terms", "search.loss", "search.health"])
+def test_parts_without_options_are_parts(place):
+    sets = [{}, {"softmax": {}}, {"softmax": {}, "circle": {}}, {"circle": {}}]
+    found = [load_recipe("smoke", overrides={place: members}) for members in sets]
+    for i, one in enumerate(found):
+        for j, other in enumerate(found):
+            assert (first_difference(one, other) is None) == (i == j), (sets[i], sets[j])
+
+
 def test_a_dotted_key_keeps_the_usual_set_where_no_file_says_one(tmp_path):
     (tmp_path / "mine.yaml").write_text("train: {epochs: 3}\n")
     over = {"loss.terms.triplet.margin": 0.5, "search.loss.softmax.weight": 1}
