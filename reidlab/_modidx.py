@@ -2206,6 +2206,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'reidlab/retrieval/evaluate_run.py'),
                                                 'reidlab.retrieval.evaluate_run.same_content': ( '6_retrieval/evaluate_run.html#same_content',
                                                                                                  'reidlab/retrieval/evaluate_run.py'),
+                                                'reidlab.retrieval.evaluate_run.shown_alike': ( '6_retrieval/evaluate_run.html#shown_alike',
+                                                                                                'reidlab/retrieval/evaluate_run.py'),
                                                 'reidlab.retrieval.evaluate_run.stored_result': ( '6_retrieval/evaluate_run.html#stored_result',
                                                                                                   'reidlab/retrieval/evaluate_run.py')},
             'reidlab.retrieval.expansion': { 'reidlab.retrieval.expansion._answers': ( '6_retrieval/expansion.html#_answers',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AP_QUERIES', 'DONE_BESIDES', 'CAMERAS', 'evaluation_recipe', 'check_transfer', 'ranking_record', 'features_key',
-           'keep_features', 'kept_features', 'same_content', 'stored_result', 'count_opening', 'put_aside',
-           'rank_lists', 'check_test', 'evaluate_run', 'ranking_of', 'read_ranking']
+           'keep_features', 'shown_alike', 'kept_features', 'same_content', 'stored_result', 'count_opening',
+           'put_aside', 'rank_lists', 'check_test', 'evaluate_run', 'ranking_of', 'read_ranking']
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #68989aa2
 import json
@@ -28,7 +28,7 @@ from ..core.settings import settings
 from ..data.joined import family, shared_people
 from ..data.loaders import DataSet, find_manifest, open_test
 from ..data.manifest import Manifest, Photos, verified
-from ..data.pixels import READER
+from ..data.pixels import READER, open_image, turn_of
 from .baselines import BASELINES, rank_baseline
 from .breakdown import camera_matrix_features
 from .distance import l2_normalise
@@ -174,7 +174,28 @@ def keep_features(folder: Path, key: Mapping[str, Any], embeddings: Embeddings) 
     write_json(folder / "features.json", {**key, "file": file_digest(file)})
 
 
-def kept_features(folder: Path, key: Mapping[str, Any]) -> Embeddings | None:
+def shown_alike(
+    manifest: Manifest,  # its queries and gallery are looked at, their headers alone
+) -> bool:
+    "Whether the first reader of photos, before readers were named, showed a test as today's does."
+    frame = manifest.frame
+    for path in (manifest.root / p for p in frame.loc[frame["split"] != "train", "path"]):
+        try:
+            with open_image(path) as image:
+                plain = image.format in ("JPEG", "MPO", "PNG", "BMP") and image.mode in ("RGB", "L")
+                odd = {"icc_profile", "transparency"} & image.info.keys()
+                if not plain or odd or turn_of(image) is not None:
+                    return False
+        except Exception:  # whatever a decoder says; embedding it will name the photo
+            return False
+    return True
+
+
+def kept_features(
+    folder: Path,
+    key: Mapping[str, Any],  # from `features_key`
+    manifest: Manifest,  # of the photos; they are looked at where the features name no reader
+) -> Embeddings | None:
     "The kept embeddings, if they are of just this; None when anything differs."
     about, file = folder / "features.json", folder / "embeddings.npz"
     if not about.is_file() or not file.is_file():
@@ -187,9 +208,10 @@ def kept_features(folder: Path, key: Mapping[str, Any]) -> Embeddings | None:
     wanted = {**key, "file": file_digest(file), "format": stored.get("format")}
     if stored.get("file") != wanted["file"]:
         warnings.warn(f"{file} is not as it was written: embedded again.", stacklevel=2)
-    stored.setdefault("reader", key["reader"])  # unsaid before there was a second one
     if not same_data(str(stored.get("data", "")), wanted["data"]):
         return None
+    if "reader" not in stored:  # unsaid before there was a second one
+        stored["reader"] = key["reader"] if shown_alike(manifest) else 1
     return load_embeddings(file) if stored | {"data": wanted["data"]} == wanted else None
 
 # %% ../../nbs/6_retrieval/19_evaluate_run.ipynb #f6a4aab2
@@ -339,8 +361,9 @@ def evaluate_run(
         **in_words(recipe.evaluate),
     }
     ranked, embedded = ((out / f).is_file() for f in ("ranking.json", "embeddings.npz"))
-    kept = kept_features(out, key)
-    unsaid = not (out / "features.json").is_file()  # an evaluation from before there was one
+    kept = kept_features(out, key, data.manifest)
+    unsaid = stored and not (out / "features.json").is_file()  # from before there was one
+    unsaid = unsaid and shown_alike(data.manifest)
     barrier()
     answered = stored and _same(stored, rules) and embedded and bool(kept or unsaid)
     if from_rank_zero(answered):

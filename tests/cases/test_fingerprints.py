@@ -13,7 +13,7 @@ import torch
 from conftest import tiny_recipe
 from PIL import Image
 
-from reidlab.core.identity import rules_of, same_data
+from reidlab.core.identity import file_digest, rules_of, same_data
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import RunFolder, open_run, read_json, write_json
 from reidlab.core.settings import project_root
@@ -24,7 +24,7 @@ from reidlab.data.joined import join
 from reidlab.data.loaders import open_data, open_test
 from reidlab.data.manifest import read_manifest, write_manifest
 from reidlab.data.packed import pack_photos
-from reidlab.retrieval.evaluate import load_embeddings
+from reidlab.retrieval.evaluate import Embeddings, load_embeddings, save_embeddings
 from reidlab.retrieval.evaluate_classes import evaluate_classes
 from reidlab.retrieval.evaluate_run import evaluate_run, ranking_of
 from reidlab.training.classify import fit_classes
@@ -266,6 +266,31 @@ def test_features_of_photos_that_are_gone_are_not_ranked(old, data, run):
     assert again["protocol"]["times_opened"] == 2
     shutil.rmtree(run / "evaluate")
     assert worth(run, data)["metrics"] == again["metrics"]
+
+
+@pytest.mark.parametrize("said", ["no reader", "nothing"])
+@pytest.mark.parametrize("odd", [False, True], ids=["plain photos", "a turned photo"])
+def test_features_by_the_first_reader_hold_for_plain_photos_alone(odd, said, data, run):
+    "Kept before readers were named: the first one did not turn photos."
+    if odd:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        path = data / "photos" / "mine" / "gallery" / "5_c0.bmp"
+        Image.open(path).save(path, "JPEG", exif=exif)
+        prepare(data)
+    worth(run, data)
+    about, folder = run / "evaluate" / "mine" / "features.json", run / "evaluate" / "mine"
+    told = read_json(about)
+    q_feats, *rest = load_embeddings(folder / "embeddings.npz")
+    save_embeddings(folder / "embeddings.npz", Embeddings(q_feats + 1, *rest))  # as if seen so
+    told |= {"file": file_digest(folder / "embeddings.npz")}
+    del told["reader"]
+    about.unlink()
+    if said == "no reader":
+        write_json(about, told)
+    worth(run, data)
+    anew = np.abs(load_embeddings(folder / "embeddings.npz").q_feats - q_feats).max() < 0.5
+    assert anew == odd
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "features.json lost"])
