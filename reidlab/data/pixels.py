@@ -93,11 +93,12 @@ def _on_white(image: Image.Image, kind: str | None) -> tuple[Image.Image, bool]:
         return (image.convert("RGB") if image.mode == "P" else image), False
     seen = image.convert("RGBA")
     least, most = seen.getchannel("A").getextrema()
-    if least == 255 or (most == 0 and kind in ("BMP", "DIB", "TGA")):
+    opaque = least == 255 or (most == 0 and kind in ("BMP", "DIB", "TGA"))
+    if opaque:
         whole = seen.convert("RGB")
     else:
         whole = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return (whole.convert("L") if image.mode in ("L", "LA", "La") else whole), least < 255
+    return (whole.convert("L") if image.mode in ("L", "LA", "La") else whole), not opaque
 
 # %% ../../nbs/1_data/05_pixels.ipynb #9952341b
 SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}

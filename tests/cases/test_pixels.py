@@ -278,6 +278,9 @@ def odd_set(root):
         "glass.png": saved(Image.new("RGBA", (32, 48), (9, 9, 9, 90)), "PNG"),
         "linear.png": saved(Image.fromarray(PICTURE), "PNG", icc_profile=profile(1.0)),
         "torn.png": saved(Image.fromarray(PICTURE), "PNG", icc_profile=b"torn"),
+        "meant.tga": saved(
+            Image.new("RGBA", (32, 48), (9, 80, 9, 0)), "TGA"
+        ),  # alpha of no meaning
     }
     for name, content in files.items():
         (root / name).write_bytes(content)
