@@ -29,18 +29,30 @@ def _levels(folder: Path) -> list[list[Path]]:
     return levels
 
 
+def _alone(folder: Path, whole: list[Path]) -> Path:  # the highest first
+    "The highest of several folders, if no other is as high."
+    high = [p for p in whole if len(p.parts) == len(whole[0].parts)]
+    if len({p.resolve() for p in high}) > 1:
+        names = ", ".join(p.relative_to(folder).as_posix() for p in high)
+        raise ValueError(
+            f"{folder.name} holds such a set {len(high)} times, as {names}. Which one? Name it with "
+            "-p source PATH."
+        )
+    return whole[0]
+
+
 def find_top(
     folder: str | Path,  # what was downloaded
     wanted: Sequence[str],  # folders and files that lie together
     what: str = "the set as its authors give it",  # for the error
 ) -> Path:
-    "The folder that directly holds everything wanted, or an error that names what is missing."
+    "The highest folder that directly holds everything wanted, or an error that names what is missing."
     folder = Path(folder)
     places = [p for level in _levels(folder) for p in level]
     held = {p: [w for w in wanted if (p / w).exists()] for p in places}
     best = max(places, key=lambda p: len(held[p]))  # of equals the highest
     if len(held[best]) == len(wanted):
-        return best
+        return _alone(folder, [p for p in places if len(held[p]) == len(wanted)])
     near = ""
     if held[best]:
         lacks = ", ".join(w for w in wanted if w not in held[best])

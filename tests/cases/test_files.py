@@ -224,3 +224,20 @@ def test_every_page_says_it(page, home, lab):
     left = [names["odd"]] if page == "market1501" else []
     line = names["closing_line"](load_manifest("x"), *left)
     assert "1 files left out" in line and "1 .heic" in line
+
+
+def test_of_two_sets_side_by_side_none_is_chosen_in_silence(tmp_path):
+    for name in ("DukeMTMC-reID", "Market-1501-v15.09.15"):
+        for folder in ("bounding_box_train", "query"):
+            (tmp_path / name / folder).mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"as DukeMTMC-reID, Market-1501-v15\.09\.15\. Which one\?"
+    ):
+        find_top(tmp_path, ["bounding_box_train", "query"])
+    (tmp_path / "query").mkdir()
+    (tmp_path / "bounding_box_train").mkdir()  # the highest is meant
+    assert find_top(tmp_path, ["bounding_box_train", "query"]) == tmp_path
+    (tmp_path / "one" / "set").mkdir(parents=True)
+    (tmp_path / "one" / "set" / "query").mkdir()
+    (tmp_path / "one" / "again").symlink_to("set")  # one set, by two names
+    assert find_top(tmp_path / "one", ["query"]).resolve() == tmp_path / "one" / "set"
