@@ -24,6 +24,7 @@ from .layouts import listed_path
 from .manifest import SPLITS
 from reidlab.data.tables import (
     is_missing,
+    like_split,
     lines_of,
     numbered,
     plain_spelling,
@@ -220,9 +221,9 @@ def _identities(table: pd.DataFrame, where: str) -> pd.Series:  # int64, −1 ju
             split = split_named(name, SPLITS, ADVICE)
         except ValueError as wrong:
             raise ValueError(f"{where}{lines_of(pids, pids == name)}: {wrong}") from None
-        if split:
+        if split or like_split(name, SPLITS):
             at = lines_of(pids, pids == name)
-            raise ValueError(f"{where}: identity {name!r}{at} is the name of a split. Rename it.")
+            raise ValueError(f"{where}: identity {name!r}{at} is the name of a split. {ADVICE}")
     numbers = numbered(pids, "identity", where)
     lost = numbers.eq(-1) & table.get("split", pd.Series("", table.index)).isin(["train", "query"])
     if lost.any():

@@ -23,6 +23,16 @@ NOTHING = [
     "NULL",
     "<NA>",
     "NaT",
+    "#N/A N/A",  # what pandas takes for nothing besides
+    "-1.#IND",
+    "1.#QNAN",
+    "#NV",  # a German spreadsheet
+    "\\N",  # MySQL
+    "?",
+    "-",
+    "(blank)",  # a pivot table
+    "unknown",
+    "undefined",
 ]
 ZOE, ZOE_APART = "Zo\u00e9", "Zoe\u0301"  # as most systems store it, and as macOS does
 
@@ -75,7 +85,7 @@ def test_a_split_is_given_to_all_or_to_none(tmp_path, nothing):
     assert "split" not in own_rows(csv(tmp_path, rows, "path,pid,split"))[0]
 
 
-@pytest.mark.parametrize("junk", ["-1", "-1.0", " -1", "-1.00"])
+@pytest.mark.parametrize("junk", ["-1", "-1.0", " -1", "-1.00", "\u22121", "\u20131", "\uff0d1"])
 @pytest.mark.parametrize("people", [["ann", "bob", "cy", "di"], ["7", "8", "9", "12"]])
 def test_junk_is_junk_whatever_stands_beside_it(tmp_path, junk, people):
     rows = [f"{p},{c}" for p in people for c in (1, 1, 2, 2)] + [f"{junk},1"] * 2
@@ -206,6 +216,23 @@ def test_another_kind_of_split_is_nobody(tmp_path, other):
     (tmp_path / "m.json").write_text(json.dumps({"train": ["a.jpg"], other: ["b.jpg"]}))
     with pytest.raises(ValueError, match=r"m\.json.*(is the name of a split|is no split here)"):
         own_rows(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train2017", "val2017", "test2017", "unlabeled2017"],  # as COCO is unpacked
+        ["train_images", "test_images", "extra", "more"],
+        ["01_train", "02_query", "03_gallery", "anna"],
+        ["Training Set", "anna", "bob", "cy"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_a_split_with_something_around_it_is_nobody(tmp_path, names):
+    with pytest.raises(ValueError, match=r"is the name of a split\. .*move the photos there"):
+        own_rows(tree(tmp_path / "own", names))
+    people = ["set 1", "anna2017", "trainer", "a test", "Traing"]
+    assert own_rows(tree(tmp_path / "people", people))[0]["identity"].nunique() == len(people)
 
 
 def test_one_split_in_two_folders_and_one_alone(tmp_path):
