@@ -1,8 +1,11 @@
-"""What the processes of test_search.py run: apart from it, so that they need not import all of it."""
+"""What the processes of test_search.py and test_layers.py run: apart, so that they need not import all of it."""
+
+from contextlib import contextmanager
 
 import torch
 
 from reidlab.data.loaders import open_data
+from reidlab.nas.cdnet_space import LAYER_SPACES
 from reidlab.nas.halves import Circle
 from reidlab.nas.search import half_loaders, weight_plan
 from reidlab.nas.strategies import search_model, search_trainer
@@ -19,8 +22,20 @@ class Doubled:
         return (batch._replace(images=batch.images.double()) for batch in self.loader)
 
 
-def four_steps(recipes, folder, data_dir, device):
-    "Alphas and weights after four alternating steps of each recipe, a file a process."
+@contextmanager
+def three_candidates():
+    "Within the block a search of space cnet offers three layers a place, so that two still leave one out."
+    whole = LAYER_SPACES["cnet"]
+    LAYER_SPACES["cnet"] = whole._replace(candidates=whole.candidates[:3])
+    try:
+        yield
+    finally:
+        LAYER_SPACES["cnet"] = whole
+
+
+def two_steps(recipes, folder, data_dir, device):
+    """Alphas and weights after two alternating steps of each recipe, a file a process: the second step
+    reads what the optimisers kept of the first."""
     for name, recipe in recipes.items():
         data = open_data(recipe.data, recipe.seed, data_dir)
         loader, other = map(Doubled, half_loaders(data.train, recipe))
@@ -28,6 +43,12 @@ def four_steps(recipes, folder, data_dir, device):
         trainer = search_trainer(recipe, model, weight_plan(recipe), other, device, data.n_pids)
         trainer.begin(0)
         batches = Circle(loader)
-        for _ in range(4):
+        for _ in range(2):
             trainer.step(batches.next())
         torch.save(trainer.model.state_dict(), folder / f"{name}{rank()}.pt")
+
+
+def two_steps_of_three(recipes, folder, data_dir, device):
+    "The same where three candidates are on offer."
+    with three_candidates():
+        two_steps(recipes, folder, data_dir, device)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_job, tiny_recipe, walk
-from searching import four_steps
+from searching import three_candidates, two_steps_of_three
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import TRAIN, empty, refused
 from test_jobs import EVALUATE, done, pictures
@@ -18,6 +18,7 @@ from torch import nn
 
 from reidlab.core.recipe import Model, Recipe, Search
 from reidlab.core.run import RunFolder
+from reidlab.models.cblock import pointwise
 from reidlab.models.genotype import find_genotype, genotypes_of, read_genotype
 from reidlab.models.layered import random_layers
 from reidlab.nas.cdnet_space import MixedLayer
@@ -65,7 +66,7 @@ HOW = {
         "search__cost_weight": 0.5,
         "search__split": "overlapping",
         "search__alpha_milestones": [2],
-        "search__max_macs": 1_000_000,
+        "search__max_macs": 126_000,  # of 123,664 to 134,288 that three candidates can cost
     },
 }
 
@@ -98,10 +99,10 @@ def test_the_table_of_strategies_and_spaces_is_kept(strategy, space, kind):
         return
     check_search(recipe, N_PIDS)
     model = search_model(recipe, N_PIDS)
-    trainer = search_trainer(recipe, model, weight_plan(recipe), Drawn(0, 2, 2))
+    trainer = search_trainer(recipe, model, weight_plan(recipe), Drawn(0, 2, 1))
     trainer.begin(1)
     before = [a.clone() for a in trainer.net.alphas]
-    losses = [float(trainer.step(batch)["loss"]) for batch in islice(Drawn(0, 1, 2), 2)]
+    losses = [float(trainer.step(batch)["loss"]) for batch in Drawn(0, 1, 1)]
     assert np.isfinite(losses).all()
     assert all(not torch.equal(a, b) for a, b in zip(before, trainer.net.alphas, strict=True))
 
@@ -134,13 +135,13 @@ def test_a_search_for_layers_that_cannot_be_leaves_no_run(search, words, stocked
 
 @pytest.fixture(scope="module")
 def both_worlds(photos, tmp_path_factory):
-    "Every strategy after four steps: of one process, and of each of two."
+    "Every strategy after two steps: of one process, and of each of two."
     # a low rate: the layers before the classifier begin near 0, where large steps blow rounding up
     still = {"search__warmup": 0, "search__lr": 1e-3, "data__val_fraction": 0.0}
     recipes = {how: small(**still, **HOW[how]) for how in HOW}
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    four_steps(recipes, one, photos, "cpu")
-    launch(four_steps, gpus=2, device="cpu", recipes=recipes, folder=two, data_dir=photos)
+    two_steps_of_three(recipes, one, photos, "cpu")
+    launch(two_steps_of_three, gpus=2, device="cpu", recipes=recipes, folder=two, data_dir=photos)
     read = lambda path: torch.load(path, weights_only=True)
     pairs = {how: [read(two / f"{how}{rank}.pt") for rank in (0, 1)] for how in HOW}
     return {how: read(one / f"{how}0.pt") for how in HOW}, pairs
@@ -162,9 +163,10 @@ def test_two_processes_equal_one_on_the_joint_batch(how, both_worlds):
 
 @pytest.fixture(scope="module", params=("topk", "explore"))
 def reference(request, photos, tmp_path_factory):
-    "A search with everything random that there is."
+    "A search with everything random that there is, three candidates a place."
     recipe = small(model__dropout=0.3, train__checkpoint_minutes=1e-9, **HOW[request.param])
-    return recipe, searched(recipe, "first", tmp_path_factory.mktemp("runs"), photos)
+    with three_candidates():
+        yield recipe, searched(recipe, "first", tmp_path_factory.mktemp("runs"), photos)
 
 
 def test_two_searches_are_equal_and_a_search_in_pieces_is_too(
@@ -238,10 +240,11 @@ def test_layers_are_searched_trained_and_ranked_by_the_jobs(lab):
 # --- hidden, and found -----------------------------------------------------------------------
 #
 # At one place of six every candidate but one hands each photo the map of another, so that
-# nothing can be learned through it; the useful one is not among those that run first. At the
-# other places all candidates are one block, computed once, so that a pass is cheap. Single paths
-# (gdas) are not asked: five steps of six would train on what tells nothing, under which the weights
-# fall to chance before the alphas hear; and this place is one that a single gate is deaf at.
+# nothing can be learned through it; the useful one is not among those that run first. Those others
+# share one block, and at the other places all candidates are one pointwise convolution, each
+# computed once, so that a pass is cheap. Single paths (gdas) are not asked: five steps of six would
+# train on what tells nothing, under which the weights fall to chance before the alphas hear; and
+# this place is one that a single gate is deaf at.
 
 PLACE, USEFUL = 3, 4
 PLANTED = {  # what a strategy needs to be asked fairly: passes enough, for who runs few of them
@@ -249,7 +252,7 @@ PLANTED = {  # what a strategy needs to be asked fairly: passes enough, for who 
     "topk": {"strategy": "topk"},
     "topk, explore": {"strategy": "topk", "preset": "explore", "tau": (1.0, 1.0)},
 }
-STEPS = {"darts": 80, "topk": 80, "topk, explore": 120}
+STEPS = {"darts": 60, "topk": 60, "topk, explore": 60}
 
 
 class Alike(nn.Module):
@@ -263,6 +266,29 @@ class Alike(nn.Module):
         if self.seen[0] is not x:
             self.seen = (x, self.block(x))
         return self.seen[1]
+
+
+class Exchanged(nn.Module):
+    "What a block makes of the photos, each handed to another."
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return self.block(x)[torch.randperm(len(x))]
+
+
+def alike(ops):
+    "The candidates of a place where nothing is asked."
+    inside, out = ops[0][0].squeeze[0], ops[0][0].restore[0]
+    return nn.ModuleList([Alike(pointwise(inside.in_channels, out.out_channels))] * len(ops))
+
+
+def hidden(ops):
+    "The candidates of the place that is asked about."
+    rest = Exchanged(Alike(ops[0]))
+    return nn.ModuleList(op if i == USEFUL else rest for i, op in enumerate(ops))
 
 
 def planted(how, seed):
@@ -289,11 +315,7 @@ def planted(how, seed):
     model = search_model(recipe, N_PIDS)
     places = [cell for cell in model.backbone.cells if isinstance(cell, MixedLayer)]
     for place in places:
-        if place is not places[PLACE]:
-            place.ops = nn.ModuleList([Alike(place.ops[0])] * len(place.ops))
-    for i, op in enumerate(places[PLACE].ops):
-        if i != USEFUL:
-            op.register_forward_hook(lambda _, __, y: y[torch.randperm(len(y))])
+        place.ops = (hidden if place is places[PLACE] else alike)(place.ops)
     trainer = search_trainer(recipe, model, weight_plan(recipe), Drawn(seed, 2, steps))
     trainer.begin(0)
     for batch in islice(Drawn(seed, 1, steps), steps):
@@ -311,7 +333,7 @@ def planted(how, seed):
 
 
 def write_table():
-    """Make tests/data/planted_layers.csv anew (a few minutes):
+    """Make tests/data/planted_layers.csv anew (a minute):
     cd tests && OMP_NUM_THREADS=1 python -c "import test_layers; test_layers.write_table()"
     """
     write_csv(TABLE, [planted(how, seed) for how in PLANTED for seed in range(5)])
@@ -325,7 +347,7 @@ def test_the_search_finds_the_only_layer_that_can_be_trusted(how):
 
 def test_published_topk_finds_it_or_never_heard_it():
     """As published, the two loudest run and so grow louder: which candidate is heard at all is luck
-    (two to three seeds of ten miss it, by the processor's last bits). What ran as often as its turn
+    (up to three seeds of six miss it, by the processor's last bits). What ran as often as its turn
     would be is found; preset explore, above, lets all of them run."""
     turn = 2 * 2 * STEPS["topk"] / 6  # weights and alphas, two of 6 candidates a pass
     for seed in (0, 4):

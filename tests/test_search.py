@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, facts, tiny_recipe, walk
-from searching import four_steps
+from searching import two_steps
 from test_bad_input import CELLS, TRAIN, empty, refused
 from test_repeatable import different, last, leaves
 from torch import nn
@@ -80,14 +80,14 @@ def furthest(one, other):
 
 @pytest.fixture(scope="module")
 def both_worlds(photos, tmp_path_factory):
-    "Every strategy after four steps: of one process, of each of two, and of two without joint norms."
+    "Every strategy after two steps: of one process, of each of two, and of two without joint norms."
     ops = ["skip_connect", "sep_conv_3x3", "part_aware", "none"]  # each norm is an exchange
     more = {"search__warmup": 0, "search__ops": ops, "data__val_fraction": 0.0}
     recipes = {name: small(**more, **HOW[name]) for name in HOW}
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    four_steps(recipes, one, photos, "cpu")
+    two_steps(recipes, one, photos, "cpu")
     recipes["local"] = small(train__sync_bn=False, **more)
-    launch(four_steps, gpus=2, device="cpu", recipes=recipes, folder=two, data_dir=photos)
+    launch(two_steps, gpus=2, device="cpu", recipes=recipes, folder=two, data_dir=photos)
     read = lambda path: torch.load(path, weights_only=True)
     found = {name: [read(two / f"{name}{rank}.pt") for rank in (0, 1)] for name in recipes}
     return {name: read(one / f"{name}0.pt") for name in HOW}, found
