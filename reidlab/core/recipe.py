@@ -28,18 +28,9 @@ from pydantic import (
 )
 
 from .names import is_plain, unknown
-from reidlab.core.reading import (
-    check_file,
-    check_plain,
-    exists,
-    is_file,
-    leaves,
-    read_text,
-    shown,
-    yaml_text,
-    yaml_values,
-)
+from .reading import check_file, check_plain, exists, is_file, leaves, read_text, shown
 from .settings import settings
+from .yaml_texts import yaml_text, yaml_values
 
 # %% ../../nbs/0_core/04_recipe.ipynb #1097daf6
 MANY = 1_000_000  # more than anybody means: epochs, pixels of a border, draws

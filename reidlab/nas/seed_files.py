@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from ..core.names import unknown
-from ..core.reading import read_text, shown, yaml_values
+from ..core.reading import read_text, shown
 from ..core.recipe import undotted
+from ..core.yaml_texts import yaml_values
 from ..models.ops import space_ops
 from ..training.file_rules import UNREADABLE, Line, Refused
 

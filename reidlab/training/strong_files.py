@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.names import unknown
-from ..core.reading import check_plain, read_text, shown, yaml_values
+from ..core.reading import check_plain, read_text, shown
+from ..core.yaml_texts import yaml_values
 from ..models.squeeze import SQUEEZED
 from reidlab.training.file_rules import (
     Line,
