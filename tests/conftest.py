@@ -1,10 +1,14 @@
 """What several tests share: a laboratory of their own, tiny photos to fill it, a way to run jobs."""
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
+from base64 import b64encode
+from contextlib import nullcontext, redirect_stdout
+from io import BytesIO, StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +16,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from IPython.core.formatters import DisplayFormatter
 
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
@@ -69,17 +74,65 @@ def said(text):
     return text.rstrip().rsplit("\n\n", 1)[-1].rsplit("Error: ", 1)[-1]
 
 
-def walk(page, **parameters):
-    "A job's cells one after the other in this process: as papermill runs them, in a tenth of the time."
-    root = Path(__file__).parents[1]
+def walk(page, out=None, **parameters):
+    "A job's cells one after the other in this process: as papermill runs them, in a tenth of the time; `out` gets the page as it then stands."
+    notebook = nbformat.read(Path(__file__).parents[1] / page, as_version=4)
     names = {"__name__": "page"}
-    for cell in nbformat.read(root / page, as_version=4).cells:
+    for cell in notebook.cells:
         if cell.cell_type == "code":
-            exec(compile(cell.source, page, "exec"), names)
+            with redirect_stdout(StringIO()) if out else nullcontext() as said:
+                value = run_cell(cell.source, page, names)
+            if out:
+                cell.outputs = [*figures(), *texts(said.getvalue(), value)]
             if "parameters" in cell.metadata.get("tags", []):
                 names |= parameters
+    if out:
+        nbformat.write(notebook, out)
     plt.close("all")
     return names
+
+
+def run_cell(source, page, names):
+    "Run a cell; what its last line shows."
+    tree = ast.parse(source, page)
+    shows = tree.body and isinstance(tree.body[-1], ast.Expr)
+    last = ast.Expression(tree.body.pop().value) if shows else None
+    exec(compile(tree, page, "exec"), names)
+    value = eval(compile(last, page, "eval"), names) if last else None
+    return None if source.rstrip().endswith(";") else value
+
+
+def figures():
+    "The open figures as a page shows them, closed."
+    shown = []
+    for number in plt.get_fignums():
+        plt.figure(number).savefig(png := BytesIO(), format="png")
+        picture = {"image/png": b64encode(png.getvalue()).decode()}
+        shown.append(nbformat.v4.new_output("display_data", picture))
+    plt.close("all")
+    return shown
+
+
+def texts(printed, value):
+    "What a cell printed, and the value it ends with in every form that a page would show."
+    shown = [nbformat.v4.new_output("stream", text=printed)] if printed else []
+    if value is not None:
+        forms = DisplayFormatter().format(value)[0]
+        shown.append(nbformat.v4.new_output("execute_result", forms, execution_count=1))
+    return shown
+
+
+def done(job):
+    "A job that ended well."
+    assert job.rc == 0, job.text[-3000:]
+    return job
+
+
+def pictures(page):
+    "How many figures an executed page shows, once it is known to hold no error."
+    outputs = [o for c in nbformat.read(page, as_version=4).cells for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o.output_type == "error"]
+    return sum("image/png" in o.get("data", {}) for o in outputs)
 
 
 def laboratory(root, patch):

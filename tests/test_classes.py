@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import facts, run_job, walk
+from conftest import TINY, facts, laboratory, pictures, walk
 from PIL import Image
 from test_bad_input import empty, refused
-from test_jobs import EVALUATE, SEARCH, TRAIN, done, pictures
+from test_jobs import EVALUATE, SEARCH, TRAIN
 
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import RunFolder, load_runs, open_run, read_json
@@ -34,14 +34,12 @@ NARROW = {"model.backbone": "cdnet", "model.width": 0.25}
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
-    "A laboratory in which the classification recipe was trained and evaluated by papermill."
-    from conftest import laboratory
-
+    "A laboratory in which the pages trained and evaluated the classification recipe."
     with pytest.MonkeyPatch.context() as patch:
         lab = laboratory(tmp_path_factory.mktemp("named"), patch)
         lab.train, lab.evaluate = lab.root / "train.ipynb", lab.root / "evaluate.ipynb"
-        done(run_job(TRAIN, lab.train, recipe="shapes", overrides=FEW))
-        done(run_job(EVALUATE, lab.evaluate, run="shapes-train-s0"))
+        walk(TRAIN, lab.train, recipe="shapes", overrides=FEW)
+        walk(EVALUATE, lab.evaluate, run="shapes-train-s0")
         lab.run = RunFolder(lab.runs / "shapes-train-s0")
         yield lab
 
@@ -107,8 +105,6 @@ def test_two_runs_of_one_seed_end_alike(lab):
 
 
 def test_a_classifier_is_the_start_of_a_ranking(stocked):
-    from conftest import TINY
-
     stem = {"model.stem": "reid", "model.neck": "fblneck", "data.height": 64, "data.width": 64}
     walk(TRAIN, recipe="shapes", run="eyes", overrides=FEW | NARROW | stem)
     start = TINY | NARROW | {"model.neck": "fblneck", "model.weights": "run:eyes"}
@@ -138,7 +134,7 @@ def test_a_classifier_is_the_start_of_a_ranking(stocked):
         (TRAIN, {"recipe": "shapes", "overrides": {"data.batch_size": 999}}, ("999", "384")),
         (SEARCH, {"recipe": "shapes"}, ("data.task is classification", "needs task reid")),
         (TRAIN, {"recipe": "cdnet/finetuned"}, ("'market1501' not found",)),
-        (TRAIN, {"overrides": {"model.weights": "run:gone"}}, ("run 'gone' not found",)),
+        (TRAIN, {"overrides": TINY | {"model.weights": "run:gone"}}, ("run 'gone' not found",)),
         (CIFAR, {}, ("Get cifar-100-binary.tar.gz",)),
         (CLASSES, {}, ("train/<class>/*.jpg", "'imagenet' is not here")),
     ],
@@ -170,7 +166,7 @@ def test_an_image_folder_goes_through(lab, tmp_path):
                 noise = draw.integers(level - 30, level + 30, (*size, 3))
                 Image.fromarray(noise.astype(np.uint8)).save(folder / f"{i}.JPEG")
     before = facts(lab.raw)
-    done(run_job(CLASSES, tmp_path / "prepared.ipynb"))
+    walk(CLASSES, tmp_path / "prepared.ipynb")
     assert facts(lab.raw) == before and pictures(tmp_path / "prepared.ipynb") == 2
     manifest = load_manifest("imagenet")
     assert manifest.counts()["photos"].to_dict() == {"train": 16, "test": 6}

@@ -15,6 +15,7 @@ from harming import open_ports
 from reidlab.core.run import RunFolder
 from reidlab.training.launch import launch
 from reidlab.training.world import Member, hosts_of, member_of, near_store
+from reidlab.viz.command import main
 
 SMALL = TINY | {"train.epochs": 1, "data.height": 32, "data.width": 16}
 
@@ -66,27 +67,33 @@ def last(path):
     return torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"]
 
 
-def test_two_processes_of_a_cluster_make_one_run(stocked):
-    own = commanded([*words("train", "smoke", "own"), "--gpus", "2"])
-    said, wrong = own.communicate(timeout=300)
-    assert own.returncode == 0 and said.startswith("own: "), wrong
+# they meet in the same way once each knows who it is; of the two, only Slurm leaves the meeting place to us
+@pytest.mark.parametrize("by", [slurm, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_two_processes_of_a_cluster_make_one_run(by, stocked, capsys):
+    code = main([*words("train", "smoke", "own"), "--gpus", "2"])
+    said, wrong = capsys.readouterr()
+    assert code == 0 and said.startswith("own: "), wrong
     theirs = last(stocked.runs / "own")
-    for by in (torchrun, slurm):
-        name = by.__name__
-        (zero, out, err), (one, quiet, aside) = together(words("train", "smoke", name), by)
-        assert (zero, one) == (0, 0), err + aside
-        assert out.startswith(f"{name}: ") and "epoch 1" in err
-        assert quiet == "" and "epoch" not in aside
-        run = RunFolder(stocked.runs / name)
-        assert run.finished and run.environment["processes"] == 2
-        assert len(run.events("epoch")) == 1
-        assert all(torch.equal(v, theirs[k]) for k, v in last(run.path).items())
-    assert {p.name for p in stocked.runs.iterdir()} == {"own", "torchrun", "slurm"}
+    name = by.__name__
+    (zero, out, err), (one, quiet, aside) = together(words("train", "smoke", name), by)
+    assert (zero, one) == (0, 0), err + aside
+    assert out.startswith(f"{name}: ") and "epoch 1" in err
+    assert quiet == "" and "epoch" not in aside
+    run = RunFolder(stocked.runs / name)
+    assert run.finished and run.environment["processes"] == 2
+    assert len(run.events("epoch")) == 1
+    assert all(torch.equal(v, theirs[k]) for k, v in last(run.path).items())
+    assert {p.name for p in stocked.runs.iterdir()} == {"own", name}
 
 
-def test_gpus_that_contradict_the_world_leave_no_folder(stocked):
-    said = together([*words("train", "smoke", "joined"), "--gpus", "3"], torchrun)
-    for code, _, err in said:
+def test_gpus_that_contradict_the_world_leave_no_folder(stocked, monkeypatch, capsys):
+    wait = lambda *_: pytest.fail("it waits for the other")
+    monkeypatch.setattr("reidlab.training.launch._join", wait)
+    for rank in (0, 1):
+        for name, value in torchrun(rank, free_port()).items():
+            monkeypatch.setenv(name, value)
+        code = main([*words("train", "smoke", "joined"), "--gpus", "3"])
+        err = capsys.readouterr().err
         assert code == 1
         assert "gpus is 3, and torchrun has started 2 processes" in err and "Leave gpus at 0" in err
     assert not list(stocked.runs.iterdir())

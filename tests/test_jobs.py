@@ -1,4 +1,4 @@
-"""The jobs end to end, as their users call them: prepare, search, train, evaluate."""
+"""The jobs end to end, as their users call them: prepare, search, train, evaluate, and a sweep of them."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, facts, laboratory, run_job, walk
+from conftest import TINY, done, facts, laboratory, pictures, run_job, walk
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,43 +21,57 @@ from reidlab.nas.derive import derive
 from reidlab.retrieval.breakdown import CameraMatrix
 from reidlab.retrieval.evaluate import load_embeddings
 from reidlab.retrieval.evaluate_run import ranking_of, read_ranking
+from reidlab.training.grid import plan_cells
+from reidlab.training.sweep import STEPS, check_sweep, run_sweep, start_page
 from reidlab.viz.ranking import show_recorded_ranks
 
 TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
-SEARCH = "nbs/search.ipynb"
+SEARCH, SWEEP = "nbs/search.ipynb", "nbs/sweep.ipynb"
 
 
-def done(job):
-    assert job.rc == 0, job.text[-3000:]
-    return job
-
-
-def pictures(page):
-    "How many figures an executed page shows, once it is known to hold no error."
-    outputs = [o for c in nbformat.read(page, as_version=4).cells for o in c.get("outputs", [])]
-    assert not [o for o in outputs if o.output_type == "error"]
-    return sum("image/png" in o.get("data", {}) for o in outputs)
+OWN = TINY | {"model.backbone": "small_cnn"}
+WRONG = "smoke-backbone_no-such-net-train-s0"
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    "A laboratory after train and evaluate, each called once with papermill."
+    "A laboratory after a sweep that called train and evaluate once with papermill, and train for a cell that cannot be built."
     with pytest.MonkeyPatch.context() as patch:
         lab = laboratory(tmp_path_factory.mktemp("chain"), patch)
-        patch.setenv("REIDLAB_WORKERS", "2")
-        lab.train, lab.evaluate = lab.root / "train.ipynb", lab.root / "evaluate.ipynb"
-        lab.console = done(run_job(TRAIN, lab.train, overrides=TINY)).text
-        done(run_job(EVALUATE, lab.evaluate))
-        lab.run = RunFolder(lab.runs / "smoke-train-s0")
+        grid = {"model.backbone": ["small_cnn", "no_such_net"]}
+        lab.sweep = lab.root / "sweep.ipynb"
+        lab.job = run_job(SWEEP, lab.sweep, grid=grid, overrides=TINY, at_once=2)
+        lab.run = RunFolder(lab.runs / "smoke-backbone_small-cnn-train-s0")
+        assert lab.run.finished, lab.job.text[-3000:]
+        lab.train, lab.evaluate = (lab.run.path / f"{step}.ipynb" for step in STEPS)
+        lab.console = (lab.run.path / "train.log").read_text(encoding="utf-8")
         yield lab
+
+
+def test_a_sweep_with_the_real_pages(chain):
+    "Two cells, one of which cannot be built: it is reported, the other finishes, and stays finished."
+    job, run = chain.job, chain.run
+    assert job.rc == 1 and "1 of 2 cells are not finished" in job.text, job.text[-3000:]
+    assert "no_such_net" in job.text and "backbone 'no_such_net' not found" in job.text
+    assert run.finished and (run.path / "evaluate/synthetic/metrics.json").is_file()
+    for step in STEPS:
+        page = nbformat.read(run.path / f"{step}.ipynb", as_version=4)
+        assert not [o for c in page.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    shown = "".join(str(c.get("outputs")) for c in nbformat.read(chain.sweep, as_version=4).cells)
+    assert "smoke-backbone_small-cnn" in shown and "minutes" in shown
+    cells = plan_cells("smoke", grid={"model.backbone": ["small_cnn"]}, overrides=TINY)
+    before = (run.path / "train.ipynb").stat().st_mtime_ns
+    table = run_sweep(cells, start_page, show=lambda table: None)
+    assert check_sweep(table) == "All 1 cells are finished."
+    assert (run.path / "train.ipynb").stat().st_mtime_ns == before
 
 
 def test_train_leaves_a_run_folder(chain):
     run = chain.run
-    assert [p.name for p in chain.runs.iterdir()] == [run.name]
+    assert {p.name for p in chain.runs.iterdir()} == {run.name, WRONG}
     assert pictures(chain.train) == 2  # a batch, the curves
     assert re.search(r"epoch 2/2 · loss \d+\.\d+ · \d+ images/s · 0:00:00 left", chain.console)
-    assert run.recipe.overrides == TINY and run.recipe.train.epochs == 2
+    assert run.recipe.overrides == OWN and run.recipe.train.epochs == 2
     assert run.status()["epochs"] == 2 and run.status()["seconds_left"] == 0
     made = {"python", "packages", "device", "threads", "commit", "dirty", "data", "command"}
     assert made <= run.environment.keys()
@@ -182,7 +196,7 @@ def test_an_older_evaluation_gets_its_ranking_from_its_embeddings(chain, tmp_pat
     shutil.move(folder / "ranking.json", tmp_path)
     with pytest.raises(ValueError, match="Evaluate it again: papermill"):
         read_ranking(chain.run.path)
-    walk(EVALUATE, device="cpu", gpus=2)
+    walk(EVALUATE, run=chain.run.name, device="cpu", gpus=2)
     after = facts(folder)
     assert after.keys() == before.keys()
     assert after["ranking.json"][0] == before["ranking.json"][0]
@@ -196,7 +210,7 @@ def test_evaluation_says_how_long_it_took(chain):
 
 def test_train_again_shows_the_finished_run(chain, tmp_path):
     before = facts(chain.run.path)
-    done(run_job(TRAIN, tmp_path / "again.ipynb", overrides=TINY))
+    walk(TRAIN, tmp_path / "again.ipynb", run=chain.run.name, overrides=OWN)
     assert facts(chain.run.path) == before
     assert pictures(tmp_path / "again.ipynb") == 2
     assert chain.run.metrics()["selection"] in (tmp_path / "again.ipynb").read_text()
@@ -204,7 +218,7 @@ def test_train_again_shows_the_finished_run(chain, tmp_path):
 
 def test_evaluate_again_does_not_open_the_test_split(chain):
     before = facts(chain.run.path)
-    walk(EVALUATE)
+    walk(EVALUATE, run=chain.run.name)
     assert facts(chain.run.path) == before
 
 
@@ -212,7 +226,7 @@ def test_two_processes_measure_the_same(chain, tmp_path):
     folder = chain.run.path / "evaluate"
     shutil.move(folder, tmp_path / "alone")
     try:
-        walk(EVALUATE, device="cpu", gpus=2)
+        walk(EVALUATE, run=chain.run.name, device="cpu", gpus=2)
         two = read_json(folder / "synthetic" / "metrics.json")
         shared = load_embeddings(folder / "synthetic" / "embeddings.npz")
     finally:
@@ -226,8 +240,9 @@ def test_two_processes_measure_the_same(chain, tmp_path):
     assert alone.g_paths.tolist() == shared.g_paths.tolist()
 
 
-def test_two_processes_train(chain, tmp_path):
-    done(run_job(TRAIN, tmp_path / "out.ipynb", run="pair", device="cpu", gpus=2, overrides=TINY))
+def test_two_processes_train(chain, monkeypatch):
+    monkeypatch.setenv("REIDLAB_WORKERS", "1")
+    walk(TRAIN, run="pair", device="cpu", gpus=2, overrides=TINY)
     pair = RunFolder(chain.runs / "pair")
     assert pair.finished and pair.environment["processes"] == 2
     assert list(pair.history()["epoch"]) == [1, 2]  # written once, by rank 0
@@ -263,8 +278,8 @@ def test_market1501_from_a_folder_and_from_an_archive(lab, tmp_path):
             box.write(file, "Mini-v1/" + file.relative_to(tree).as_posix())
     sources = facts(lab.raw), archive.read_bytes()
 
-    done(run_job(MARKET, tmp_path / "folder.ipynb", name="mini"))
-    walk(MARKET, name="packed", source=str(archive))
+    walk(MARKET, tmp_path / "folder.ipynb", name="mini")
+    walk(MARKET, name="zipped", source=str(archive))
 
     assert (facts(lab.raw), archive.read_bytes()) == sources
     assert pictures(tmp_path / "folder.ipynb") == 2
@@ -279,19 +294,19 @@ def test_market1501_from_a_folder_and_from_an_archive(lab, tmp_path):
     assert order.is_monotonic_increasing and found.photos("gallery").pids.tolist() == [-1, 0, 1]
     assert found.about["counts"]["gallery photos"]["ours"] == 3
 
-    packed = load_manifest("packed")
-    for file in ("mini", "packed"):
+    packed = load_manifest("zipped")
+    for file in ("mini", "zipped"):
         assert {"format", "name", "version", "protocol", "counts", "fingerprint", "findings"} <= (
             read_json(lab.data / file / "manifest.json").keys()
         )
-    csv = [(lab.data / name / "manifest.csv").read_bytes() for name in ("mini", "packed")]
+    csv = [(lab.data / name / "manifest.csv").read_bytes() for name in ("mini", "zipped")]
     assert csv[0] == csv[1] and found.fingerprint == packed.fingerprint
-    assert packed.root == lab.data / "packed" / "unpacked" / "Mini-v1"
+    assert packed.root == lab.data / "zipped" / "unpacked" / "Mini-v1"
     assert all(
         (packed.root / path).read_bytes() == (tree / path).read_bytes() for path in MINIATURE
     )
-    walk(MARKET, name="packed", source=str(archive))  # unpacked once, prepared again
-    assert load_manifest("packed").fingerprint == packed.fingerprint
+    walk(MARKET, name="zipped", source=str(archive))  # unpacked once, prepared again
+    assert load_manifest("zipped").fingerprint == packed.fingerprint
 
 
 CELLS = TINY | {  # a search of two epochs, of which the first leaves the alphas alone
@@ -308,11 +323,11 @@ CELLS = TINY | {  # a search of two epochs, of which the first leaves the alphas
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    "A laboratory after a search, called once with papermill."
+    "A laboratory after a search by two processes, called once with papermill."
     with pytest.MonkeyPatch.context() as patch:
         lab = laboratory(tmp_path_factory.mktemp("searched"), patch)
         lab.page = lab.root / "search.ipynb"
-        lab.console = done(run_job(SEARCH, lab.page, overrides=CELLS)).text
+        lab.console = done(run_job(SEARCH, lab.page, device="cpu", gpus=2, overrides=CELLS)).text
         lab.run = RunFolder(lab.runs / "smoke-search-s0")
         yield lab
 
@@ -368,7 +383,7 @@ def test_what_was_searched_is_trained_and_ranked(searched):
     before = facts(searched.run.path)
     own = CELLS | {"model.backbone": "derived", "model.genotype": "run:smoke-search-s0"}
     walk(TRAIN, overrides=own | {"train.epochs": 1})
-    walk(EVALUATE, run="smoke-train-s0")
+    walk(EVALUATE)  # its run is smoke-train-s0
     assert facts(searched.run.path) == before
     run, found = RunFolder(searched.runs / "smoke-train-s0"), genotypes_of(searched.run.path)[-1]
     assert read_genotype(run.path / "genotype.json") == found
@@ -395,12 +410,12 @@ def test_search_again_shows_the_finished_run(searched):
 
 
 def test_two_processes_search(searched):
-    walk(SEARCH, run="pair", device="cpu", gpus=2, overrides=CELLS)
-    pair = RunFolder(searched.runs / "pair")
-    history, alone = pair.history(), searched.run.history()
+    walk(SEARCH, run="alone", overrides=CELLS)
+    pair, one = searched.run, RunFolder(searched.runs / "alone")
+    history, alone = pair.history(), one.history()
     assert pair.finished and pair.environment["processes"] == 2
     assert list(history["epoch"]) == [1, 2] and (history["alpha_drift"] == 0).all()
     np.testing.assert_allclose(history["loss"].iloc[0], alone["loss"].iloc[0], rtol=1e-3)
     assert len(genotypes_of(pair.path)) == 3
-    starts = [genotypes_of(r.path)[0].about["alphas"] for r in (pair, searched.run)]
+    starts = [genotypes_of(r.path)[0].about["alphas"] for r in (pair, one)]
     assert starts[0] == starts[1]

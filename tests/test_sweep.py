@@ -1,4 +1,4 @@
-"""A sweep: its plan under all grids, its runner under bad luck, and once with the real pages."""
+"""A sweep: its plan under all grids, its runner under bad luck; with the real pages: test_jobs.py."""
 
 import itertools
 import json
@@ -9,19 +9,16 @@ import sys
 import threading
 from functools import partial
 
-import nbformat
 import pytest
-from conftest import TINY, run_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidlab.core.names import plain_name
 from reidlab.core.parameters import SweepJob, check_parameters
-from reidlab.core.run import RunFolder, open_run, write_json
+from reidlab.core.run import open_run, write_json
 from reidlab.training.grid import plan_cells
-from reidlab.training.sweep import cell_state, check_sweep, claim, run_sweep, start_page, stop_all
+from reidlab.training.sweep import cell_state, claim, run_sweep, stop_all
 
-SWEEP = "nbs/sweep.ipynb"
 VALUES = {
     "train.lr": st.floats(1e-6, 1, allow_nan=False),
     "train.epochs": st.integers(1, 99),
@@ -158,29 +155,3 @@ def test_a_step_that_cannot_start_gives_its_claim_back(tmp_path):
     held = claim(tmp_path / cells[0].name)
     assert held is not None
     os.close(held)
-
-
-def test_a_sweep_with_the_real_pages(stocked):
-    "Two cells, one of which cannot be built: it is reported, the other finishes, and stays finished."
-    small = TINY | {"train.epochs": 1, "evaluate.baselines": False}
-    asked = {
-        "grid": {"model.backbone": ["small_cnn", "no_such_net"]},
-        "overrides": small,
-        "at_once": 2,
-    }
-    out = stocked.root / "sweep.ipynb"
-    job = run_job(SWEEP, out, **asked)
-    assert job.rc == 1 and "1 of 2 cells are not finished" in job.text, job.text[-3000:]
-    assert "no_such_net" in job.text and "backbone 'no_such_net' not found" in job.text
-    run = RunFolder(stocked.runs / "smoke-backbone_small-cnn-train-s0")
-    assert run.finished and (run.path / "evaluate/synthetic/metrics.json").is_file()
-    for step in ("train", "evaluate"):
-        page = nbformat.read(run.path / f"{step}.ipynb", as_version=4)
-        assert not [o for c in page.cells for o in c.get("outputs", []) if o.output_type == "error"]
-    shown = "".join(str(c.get("outputs")) for c in nbformat.read(out, as_version=4).cells)
-    assert "smoke-backbone_small-cnn" in shown and "minutes" in shown
-    cells = plan_cells("smoke", grid={"model.backbone": ["small_cnn"]}, overrides=small)
-    before = (run.path / "train.ipynb").stat().st_mtime_ns
-    table = run_sweep(cells, start_page, show=lambda table: None)
-    assert check_sweep(table) == "All 1 cells are finished."
-    assert (run.path / "train.ipynb").stat().st_mtime_ns == before

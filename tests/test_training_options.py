@@ -55,16 +55,24 @@ def test_everything_switched_on_is_repeatable(photos, tmp_path, monkeypatch):
     assert {k for k in resting if k.startswith(".backbone") and k.endswith("weight")} <= moved
 
 
+PLAIN = {**SMALL, "train__epochs": 1, "data__erase": 1.0}
+
+
+@pytest.fixture(scope="module")
+def plain(photos, tmp_path_factory):
+    "What a short training without any of the options ends with."
+    folder = tmp_path_factory.mktemp("runs")
+    return fitted(tiny_recipe(**PLAIN), "plain", folder, photos)["model"]
+
+
 @pytest.mark.parametrize(
     "key", [k for k in VARIED if k.startswith("data")] + ["train__freeze_epochs"]
 )
-def test_each_option_takes_effect(key, photos, tmp_path):
-    plain = {**SMALL, "train__epochs": 1, "data__erase": 1.0}
-    one = fitted(tiny_recipe(**plain), "plain", tmp_path, photos)["model"]
-    changed = tiny_recipe(**plain, **{key: VARIED[key]})
+def test_each_option_takes_effect(key, plain, photos, tmp_path):
+    changed = tiny_recipe(**PLAIN, **{key: VARIED[key]})
     other = fitted(changed, "other", tmp_path, photos)["model"]
     name = "head.classifier.weight"
-    assert not torch.equal(one[name], other[name])
+    assert not torch.equal(plain[name], other[name])
 
 
 def test_the_average_is_kept_and_judged(photos, tmp_path):

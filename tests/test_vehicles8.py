@@ -1,16 +1,13 @@
 """From an archive as downloaded to a ranked test set, on vehicles8 (drawn vehicles in Market-1501's layout)."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from conftest import walk
 from PIL import Image
 
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
-from reidlab.core.settings import project_root, settings
+from reidlab.core.settings import settings
 from reidlab.data.loaders import open_data
 from reidlab.data.manifest import read_manifest
 from reidlab.data.raw import find_raw
@@ -27,21 +24,12 @@ def prepared(tmp_path_factory):
         find_raw("vehicles8")
     except FileNotFoundError as missing:
         pytest.skip(f"vehicles8 is not on this machine: {missing}")
-    data_dir = tmp_path_factory.mktemp("data")
-    page, out = project_root() / "data_prep/market1501.ipynb", data_dir / "page.ipynb"
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", page, out, "-p", "name", "vehicles8"],
-        env=os.environ | {"REIDLAB_DATA_DIR": str(data_dir), "REIDLAB_RAW_DIRS": _raw_dirs()},
-        cwd=project_root(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    data_dir, raw = tmp_path_factory.mktemp("data"), ", ".join(map(str, settings().raw_dirs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REIDLAB_DATA_DIR", str(data_dir))
+        patch.setenv("REIDLAB_RAW_DIRS", raw)
+        walk("data_prep/market1501.ipynb", name="vehicles8")
     return data_dir
-
-
-def _raw_dirs() -> str:
-    return ", ".join(map(str, settings().raw_dirs))
 
 
 def test_the_manifest_counts_what_the_set_publishes(prepared):
