@@ -67,7 +67,7 @@ def last(path):
     return torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"]
 
 
-# they meet in the same way once each knows who it is; of the two, only Slurm leaves the meeting place to us
+# on one machine both meet in the same way once each knows who it is; only Slurm leaves the port to us
 @pytest.mark.parametrize("by", [slurm, pytest.param(torchrun, marks=pytest.mark.slow)])
 def test_two_processes_of_a_cluster_make_one_run(by, stocked, capsys):
     code = main([*words("train", "smoke", "own"), "--gpus", "2"])

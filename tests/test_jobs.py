@@ -285,6 +285,7 @@ def test_market1501_from_a_folder_and_from_an_archive(lab, tmp_path):
     assert pictures(tmp_path / "folder.ipynb") == 2
     assert "query/overview.jpg" in (tmp_path / "folder.ipynb").read_text()
     assert sorted(p.name for p in (lab.data / "mini").iterdir()) == [
+        "contents.jsonl",
         "manifest.csv",
         "manifest.json",
     ]
