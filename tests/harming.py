@@ -77,3 +77,8 @@ def harmed(verb, fault, folder, device="cpu", **plain):
         return WORK[verb](folder=folder, device=device, **plain)
     finally:
         Trainer.rate = plainly
+
+
+def surroundings(device: str = "cpu") -> tuple[str, str]:
+    "What a process sees of its starter's: a variable, and the working folder."
+    return os.environ.get("WORD_OF_TODAY", ""), os.getcwd()

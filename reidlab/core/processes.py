@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,12 +62,19 @@ def family(
     return found
 
 # %% ../../nbs/0_core/08_processes.ipynb #9d503b30
+def _servers() -> list[int]:
+    "multiprocessing's fork server, where one runs: what it starts is ours as well."
+    server = getattr(forkserver, "_forkserver", None)
+    return [pid] if (pid := getattr(server, "_forkserver_pid", None)) else []
+
+
 def end_family(
     pid: int,
 ) -> list[int]:  # all that were told to end
     "Kill a process and all that it has started, the stopped ones too."
     table = processes()
-    mine = pid in table and table[pid].parent == os.getpid()  # not another's by now
+    ours = {os.getpid(), *_servers()}
+    mine = pid in table and table[pid].parent in ours  # not another's by now
     group = [one for one, entry in table.items() if entry.group == pid]
     doomed = [one for one in [pid] * mine + family(pid, table) + group if one != os.getpid()]
     for one in doomed:

@@ -14,15 +14,18 @@ import pickle
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.pool import RemoteTraceback
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +97,9 @@ class Seat(NamedTuple):
     threads: int
     place: Path  # a private folder
     patience: float  # seconds between two signs of life
+    start: str = "spawn"  # how the process began
+    environ: dict[str, str] = {}  # the starter's environment variables
+    folder: str = ""  # the starter's working folder
 
 
 @contextmanager
@@ -121,9 +127,18 @@ def _obey(pipe: Connection, dismissed: threading.Event) -> None:
         os.killpg(0, signal.SIGKILL)
 
 
+def _as_started(seat: Seat) -> None:
+    "A fork server has the environment and the folder of its first day; take the starter's of today."
+    if seat.start == "forkserver":
+        os.environ.clear()
+        os.environ.update(seat.environ)
+        os.chdir(seat.folder)
+
+
 def _settle_in(seat: Seat, pipe: Connection) -> threading.Event:
     os.setpgid(0, 0)
     die_with_parent()
+    _as_started(seat)
     dismissed = threading.Event()
     threading.Thread(target=_obey, args=(pipe, dismissed), daemon=True).start()
     multiprocessing.set_start_method(None, force=True)  # its readers start as anywhere
@@ -310,13 +325,32 @@ def _look(ranks: Sequence[Rank], now: float, cut: bool) -> Failure | None:
     return silent(ranks, now)
 
 # %% ../../nbs/4_training/04_crew.ipynb #57bc366e
-START = "spawn"  # how processes begin; see multiprocessing
+START = "forkserver" if sys.platform == "linux" else "spawn"  # see multiprocessing
 LEAVE = 30.0  # seconds in which a dismissed process may tidy up
 
 
-def _begin(seat: Seat, packed: bytes, start: str) -> Rank:
-    new_signs(seat.place / f"signs{seat.rank}")
+def _modules(value: Any) -> Iterator[str]:
+    "The modules of the functions within a value."
+    if isinstance(value, partial):
+        yield from _modules(value.func)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _modules(part)
+    elif callable(value):
+        yield value.__module__
+
+
+def _prepared(start: str, work: Callable, plain: dict[str, Any]) -> BaseContext:
+    "Where processes come from; a server, before its first, loads what the work will want."
     context = multiprocessing.get_context(start)
+    if start == "forkserver":
+        wanted = {m for value in (work, *plain.values()) for m in _modules(value)}
+        context.set_forkserver_preload(["torch._dynamo", __name__, *sorted(wanted)])
+    return context
+
+
+def _begin(seat: Seat, packed: bytes, context: BaseContext) -> Rank:
+    new_signs(seat.place / f"signs{seat.rank}")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(packed, seat, theirs), name=f"rank {seat.rank}")
     process.start()
@@ -352,9 +386,11 @@ def run_crew(
     packed, patience = pickle.dumps((work, plain)), settings().patience
     threads = max(1, torch.get_num_threads() // n)
     place, ranks = Path(tempfile.mkdtemp(prefix="reidlab-")), []
+    today = (patience, start, dict(os.environ), os.getcwd())
+    context = _prepared(start, work, plain)
     try:
         for r in range(n):
-            ranks.append(_begin(Seat(r, n, device, threads, place, patience), packed, start))
+            ranks.append(_begin(Seat(r, n, device, threads, place, *today), packed, context))
         said = watch(ranks)
         if failures := _failures(said):
             first = in_order(failures)[0]

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny_recipe
-from harming import WORK, harmed, open_ports
+from harming import WORK, harmed, open_ports, surroundings
 
 from reidlab.core.processes import processes
 from reidlab.core.run import RunFolder, open_run
 from reidlab.core.signs import Sign
 from reidlab.data.loaders import open_data
-from reidlab.training.crew import Rank, Seat, account, silent
+from reidlab.training.crew import Rank, Seat, account, run_crew, silent
 from reidlab.training.launch import launch
 
 PATIENCE = 6  # seconds; 20 where a slow machine is at it
@@ -188,3 +188,11 @@ def test_who_holds_up_the_job(limits, stopped, now, says, monkeypatch):
     ranks[0].stopped = stopped
     found = silent(ranks, now)
     assert account([found], 2).startswith(says) if says else found is None
+
+
+def test_processes_from_a_server_see_today_s_surroundings(tmp_path, monkeypatch):
+    for word in ("one", "two"):  # the server is as old as the first
+        monkeypatch.setenv("WORD_OF_TODAY", word)
+        (tmp_path / word).mkdir()
+        monkeypatch.chdir(tmp_path / word)
+        assert run_crew(surroundings, 2, "cpu", {}) == (word, str(tmp_path / word))
