@@ -166,11 +166,17 @@ def reference(request, photos, tmp_path_factory):
     "A search with everything random that there is, three candidates a place."
     recipe = small(model__dropout=0.3, train__checkpoint_minutes=1e-9, **HOW[request.param])
     with three_candidates():
-        yield recipe, searched(recipe, "first", tmp_path_factory.mktemp("runs"), photos)
+        return recipe, searched(recipe, "first", tmp_path_factory.mktemp("runs"), photos)
+
+
+@pytest.fixture
+def three():
+    with three_candidates():
+        yield
 
 
 def test_two_searches_are_equal_and_a_search_in_pieces_is_too(
-    reference, photos, tmp_path, monkeypatch
+    reference, three, photos, tmp_path, monkeypatch
 ):
     recipe, first = reference
     torch.rand(7)  # whatever was drawn before does not count
@@ -196,7 +202,7 @@ def test_two_searches_are_equal_and_a_search_in_pieces_is_too(
     assert [g.about["ran"] for g in genotypes_of(pieces)] == told
 
 
-def test_what_a_search_for_layers_leaves(reference):
+def test_what_a_search_for_layers_leaves(reference, three):
     recipe, first = reference
     found = find_genotype(str(first / "genotype.json"))
     assert found.space == "cnet" and len(found.layers) == 6
