@@ -30,8 +30,8 @@ def mine(batch):
     return Batch(*(part.chunk(world_size())[rank()] for part in batch))
 
 
-def three_steps(recipes, batches, folder, device):
-    "A supernet after three alternating steps, by recipe and memory level, a file a process."
+def two_steps(recipes, batches, folder, device):
+    "A supernet after two alternating steps, by recipe and memory level, a file a process."
     for name, (recipe, memory) in recipes.items():
         model = supernet_from_recipe(recipe, n_pids=4).double()
         use_memory(model, memory, 32, 16, 4)
@@ -42,6 +42,6 @@ def three_steps(recipes, batches, folder, device):
         )
         assert isinstance(trainer, Trainer)
         trainer.begin(0)
-        for _ in range(3):
+        for _ in range(2):
             trainer.step(one)
         torch.save(trainer.model.state_dict(), folder / f"{name}{rank()}.pt")

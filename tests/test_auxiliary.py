@@ -13,6 +13,8 @@ from reidlab.training.launch import launch
 from reidlab.training.loop import check_model, fit_from_recipe, load_model
 
 CELLS = {
+    "data__height": 32,
+    "data__width": 16,
     "model__backbone": "derived",
     "model__genotype": "auto_reid",
     "model__init_channels": 4,
@@ -37,22 +39,36 @@ def last(path):
     return torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"]
 
 
-def test_auxiliary_trains_and_stays_behind(photos, tmp_path):
-    aided, record = fitted(tiny_recipe(**AIDED), "aided", tmp_path, photos)
-    plain, bare = fitted(tiny_recipe(**CELLS), "plain", tmp_path, photos)
+@pytest.fixture(scope="module")
+def aided(photos, tmp_path_factory):
+    "A training with an auxiliary classifier and dropped paths: (its folder, its recipe, its record)."
+    recipe = tiny_recipe(**AIDED, model__drop_path=0.2)
+    path, record = fitted(recipe, "aided", tmp_path_factory.mktemp("aided"), photos)
+    return path, recipe, record
+
+
+@pytest.fixture(scope="module")
+def plain(photos, tmp_path_factory):
+    "One without: (its folder, its record)."
+    return fitted(tiny_recipe(**CELLS), "plain", tmp_path_factory.mktemp("plain"), photos)
+
+
+def test_auxiliary_trains_and_stays_behind(aided, plain):
+    (aided, _, record), (plain, bare) = aided, plain
     figures = record["metrics"]
     assert (figures["params"], figures["macs"]) == (
         bare["metrics"]["params"],
         bare["metrics"]["macs"],
     )
-    extra = {k: v for k, v in last(aided).items() if k not in last(plain)}
+    with_it, without = last(aided), last(plain)
+    extra = {k: v for k, v in with_it.items() if k not in without}
     assert extra and all(k.startswith("auxiliary.") for k in extra)
     tower = {k: v for k, v in extra.items() if "running" not in k and "num_batches" not in k}
     assert figures["auxiliary_params"] == sum(v.numel() for v in tower.values())
     assert "auxiliary_params" not in bare["metrics"]
     assert not torch.equal(
-        last(aided)["backbone.stack.stem.0.weight"],
-        last(plain)["backbone.stack.stem.0.weight"],
+        with_it["backbone.stack.stem.0.weight"],
+        without["backbone.stack.stem.0.weight"],
     )
     network, _ = load_model(aided)
     x = torch.randn(2, 3, 64, 32)
@@ -83,9 +99,8 @@ def test_two_processes_equal_one_with_an_auxiliary(photos, tmp_path):
     assert_close(last(two), last(one), rtol=1e-5, atol=1e-5)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(photos, tmp_path):
-    recipe = tiny_recipe(**AIDED, model__drop_path=0.2)
-    whole, _ = fitted(recipe, "whole", tmp_path, photos)
+def test_a_stopped_run_goes_on_to_the_same_bits(aided, photos, tmp_path):
+    whole, recipe, _ = aided
 
     def stop(folder, record):
         raise KeyboardInterrupt
@@ -94,7 +109,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(photos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit_from_recipe(recipe, halves, workers=0, data_dir=photos, on_epoch=[stop])
     fit_from_recipe(recipe, halves, workers=0, data_dir=photos)
-    assert all(torch.equal(v, last(halves)[k]) for k, v in last(whole).items())
+    pieces = last(halves)
+    assert all(torch.equal(v, pieces[k]) for k, v in last(whole).items())
 
 
 def test_what_a_search_counts_has_no_tower():
@@ -124,28 +140,27 @@ def test_auxiliary_where_there_is_no_place(changes, words, stocked):
 # --- going on from a run's weights -----------------------------------------------------------
 
 
-def test_retrain_from_a_run(photos, tmp_path):
-    first, _ = fitted(tiny_recipe(**AIDED), "first", tmp_path, photos)
-    best = first / "checkpoints" / "best.pt"
-    recipe = tiny_recipe(**CELLS, model__weights=str(best), model__drop_path=0.1, train__lr=1e-12)
+def test_retrain_from_a_run(aided, photos, tmp_path):
+    best = aided[0] / "checkpoints" / "best.pt"
+    own = {"model__weights": str(best), "model__drop_path": 0.1}
+    recipe = tiny_recipe(**CELLS, **own, train__epochs=1, train__lr=1e-12)
     check_model(recipe, 10)
     second, _ = fitted(recipe, "second", tmp_path, photos)
-    (told,) = RunFolder(second).events("weights")
+    (told,), after = RunFolder(second).events("weights"), last(second)
     there = torch.load(best, weights_only=True)["model"]
     assert told["loaded"] + len(told["left"]) == len(there)
     assert {k.split(".")[0] for k in told["left"]} == {
         "head",
         "auxiliary",
     }  # other names' classifiers
-    assert told["fresh"] == [k for k in last(second) if "classifier" in k]
+    assert told["fresh"] == [k for k in after if "classifier" in k]
     weights = [k for k in there if k.startswith(("backbone.", "neck.")) and k.endswith("weight")]
     for key in weights:
-        assert_close(last(second)[key], there[key], rtol=0, atol=1e-6)
+        assert_close(after[key], there[key], rtol=0, atol=1e-6)
 
 
-def test_weights_that_do_not_fit_end_the_job(stocked, photos, tmp_path):
-    first, _ = fitted(tiny_recipe(**CELLS, train__epochs=1), "first", tmp_path, photos)
-    best = str(first / "checkpoints" / "best.pt")
+def test_weights_that_do_not_fit_end_the_job(stocked, plain):
+    best = str(plain[0] / "checkpoints" / "best.pt")
     cells = {k.replace("__", "."): v for k, v in CELLS.items()} | {"model.weights": best}
     before = sorted(stocked.runs.iterdir())
     for changes, words in [
