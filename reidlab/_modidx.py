@@ -602,6 +602,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'reidlab.data.own._identities': ('1_data/own.html#_identities', 'reidlab/data/own.py'),
                                   'reidlab.data.own._inside': ('1_data/own.html#_inside', 'reidlab/data/own.py'),
                                   'reidlab.data.own._queries': ('1_data/own.html#_queries', 'reidlab/data/own.py'),
+                                  'reidlab.data.own._say_deeper': ('1_data/own.html#_say_deeper', 'reidlab/data/own.py'),
                                   'reidlab.data.own._searched': ('1_data/own.html#_searched', 'reidlab/data/own.py'),
                                   'reidlab.data.own._splits_of': ('1_data/own.html#_splits_of', 'reidlab/data/own.py'),
                                   'reidlab.data.own.cameras_of': ('1_data/own.html#cameras_of', 'reidlab/data/own.py'),

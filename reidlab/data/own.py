@@ -11,6 +11,8 @@ import json
 import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -55,6 +57,19 @@ def _splits_of(root: Path) -> dict[str, str]:
     return named
 
 
+def _say_deeper(name: str, files: Sequence[PurePosixPath], depth: int) -> None:
+    "Warn where folders below an identity's look like identities: several, and no name among them twice."
+    below = sorted({p.parts[depth : depth + 2] for p in files if len(p.parts) > 2 + depth})
+    names = [inner for _, inner in below]
+    if len(names) > len({outer for outer, _ in below}) and len(set(names)) == len(names):
+        outer, inner = below[0]
+        warnings.warn(
+            f"{name}: all photos below {outer} are taken for one identity, those of {outer}/{inner} too. "
+            "If the inner folders are the identities, give their folder as the source, or list the photos in a CSV.",
+            stacklevel=3,
+        )
+
+
 def read_folders(
     root: str | Path,
 ) -> pd.DataFrame:  # path, pid, and split where the folders give it
@@ -68,6 +83,7 @@ def read_folders(
             f"{root.name} holds {len(loose)} photos outside a folder for their identity, first "
             f"{loose[0]}. Needed is {'<split>/' * depth}<id>/*.jpg, class_mapping.json, or a CSV."
         )
+    _say_deeper(root.name, files, depth)
     table = {"path": [p.as_posix() for p in files], "pid": [p.parts[depth] for p in files]}
     return pd.DataFrame(
         table | ({"split": [named[p.parts[0]] for p in files]} if named else {}), dtype=str
