@@ -212,6 +212,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'reidlab.core.seed': { 'reidlab.core.seed._whole': ('0_core/seed.html#_whole', 'reidlab/core/seed.py'),
                                    'reidlab.core.seed._words': ('0_core/seed.html#_words', 'reidlab/core/seed.py'),
                                    'reidlab.core.seed.deterministic': ('0_core/seed.html#deterministic', 'reidlab/core/seed.py'),
+                                   'reidlab.core.seed.place_key': ('0_core/seed.html#place_key', 'reidlab/core/seed.py'),
                                    'reidlab.core.seed.rng': ('0_core/seed.html#rng', 'reidlab/core/seed.py'),
                                    'reidlab.core.seed.seed_all': ('0_core/seed.html#seed_all', 'reidlab/core/seed.py')},
             'reidlab.core.settings': { 'reidlab.core.settings.Settings': ('0_core/settings.html#settings', 'reidlab/core/settings.py'),

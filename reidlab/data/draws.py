@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from ..core.seed import PLAIN, place_key
 from .transforms import Draw
 
 # %% ../../nbs/1_data/07_draws.ipynb #a83655c3
@@ -158,7 +159,7 @@ def _draw_box(state, key, height, width, area, aspect, box):
 
 @njit(cache=True, nogil=True)
 def _draw_all(words, positions, size, rooms, chances, area, aspect, flip, corner, box, light):
-    """words (5,) uint32, the last is each photo's position; size, rooms (2,) int64; chances (3,)
+    """words (5 or more,) uint32, of which 4 is each photo's position; size, rooms (2,) int64; chances (3,)
     float64: flip, erase, brightness; then the columns of Draws, written in place."""
     state = np.zeros(7, np.uint64)
     for b in range(len(positions)):
@@ -191,13 +192,20 @@ def draw_batch(
     "What `draw_augmentation` draws for each position, at once."
     if seed < 0 or epoch < 0 or min(positions, default=0) < 0:
         raise ValueError(f"draw_batch needs seed, epoch and positions from 0, got {seed, epoch}.")
-    n, words = len(positions), np.array([seed % 2**32, 3, 202, epoch % 2**32, 0], np.uint32)
+    n = len(positions)
     draws = Draws(
         np.empty(n, bool), np.empty((n, 2), np.int64), np.zeros((n, 4), np.int64), np.empty(n)
     )
-    where = np.asarray(positions, np.int64) % 2**32
     rooms = np.array([2 * pad + 1 + s for s in spare])
     chances, area = np.array([flip, erase, brightness]), np.array(erase_area, np.float64)
     size = np.array([height, width])
-    _draw_all(words, where.astype(np.uint32), size, rooms, chances, area, erase_aspect, *draws)
+    plain, where = place_key(seed, 202, epoch, 0), np.asarray(positions, np.int64)
+    how = (size, rooms, chances, area, erase_aspect)
+    words = np.array(plain, np.uint32)
+    _draw_all(words, (where % 2**32).astype(np.uint32), *how, *draws)
+    for b in np.flatnonzero(where >= PLAIN.stop):  # a position that one word does not hold
+        words = np.array(place_key(seed, 202, epoch, int(where[b])), np.uint32)
+        one = [column[b : b + 1] for column in draws]
+        one[2][:] = 0
+        _draw_all(words, (where[b : b + 1] % 2**32).astype(np.uint32), *how, *one)
     return draws
