@@ -155,16 +155,17 @@ def test_the_searches_of_this_book_are_not_flagged(run):
 
 def test_a_search_that_was_stopped_ends_with_the_same_findings():
     history = history_of("hollow")
-    rows = history.to_dict("records")
-    whole, first, second = (HealthMonitor(warmup=4) for _ in range(3))
+    rows, whole = history.to_dict("records"), HealthMonitor(warmup=4)
     for row in rows:
         whole.observe(row)
-    for row in rows[:6]:
-        first.observe(row)
-    second.restore(first.state())
-    for row in rows[5:]:  # the epoch in which it stopped is run again
-        second.observe(row)
-    assert second.findings == whole.findings == verdicts(history, warmup=4) != []
+    for stop in range(len(rows)):
+        first, second = (HealthMonitor(warmup=4) for _ in range(2))
+        for row in rows[: stop + 1]:
+            first.observe(row)
+        second.restore(first.state())
+        for row in rows[stop:]:  # the epoch in which it stopped is run again
+            second.observe(row)
+        assert second.findings == whole.findings == verdicts(history, warmup=4) != []
 
 
 def test_looking_leaves_no_trace_in_the_search():
