@@ -8,7 +8,6 @@ __all__ = ['SPARE', 'ROUNDING', 'KINDS', 'TOGETHER', 'import_faiss', 'faiss_thre
 
 # %% ../../nbs/6_retrieval/20_index.ipynb #46f5ff2c
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -387,8 +386,8 @@ def _read_card(folder: Path) -> dict:
     try:
         card = read_json(path)
         missing = {*_CARD, "photos", "files"} - set(card)
-    except (UnicodeDecodeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"index.json in {folder} is damaged. Build the index again.") from error
+    except ValueError as error:
+        raise ValueError(f"{error} Or build the index again.") from None
     if missing or set(card["files"]) != {"vectors", "labels"}:
         raise ValueError(f"index.json in {folder} is not whole. Build the index again.")
     return card
