@@ -26,7 +26,7 @@ from ..core.run import RunFolder, open_run, run_path
 from ..core.settings import settings
 from ..data.readers import readers_named
 from .crew import describe_process, run_crew
-from .world import PATIENCE, Member, member_of
+from .world import MEETING, Member, member_of
 
 # %% ../../nbs/4_training/04_launch.ipynb #39e34aae
 from .world import near_store, on_one_machine, stay_here
@@ -170,7 +170,7 @@ def _join(member: Member, work: Callable, device: str, plain: dict[str, Any]) ->
         torch.cuda.set_device(index)
     backend = "nccl" if device == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE, **_meeting(member))
+        dist.init_process_group(backend, timeout=MEETING, **_meeting(member))
     except dist.DistStoreError:
         raise RuntimeError(
             f"process {member.rank} of {member.world} waited in vain for the others at {member.address}:{member.port}. "

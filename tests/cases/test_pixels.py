@@ -62,6 +62,9 @@ def jpeg(image, *segments):
     return file.getvalue()[:2] + extra + file.getvalue()[2:]
 
 
+AND_ANOTHER = {"save_all": True, "append_images": [Image.new("L", (1, 1), 99)]}  # frame, or page
+
+
 def saved(image, kind, **how):
     file = io.BytesIO()
     image.save(file, kind, **how)
@@ -143,24 +146,8 @@ TABLE = {
     "cmyk": (saved(Image.new("CMYK", (1, 1), (255, 0, 0, 0)), "TIFF"), [(0, 255, 255)]),
     "grey": (saved(Image.new("L", (1, 1), 7), "PNG"), [7]),
     "grey and alpha": (saved(Image.new("LA", (1, 1), (7, 0)), "PNG"), [WHITE]),
-    "gif of two frames": (
-        saved(
-            Image.new("L", (1, 1), 9),
-            "GIF",
-            save_all=True,
-            append_images=[Image.new("L", (1, 1), 99)],
-        ),
-        [9],
-    ),
-    "tiff of two pages": (
-        saved(
-            Image.new("L", (1, 1), 9),
-            "TIFF",
-            save_all=True,
-            append_images=[Image.new("L", (1, 1), 99)],
-        ),
-        [9],
-    ),
+    "gif of two frames": (saved(Image.new("L", (1, 1), 9), "GIF", **AND_ANOTHER), [9]),
+    "tiff of two pages": (saved(Image.new("L", (1, 1), 9), "TIFF", **AND_ANOTHER), [9]),
 }
 
 
