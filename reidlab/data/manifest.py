@@ -8,7 +8,6 @@ __all__ = ['COLUMNS', 'SPLITS', 'CLASS_SPLITS', 'AGAIN', 'TYPES', 'Photos', 'Man
 
 # %% ../../nbs/1_data/02_manifest.ipynb #d5efaa61
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -177,15 +176,9 @@ TYPES |= dict.fromkeys(("pid", "camid", "track"), "int64")
 def _read_about(file: Path) -> dict:
     "manifest.json, if it is one."
     try:
-        about = read_json(file)
-        plain = [isinstance(about.get(key), str) for key in ("name", "root", "fingerprint")]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
-        plain = [False]
-    if not all(plain):
-        raise ValueError(
-            f"{file} is torn, or no manifest of ours: it needs name, root and fingerprint. {AGAIN}"
-        )
-    return about
+        return read_json(file, dict.fromkeys(("name", "root", "fingerprint"), str))
+    except ValueError as wrong:
+        raise ValueError(f"{wrong} {AGAIN}") from None
 
 
 def _by_line(file: Path) -> pd.DataFrame:
