@@ -269,12 +269,13 @@ def death(one: Rank) -> Failure:
 
 def _hear(one: Rank, said: dict[int, Any]) -> None:
     "Take what a rank has to say: its value or its failure; or note that it has gone."
+    over = not one.process.is_alive()  # asked first: its last word may come just before its end
     with suppress(EOFError, OSError):
         if one.pipe.poll():
             said[one.seat.rank] = one.pipe.recv()
             one.done = True
             return
-    if not one.process.is_alive():
+    if over:
         one.ended = True
         if not one.done:
             said[one.seat.rank], one.done = death(one), True

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,8 @@ from reidlab.core.processes import processes
 from reidlab.core.run import RunFolder, open_run
 from reidlab.core.signs import Sign
 from reidlab.data.loaders import open_data
-from reidlab.training.crew import Rank, Seat, account, run_crew, silent
+from reidlab.data.readers import ended_reader
+from reidlab.training.crew import Rank, Seat, _hear, account, run_crew, silent
 from reidlab.training.launch import launch
 
 PATIENCE = 6  # seconds; 20 where a slow machine is at it
@@ -163,6 +165,38 @@ def test_a_port_that_is_open_is_found():
             one.bind((address, 0))
             one.listen()
         assert open_ports(os.getpid()) == [f"00000000:{wide.getsockname()[1]:04X}"]
+
+
+class Going:
+    "A process that has let go of everything and has no exit code yet, as for a moment every process that is killed."
+
+    def __init__(self, end=-9):
+        self.sentinel, own = os.pipe()
+        os.close(own)
+        self.pid, self.end, self.exitcode = 4711, end, None
+
+    def join(self, timeout=None):
+        self.exitcode = self.end
+
+
+def test_a_reader_that_is_about_to_end_is_waited_for():
+    reading = SimpleNamespace(_workers=[Going()])
+    said = ended_reader(ConnectionResetError(104, "Connection reset by peer"), reading)
+    assert said.startswith("a reader (process 4711) was ended by SIGKILL")
+
+
+def test_a_last_word_is_heard():
+    "A rank that answers and ends between two looks has answered."
+    near, far = Pipe()
+
+    def is_alive():
+        far.send("a value")
+        return False
+
+    one = rank_of(0, 20)
+    one.process.is_alive, one.pipe, said = is_alive, near, {}
+    _hear(one, said)
+    assert said == {0: "a value"} and one.done
 
 
 def rank_of(r, limit, what="epoch 1, step 2", count=5):
