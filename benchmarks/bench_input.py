@@ -29,10 +29,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the checkout's library
 
 from bench_retrieval import Row, append, best_ratio, paired, table  # noqa: E402
 
-from reidlab.data.draws import draw_batch  # noqa: E402
-from reidlab.data.fused import fused_batch  # noqa: E402
+from reidlab.data.fused_augment import fused_batch  # noqa: E402
 from reidlab.data.manifest import Photos, read_manifest  # noqa: E402
 from reidlab.data.packed import pack_photos  # noqa: E402
+from reidlab.data.random_draws import draw_batch  # noqa: E402
 from reidlab.data.samplers import epoch_batches  # noqa: E402
 from reidlab.data.synthetic import prepare_synthetic  # noqa: E402
 from reidlab.data.transforms import augment, draw_augmentation, read_photo  # noqa: E402

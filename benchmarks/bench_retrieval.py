@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))  # the checkout's library, installed or not
 
 from reidlab.core.run import environment  # noqa: E402
 from reidlab.retrieval.distance import distances  # noqa: E402
-from reidlab.retrieval.evaluate import rank_features  # noqa: E402
 from reidlab.retrieval.metrics import evaluate_rank  # noqa: E402
+from reidlab.retrieval.rank import rank_features  # noqa: E402
 from reidlab.retrieval.rerank import rerank  # noqa: E402
 
 MARKET = (3368, 19732)  # queries and gallery files of Market-1501

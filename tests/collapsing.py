@@ -24,15 +24,15 @@ from reidlab.core.recipe import Model, Recipe, Search
 from reidlab.core.run import write_json
 from reidlab.data.loaders import Batch, open_data
 from reidlab.losses.catalogue import weighted_sum
-from reidlab.models.bricks import Zero
+from reidlab.models.blocks import Zero
 from reidlab.models.ops import PARAMETER_FREE
+from reidlab.nas.curvature import alpha_sharpness
 from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.derive import derive
 from reidlab.nas.health import health
 from reidlab.nas.search import half_loaders, weight_plan
-from reidlab.nas.sharpness import alpha_sharpness
 from reidlab.nas.supernet import supernet_from_recipe
-from reidlab.training.world import rank
+from reidlab.training.distributed import rank
 
 N_PIDS, EPOCHS, STEPS, WARMUP = 8, 20, 6, 4
 PROBLEMS = {  # which ops work (None: all, as they are), epochs of head start, one batch for the weights

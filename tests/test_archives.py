@@ -11,8 +11,8 @@ import zipfile
 import pytest
 
 from reidlab.core.seed import rng
-from reidlab.data import raw
-from reidlab.data.raw import open_raw, unpack
+from reidlab.data import archives as raw
+from reidlab.data.archives import open_raw, unpack
 
 
 def zipped(path, *names, data=b"picture", how=zipfile.ZIP_STORED, edit=lambda info: None):

@@ -16,10 +16,10 @@ from reidlab.core.settings import settings
 from reidlab.data import loaders
 from reidlab.data.loaders import open_data
 from reidlab.data.manifest import COLUMNS, read_manifest, write_manifest
+from reidlab.evaluation.evaluate import evaluate_split
 from reidlab.models.genotype import PUBLISHED
 from reidlab.nas.derive import derive
 from reidlab.nas.supernet import supernet_from_recipe
-from reidlab.retrieval.evaluate import evaluate_split
 from reidlab.training.checkpoint import read_last
 from reidlab.training.loop import fit_from_recipe, keep_genotype
 

@@ -9,13 +9,13 @@ from conftest import tiny_recipe
 
 from reidlab.core.recipe import load_recipe, recipe_names, validated
 from reidlab.core.run import open_run
-from reidlab.models.baseline_weights import NAMES, baseline_facts, baseline_key, load_baseline
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.interchange.baseline_weights import NAMES, baseline_facts, baseline_key, load_baseline
+from reidlab.interchange.reid_lite import LITE, LITE_DEFAULTS, lite_recipe
+from reidlab.interchange.strong_baseline import STRONG, STRONG_DEFAULTS, strong_recipe
 from reidlab.models.catalogue import build_model
-from reidlab.retrieval.evaluate_run import evaluate_run
 from reidlab.training.adopt import adopt
-from reidlab.training.lite_files import LITE, LITE_DEFAULTS, lite_recipe
 from reidlab.training.loop import check_model, fit_from_recipe
-from reidlab.training.strong_files import STRONG, STRONG_DEFAULTS, strong_recipe
 
 MODELS = {
     "strong": {"backbone": "resnet18"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reidlab.retrieval.evaluate import rank_features
+from reidlab.retrieval.rank import rank_features
 from reidlab.retrieval.rerank import rerank
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "bench_retrieval.py"

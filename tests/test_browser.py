@@ -18,7 +18,7 @@ from browser import browser_page, needs_browser, open_quietly
 
 from reidlab.viz.page import write_html
 
-PAGE = Path(__file__).parents[1] / "nbs" / "7_viz" / "10_explorers.ipynb"
+PAGE = Path(__file__).parents[1] / "nbs" / "09_viz" / "10_explorers.ipynb"
 pytestmark = needs_browser
 SECOND = 1000  # playwright counts in milliseconds
 

@@ -13,9 +13,9 @@ from conftest import TINY
 from harming import open_ports
 
 from reidlab.core.run import RunFolder
+from reidlab.jobs.command import main
+from reidlab.training.distributed import Member, hosts_of, member_of, near_store
 from reidlab.training.launch import launch
-from reidlab.training.world import Member, hosts_of, member_of, near_store
-from reidlab.viz.command import main
 
 SMALL = TINY | {"train.epochs": 1, "data.height": 32, "data.width": 16}
 
@@ -42,7 +42,7 @@ def commanded(words, env=None):
     "A process of the command, started."
     outside = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
     return subprocess.Popen(
-        [sys.executable, "-m", "reidlab.viz.command", *words],
+        [sys.executable, "-m", "reidlab.jobs.command", *words],
         env=outside | {"OMP_NUM_THREADS": "1"} | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

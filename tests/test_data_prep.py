@@ -14,10 +14,10 @@ from test_bad_input import empty, refused
 from reidlab.core.identity import same_data
 from reidlab.core.run import read_json
 from reidlab.core.settings import settings
+from reidlab.data.archives import DOWNLOADS
 from reidlab.data.manifest import load_manifest, read_manifest
-from reidlab.data.raw import DOWNLOADS
-from reidlab.retrieval.evaluate_run import evaluate_run, ranking_of
-from reidlab.retrieval.protocols import PROTOCOLS, find_protocol
+from reidlab.evaluation.evaluate_run import evaluate_run, ranking_of
+from reidlab.evaluation.protocols import PROTOCOLS, find_protocol
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from reidlab.data.doctor import KINDS, LEVELS, examine, examine_labels, open_queries
 from reidlab.data.manifest import Manifest, read_manifest, write_manifest
-from reidlab.data.mend import fix, keep_findings
+from reidlab.data.repair import fix, keep_findings
 
 COLUMNS = ["path", "pid", "camid", "split"]
 

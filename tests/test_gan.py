@@ -8,12 +8,12 @@ from reidlab.core.recipe import Gan, Synthetic, load_recipe
 from reidlab.core.run import find_run, keep_run, load_runs, open_run
 from reidlab.data.loaders import open_data
 from reidlab.data.transforms import normalise
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.jobs.command import plan_training
 from reidlab.models.generator import Critic, Generator
-from reidlab.retrieval.evaluate_run import evaluate_run
-from reidlab.training.beside import fit_beside_generator
 from reidlab.training.checkpoint import read_checkpoint
 from reidlab.training.generate import Studio, generate_from_recipe, load_generator
-from reidlab.viz.command import plan_training
+from reidlab.training.with_generator import fit_beside_generator
 
 PLAN = {"input_dim": 8, "ngf": 4, "ndf": 4, "batch_size": 16, "sample_every": 1}
 

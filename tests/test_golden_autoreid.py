@@ -20,7 +20,7 @@ from reidlab.data.loaders import Batch
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.losses.softmax import softmax_loss
 from reidlab.losses.triplet import hardest_pairs, pairwise_distances, triplet_loss
-from reidlab.models.bricks import StdConv
+from reidlab.models.blocks import StdConv
 from reidlab.models.cost import count_macs, count_parameters
 from reidlab.models.derived import derived_network
 from reidlab.models.genotype import ALIASES, PUBLISHED, Genotype, find_genotype

@@ -17,8 +17,8 @@ from reidlab.losses.softmax import softmax_loss
 from reidlab.losses.triplet import hardest_pairs, triplet_loss, triplet_stats
 from reidlab.losses.weighted import weighted_pairs
 from reidlab.retrieval.distance import distances, l2_normalise
-from reidlab.retrieval.evaluate import rank_features
 from reidlab.retrieval.metrics import evaluate_rank
+from reidlab.retrieval.rank import rank_features
 
 DATA = Path(__file__).parent / "data"
 BATCHES = ("4x2x16", "8x4x32")  # people x photos x dimensions

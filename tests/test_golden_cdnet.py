@@ -20,7 +20,6 @@ from reidlab.core.recipe import load_recipe, recipe_names
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.losses.softmax import softmax_loss
 from reidlab.losses.triplet import hardest_pairs, pairwise_distances, triplet_loss
-from reidlab.models.balance import balanced_parts, class_scores
 from reidlab.models.cblock import CBlock, FusionGate, down_sample, light3x3, pointwise
 from reidlab.models.cdnet import (
     cdnet,
@@ -28,10 +27,11 @@ from reidlab.models.cdnet import (
     reference_key,
     strip_training_layers,
 )
-from reidlab.models.comparisons import gdasnet, mobilenetv2, osnet
 from reidlab.models.cost import count_macs, count_parameters
+from reidlab.models.fblneck import balanced_parts, class_scores
 from reidlab.models.layered import find_layers, stdnet_maps
 from reidlab.models.reid import ReIDModel
+from reidlab.models.small_networks import gdasnet, mobilenetv2, osnet
 from reidlab.nas.cdnet_space import LAYER_SPACES, derive_layers, layer_supernet
 from reidlab.nas.topk import select
 from reidlab.training.loop import check_model

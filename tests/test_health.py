@@ -12,8 +12,8 @@ from collapsing import DRIVEN, EPOCHS, PROBLEMS, WARMUP, Drawn, bends, searched,
 from test_search import small
 
 from reidlab.models.genotype import genotypes_of
+from reidlab.nas.curvature import alpha_sharpness
 from reidlab.nas.health import HealthMonitor, health_history, verdicts
-from reidlab.nas.sharpness import alpha_sharpness
 from reidlab.training.launch import launch
 
 ROOT = Path(__file__).parents[1]

@@ -78,6 +78,12 @@ def test_the_listing_is_the_book():
         assert re.fullmatch(r"\d\d", number) and page.parent.name[0].isdigit()
         assert module == f"{page.parent.name.split('_', 1)[1]}.{name}", shown(page)
         assert (ROOT / "reidlab" / f"{module.replace('.', '/')}.py").is_file()
+    for room in {page.parent for page in CHAPTERS}:
+        numbers = sorted(int(page.stem[:2]) for page in room.glob("*.ipynb"))
+        first = numbers[0]  # 0 where the room has its front page
+        assert numbers == list(range(first, first + len(numbers))) and first < 2, room.name
+    rooms = sorted({page.parent.name for page in CHAPTERS})
+    assert [room[:3] for room in rooms] == [f"{i:02}_" for i in range(len(rooms))]
     made = {p.relative_to(ROOT / "reidlab") for p in (ROOT / "reidlab").rglob("*.py")}
     hand = {p.as_posix() for p in made if p.stem not in ("__init__", "_modidx")}
     assert hand == {f"{module.replace('.', '/')}.py" for module in modules}

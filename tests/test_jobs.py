@@ -16,13 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from reidlab.core.run import RunFolder, keep_run, load_runs, read_json
 from reidlab.data.loaders import open_data
 from reidlab.data.manifest import load_manifest, read_manifest
+from reidlab.evaluation.breakdown import CameraMatrix
+from reidlab.evaluation.evaluate import load_embeddings
+from reidlab.evaluation.evaluate_run import ranking_of, read_ranking
+from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.sweep import STEPS, check_sweep, run_sweep, start_page
 from reidlab.models.genotype import genotypes_of, read_genotype
 from reidlab.nas.derive import derive
-from reidlab.retrieval.breakdown import CameraMatrix
-from reidlab.retrieval.evaluate import load_embeddings
-from reidlab.retrieval.evaluate_run import ranking_of, read_ranking
-from reidlab.training.grid import plan_cells
-from reidlab.training.sweep import STEPS, check_sweep, run_sweep, start_page
 from reidlab.viz.ranking import show_recorded_ranks
 
 TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"

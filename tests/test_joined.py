@@ -16,14 +16,14 @@ from reidlab.data.joined import join
 from reidlab.data.loaders import open_data, train_loader
 from reidlab.data.manifest import read_manifest, write_manifest
 from reidlab.data.synthetic import write_synthetic
-from reidlab.retrieval.baselines import BASELINES
+from reidlab.evaluation.baselines import BASELINES
+from reidlab.evaluation.evaluate import Embeddings, load_embeddings
+from reidlab.evaluation.evaluate_run import evaluate_run, ranking_of
+from reidlab.evaluation.protocols import PROTOCOLS, manifest_protocol, rank_by_manifest
+from reidlab.evaluation.rules import rank_by_rules
 from reidlab.retrieval.distance import distances, l2_normalise
-from reidlab.retrieval.evaluate import Embeddings, load_embeddings
-from reidlab.retrieval.evaluate_run import evaluate_run, ranking_of
 from reidlab.retrieval.metrics import evaluate_rank
-from reidlab.retrieval.protocols import PROTOCOLS, manifest_protocol, rank_by_manifest
 from reidlab.retrieval.rerank import rerank
-from reidlab.retrieval.rules import rank_by_rules
 from reidlab.retrieval.single_shot import evaluate_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks
 from reidlab.training.loop import fit_from_recipe

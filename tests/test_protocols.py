@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidlab.core.seed import rng
-from reidlab.data.raw import find_raw
-from reidlab.retrieval.distance import distances
-from reidlab.retrieval.metrics import evaluate_rank
-from reidlab.retrieval.protocol import protocol_counts
-from reidlab.retrieval.protocols import (
+from reidlab.data.archives import find_raw
+from reidlab.evaluation.protocols import (
     PROTOCOLS,
     RULES,
     check_counts,
     find_protocol,
     rank_by_protocol,
 )
+from reidlab.retrieval.card import protocol_counts
+from reidlab.retrieval.distance import distances
+from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rerank import rerank
 from reidlab.retrieval.single_shot import evaluate_single_shot, rank_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks, rank_tracks

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from reidlab.data.manifest import Photos
+from reidlab.evaluation.embed import dealt, embed_photos
+from reidlab.evaluation.evaluate_run import AP_QUERIES, ranking_record
 from reidlab.retrieval.distance import GEMM_ROWS, distance_blocks, distances
-from reidlab.retrieval.embed import dealt, embed_photos
-from reidlab.retrieval.evaluate import rank_features
-from reidlab.retrieval.evaluate_run import AP_QUERIES, ranking_record
 from reidlab.retrieval.matches import by_identity, matches_by_sorting
 from reidlab.retrieval.metrics import evaluate_rank
+from reidlab.retrieval.rank import rank_features
 from reidlab.retrieval.scan import scan_rows
 
 ARRAYS = ("cmc", "ap", "ap_trapezoidal", "inp", "valid", "first_hit", "top")

@@ -17,7 +17,7 @@ from torch import nn
 from reidlab.core.recipe import Model, Recipe, Search
 from reidlab.core.run import open_run
 from reidlab.data.loaders import Batch, open_data
-from reidlab.models.bricks import Zero
+from reidlab.models.blocks import Zero
 from reidlab.models.genotype import genotypes_of
 from reidlab.models.ops import build_op
 from reidlab.nas.darts import SearchTrainer

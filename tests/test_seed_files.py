@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from reidlab.core.recipe import validated
-from reidlab.nas.seed_files import KEYS, read_seed_config, seed_recipe, typed
+from reidlab.interchange.autoreid import KEYS, read_seed_config, seed_recipe, typed
 from reidlab.training.loop import check_model
 
 ENV = {"seed": 1024, "fix_gpu_id": False}

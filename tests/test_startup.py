@@ -21,10 +21,10 @@ WATCHED = (
 )
 ASK = "import sys, json; print(json.dumps([m for m in {} if m in sys.modules]))"
 EVALUATES = """
-import reidlab.retrieval.evaluate_run
+import reidlab.evaluation.evaluate_run
 from reidlab.core.recipe import load_recipe
 from reidlab.data.loaders import open_data
-from reidlab.retrieval.evaluate import evaluate_split
+from reidlab.evaluation.evaluate import evaluate_split
 from reidlab.training.loop import model_from_recipe
 small = {f"data.synthetic.{k}": n for k, n in dict(train_pids=6, test_pids=2, cameras=2).items()}
 recipe = load_recipe("smoke", overrides=small | {"data.val_fraction": 0.4})
@@ -34,7 +34,7 @@ MAY = {  # what runs in a fresh process: what it may have loaded of the watched
     "import reidlab.core.recipe": set(),
     "import reidlab.retrieval.scan": {"torch", "numba"},
     EVALUATES: {"torch", "pandas", "PIL", "numba"},
-    "import reidlab.viz.command": set(WATCHED) - {"torchvision", "torch._dynamo"},
+    "import reidlab.jobs.command": set(WATCHED) - {"torchvision", "torch._dynamo"},
 }
 
 

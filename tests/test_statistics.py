@@ -10,14 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidlab.retrieval.breakdown import (
+from reidlab.evaluation.breakdown import (
     camera_matrix,
     camera_matrix_features,
     hardest_queries,
     identity_table,
 )
-from reidlab.retrieval.metrics import evaluate_rank
-from reidlab.retrieval.statistics import (
+from reidlab.evaluation.statistics import (
     Estimate,
     bootstrap_interval,
     flip_p_value,
@@ -29,6 +28,7 @@ from reidlab.retrieval.statistics import (
     resampled_means,
     tail_share,
 )
+from reidlab.retrieval.metrics import evaluate_rank
 
 WORLDS = 2000
 
@@ -155,7 +155,7 @@ def test_another_seed_draws_others():
 def test_blocks_change_no_draw(monkeypatch):
     sums, counts = identity_sums(np.random.default_rng(0).random(70))
     whole = resampled_means(sums, counts, 300), flipped_sums(sums, 300)
-    monkeypatch.setattr("reidlab.retrieval.statistics.BLOCK", 700 * 4)
+    monkeypatch.setattr("reidlab.evaluation.statistics.BLOCK", 700 * 4)
     parts = resampled_means(sums, counts, 300), flipped_sums(sums, 300)
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)

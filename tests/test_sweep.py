@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from reidlab.core.names import plain_name
 from reidlab.core.parameters import SweepJob, check_parameters
 from reidlab.core.run import open_run, write_json
-from reidlab.training.grid import plan_cells
-from reidlab.training.sweep import cell_state, claim, run_sweep, stop_all
+from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.sweep import cell_state, claim, run_sweep, stop_all
 
 VALUES = {
     "train.lr": st.floats(1e-6, 1, allow_nan=False),
@@ -111,7 +111,7 @@ def test_two_sweeps_at_once_run_every_cell_once(tmp_path):
 
 def test_a_claim_ends_with_the_process_that_holds_it(tmp_path):
     code = (
-        "import sys; from reidlab.training.sweep import claim; print(claim(sys.argv[1]), flush=True);"
+        "import sys; from reidlab.jobs.sweep import claim; print(claim(sys.argv[1]), flush=True);"
         " sys.stdin.read()"
     )
     with subprocess.Popen(

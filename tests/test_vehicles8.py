@@ -8,12 +8,12 @@ from PIL import Image
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.core.settings import settings
+from reidlab.data.archives import find_raw
 from reidlab.data.loaders import open_data
 from reidlab.data.manifest import read_manifest
-from reidlab.data.raw import find_raw
-from reidlab.retrieval.baselines import colour_histogram, rank_baseline
-from reidlab.retrieval.evaluate import rank_features
-from reidlab.retrieval.evaluate_run import evaluate_run
+from reidlab.evaluation.baselines import colour_histogram, rank_baseline
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.retrieval.rank import rank_features
 from reidlab.training.loop import fit_from_recipe
 
 

@@ -11,12 +11,12 @@ from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.data.loaders import can_be_found, find_manifest, open_data
 from reidlab.data.manifest import Photos, write_manifest
+from reidlab.evaluation.evaluate import own_camids
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.jobs.command import plan_training, search, train
 from reidlab.nas.search import check_judged, check_search
-from reidlab.retrieval.evaluate import own_camids
-from reidlab.retrieval.evaluate_run import evaluate_run
-from reidlab.retrieval.protocol import has_match
+from reidlab.retrieval.card import has_match
 from reidlab.training.loop import fit_from_recipe
-from reidlab.viz.command import plan_training, search, train
 
 SMALL = {"data__name": "own", "data__height": 32, "data__width": 16, "data__p": 2, "data__k": 2}
 ALONE = {"data.p": 1, "data.k": 1, "loss.terms.triplet.weight": 0.0}

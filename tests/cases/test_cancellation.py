@@ -5,15 +5,16 @@ import pytest
 import torch
 
 from reidlab.core.recipe import Evaluate
+from reidlab.evaluation.evaluate import Embeddings
+from reidlab.evaluation.rules import rank_by_rules
 from reidlab.retrieval.cancellation import finish_on_device
 from reidlab.retrieval.distance import METRICS, distances, l2_normalise, product_blocks
-from reidlab.retrieval.evaluate import Embeddings, rank_features
 from reidlab.retrieval.expansion import augment_gallery, expand_queries, first_answers
 from reidlab.retrieval.index import GalleryIndex
 from reidlab.retrieval.matches import matches_by_sorting
 from reidlab.retrieval.neighbours import distance_strips, nearest
+from reidlab.retrieval.rank import rank_features
 from reidlab.retrieval.rerank import rerank, rerank_blocks
-from reidlab.retrieval.rules import rank_by_rules
 from reidlab.retrieval.scan import find_matches
 from reidlab.retrieval.single_shot import rank_single_shot
 from reidlab.retrieval.tracks import rank_tracks

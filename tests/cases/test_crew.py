@@ -13,9 +13,9 @@ import torch
 from conftest import tiny_recipe
 from harming import WORK, harmed, open_ports, surroundings
 
+from reidlab.core.heartbeat import Sign
 from reidlab.core.processes import processes
 from reidlab.core.run import RunFolder, open_run
-from reidlab.core.signs import Sign
 from reidlab.data.loaders import open_data
 from reidlab.data.readers import ended_reader
 from reidlab.training.crew import Rank, Seat, _hear, account, run_crew, silent

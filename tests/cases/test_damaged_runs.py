@@ -17,12 +17,12 @@ from reidlab.core.files import SEAL, clear_parts, hold, let_go, seal_of
 from reidlab.core.run import RunFolder, load_runs, open_run
 from reidlab.core.sealed import content_digest
 from reidlab.data.loaders import open_data
+from reidlab.evaluation import evaluate_run as evaluation
+from reidlab.evaluation.evaluate_run import count_opening, evaluate_run, stored_result
+from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.sweep import cell_state
 from reidlab.nas.search import search_from_recipe
-from reidlab.retrieval import evaluate_run as evaluation
-from reidlab.retrieval.evaluate_run import count_opening, evaluate_run, stored_result
-from reidlab.training.grid import plan_cells
 from reidlab.training.loop import fit_from_recipe, load_model
-from reidlab.training.sweep import cell_state
 
 SMALL = {
     "data__height": 32,

@@ -9,11 +9,11 @@ import pytest
 from conftest import walk
 from PIL import Image
 
+from reidlab.data.archives import unpack
 from reidlab.data.classes import folder_rows, prepare_classes
 from reidlab.data.layouts import append_gallery, find_top
 from reidlab.data.manifest import load_manifest, tree_rows, write_manifest
 from reidlab.data.own import own_rows
-from reidlab.data.raw import unpack
 from reidlab.viz.data_set import closing_line
 
 FORK = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60)  # an AppleDouble header

@@ -17,16 +17,16 @@ from reidlab.core.identity import file_digest, rules_of, same_data
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import RunFolder, open_run, read_json, write_json
 from reidlab.core.settings import project_root
-from reidlab.data import content
-from reidlab.data.content import memory_of, recall, remember
+from reidlab.data import contents as content
+from reidlab.data.contents import memory_of, recall, remember
 from reidlab.data.doctor import examine
 from reidlab.data.joined import join
 from reidlab.data.loaders import open_data, open_test
 from reidlab.data.manifest import read_manifest, write_manifest
 from reidlab.data.packed import pack_photos
-from reidlab.retrieval.evaluate import Embeddings, load_embeddings, save_embeddings
-from reidlab.retrieval.evaluate_classes import evaluate_classes
-from reidlab.retrieval.evaluate_run import evaluate_run, ranking_of
+from reidlab.evaluation.evaluate import Embeddings, load_embeddings, save_embeddings
+from reidlab.evaluation.evaluate_classes import evaluate_classes
+from reidlab.evaluation.evaluate_run import evaluate_run, ranking_of
 from reidlab.training.classify import fit_classes
 from reidlab.training.distill import check_teacher
 
@@ -398,8 +398,8 @@ def test_a_file_that_a_recipe_names_is_part_of_the_run(state, key, lab):
 
 
 def test_a_sweep_does_not_take_a_cell_of_other_photos(data, monkeypatch):
-    from reidlab.training.grid import plan_cells
-    from reidlab.training.sweep import run_sweep
+    from reidlab.jobs.grid import plan_cells
+    from reidlab.jobs.sweep import run_sweep
 
     monkeypatch.setenv("REIDLAB_DATA_DIR", str(data))
     (cell,) = plan_cells("smoke", overrides=MINE | {"data.val_fraction": 0.5})

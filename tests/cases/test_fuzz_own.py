@@ -15,12 +15,12 @@ from PIL import Image
 from reidlab.core.run import open_run
 from reidlab.data.doctor import examine
 from reidlab.data.manifest import write_manifest
-from reidlab.data.mend import keep_findings
 from reidlab.data.own import draw_splits, own_rows
-from reidlab.retrieval.evaluate import embed_split, load_embeddings
-from reidlab.retrieval.evaluate_run import evaluate_run
+from reidlab.data.repair import keep_findings
+from reidlab.evaluation.evaluate import embed_split, load_embeddings
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.jobs.command import plan_training
 from reidlab.training.loop import load_model
-from reidlab.viz.command import plan_training
 
 FORMS = ("table", "table with splits", "mapping", "folders", "folders with splits", "tracks")
 ENDINGS = ("jpg", "png", "bmp", "webp", "tif", "JPG", "jpeg")

@@ -16,14 +16,14 @@ from reidlab.core.recipe import load_recipe, validated
 from reidlab.core.settings import settings
 from reidlab.data.manifest import read_manifest
 from reidlab.data.own import cameras_of, read_mapping, read_table
+from reidlab.interchange.autoreid import read_seed_config
+from reidlab.interchange.reid_lite import read_lite_config
+from reidlab.interchange.strong_baseline import read_strong_config
+from reidlab.jobs.grid import plan_cells
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.models.genotype import PUBLISHED, find_genotype, genotype_from
 from reidlab.models.ops import SPACES
 from reidlab.nas.derive import RULES, derive
-from reidlab.nas.seed_files import read_seed_config
-from reidlab.training.grid import plan_cells
-from reidlab.training.lite_files import read_lite_config
-from reidlab.training.strong_files import read_strong_config
 
 
 @pytest.fixture(autouse=True)

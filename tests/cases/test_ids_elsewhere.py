@@ -8,7 +8,7 @@ from reidlab.data.classes import class_folders, folder_rows
 from reidlab.data.doctor import examine_labels
 from reidlab.data.layouts import append_gallery
 from reidlab.data.manifest import read_manifest, tree_rows, write_manifest
-from reidlab.data.mend import fix
+from reidlab.data.repair import fix
 
 
 def photos(folder, names):

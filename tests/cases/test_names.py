@@ -20,8 +20,8 @@ from reidlab.core.recipe import Recipe, load_recipe, recipe_card
 from reidlab.core.run import find_run, keep_run, open_run
 from reidlab.data.joined import join
 from reidlab.data.manifest import load_manifest, read_manifest, write_manifest
-from reidlab.retrieval.evaluate_run import read_ranking
-from reidlab.training.grid import plan_cells
+from reidlab.evaluation.evaluate_run import read_ranking
+from reidlab.jobs.grid import plan_cells
 
 AWAY = ["../../x", "/etc/x", "a/b", "..", ".", ".hidden", "-x", "a b", "a\nb", "a\0b", "a\\b", "~"]
 LONG = ["x" * 101, "ä" * 51, "y" * 300, "z" * 70_000]

@@ -12,19 +12,19 @@ import pytest
 from torch import nn
 
 from reidlab.core.recipe import Data, Evaluate, Recipe
+from reidlab.data.archives import find_raw
 from reidlab.data.joined import shared_people
 from reidlab.data.loaders import DataSet, open_test
 from reidlab.data.manifest import Photos, hold_out, write_manifest
-from reidlab.data.raw import find_raw
 from reidlab.data.synthetic import plan
-from reidlab.retrieval.baselines import rank_baseline
-from reidlab.retrieval.breakdown import camera_matrix_features
-from reidlab.retrieval.evaluate import embed_split, rank_embeddings
-from reidlab.retrieval.evaluate_run import rank_lists
+from reidlab.evaluation.baselines import rank_baseline
+from reidlab.evaluation.breakdown import camera_matrix_features
+from reidlab.evaluation.evaluate import embed_split, rank_embeddings
+from reidlab.evaluation.evaluate_run import rank_lists
+from reidlab.evaluation.protocols import manifest_protocol, rank_by_manifest
+from reidlab.retrieval.card import ProtocolCard, protocol_counts
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.multi_query import pool_queries
-from reidlab.retrieval.protocol import ProtocolCard, protocol_counts
-from reidlab.retrieval.protocols import manifest_protocol, rank_by_manifest
 from reidlab.retrieval.single_shot import rank_single_shot
 
 

@@ -19,8 +19,8 @@ from reidlab.core.parameters import (
     SweepJob,
     check_parameters,
 )
-from reidlab.training.grid import Cell
-from reidlab.training.sweep import page_command
+from reidlab.jobs.grid import Cell
+from reidlab.jobs.sweep import page_command
 
 LOST = ["007", "2024_01", "1e3", "1.10", "nan", "-inf", "True", "None", "٣", " 7 "]
 KEPT = ["market", "1.2.3", "v1", "0x10", "true", "null", "2024-01", "1,5"]

@@ -17,7 +17,7 @@ from reidlab.data.manifest import Photos, write_manifest
 from reidlab.data.packed import pack_photos
 from reidlab.data.pictures import open_picture
 from reidlab.data.transforms import read_photo, read_pixels
-from reidlab.retrieval.baselines import colour_histogram, histogram_features
+from reidlab.evaluation.baselines import colour_histogram, histogram_features
 from reidlab.viz.photos import open_photo
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)

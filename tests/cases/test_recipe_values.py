@@ -21,7 +21,7 @@ from reidlab.core.recipe import (
     set_here,
     validated,
 )
-from reidlab.training.grid import plan_cells
+from reidlab.jobs.grid import plan_cells
 
 # --- random valid recipes ----------------------------------------------------------------------
 

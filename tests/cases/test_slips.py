@@ -15,14 +15,14 @@ from reidlab.core.seed import deterministic, rng, seed_all
 from reidlab.data.doctor import _copies, examine_labels
 from reidlab.data.manifest import Manifest
 from reidlab.data.samplers import epoch_batches, groups
+from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.sweep import cell_state
 from reidlab.losses.circle import circle_logits, circle_terms
 from reidlab.nas.derive import strengths
 from reidlab.nas.gdas import GumbelSupernet, gumbel_weights
 from reidlab.retrieval.expansion import expand_queries
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.training.freeze import rest
-from reidlab.training.grid import plan_cells
-from reidlab.training.sweep import cell_state
 from reidlab.viz.curves import plot_history
 
 

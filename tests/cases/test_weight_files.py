@@ -8,7 +8,7 @@ import torch
 from test_bad_input import refused
 
 from reidlab.core.seed import seed_all
-from reidlab.models.baseline_weights import read_state
+from reidlab.interchange.baseline_weights import read_state
 from reidlab.models.catalogue import build_model
 from reidlab.models.cdnet import cdnet
 from reidlab.models.weight_files import weights_of
