@@ -51,6 +51,7 @@ PARTS = {  # what a line is called: what its process runs
     "import torchvision": "import torchvision",
     "import numba": "import numba",
     "import pandas, matplotlib": "import pandas, matplotlib.pyplot",
+    "papermill": "import papermill.__main__",
     "a kernel": "import ipykernel.kernelapp, ipykernel.zmqshell",
     "core": "import reidlab.core.run",
     "ranking": "import reidlab.retrieval.scan",
