@@ -38,10 +38,11 @@ $(addprefix demo-,$(ROWS)): demo-%:
 	papermill --no-progress-bar nbs/train.ipynb runs/$(LOOK).$*-train-s0/train.ipynb -p recipe $(LOOK)/$*
 	papermill --no-progress-bar nbs/evaluate.ipynb runs/$(LOOK).$*-train-s0/evaluate.ipynb -p run $(LOOK).$*-train-s0
 
-# two files of tests at once, one thread each, so that a file's shared set-up is made once
+# two files of tests at once, one thread each, so that a file's shared set-up is made once; in the order
+# of tests/conftest.py, the longest first: of its own accord xdist begins with the files of the most tests
 test: export OMP_NUM_THREADS = 1
 test: install chapters
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # every chapter of the book, each cell a test; two pages at once, so one thread each: more only wait for one another
 chapters: export OMP_NUM_THREADS = 1

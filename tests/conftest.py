@@ -150,6 +150,37 @@ def laboratory(root, patch):
     return SimpleNamespace(root=root, raw=root / "raw", **folders)
 
 
+LONGEST = (  # files by the seconds of their longest tests, from 120 to 10; to renew: pytest --durations=60
+    "test_layers.py",
+    "test_jobs.py",
+    "test_vehicles8.py",
+    "test_search.py",
+    "test_crew.py",
+    "test_startup.py",
+    "test_health.py",
+    "test_damaged_runs.py",
+    "test_cluster.py",
+    "test_browser.py",
+    "test_lean.py",
+    "test_classes.py",
+    "test_benchmark_gpu.py",
+    "test_index.py",
+    "test_losses.py",
+    "test_retrieval.py",
+    "test_benchmark_retrieval.py",
+    "test_repeatable.py",
+    "test_benchmark_input.py",
+    "test_joined.py",
+    "test_bad_input.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first: of two workers neither waits long for what the other began last."
+    place = {name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def packed_aside(tmp_path_factory):
     "Packed photos lie apart from the shared ones; its folder. A laboratory of one's own packs at home."
