@@ -87,12 +87,17 @@ def comments(text):
 
 
 def documented(node, text):
-    "Names of parameters with a comment on their line (the last of a line) or alone on the line above."
+    """Names of parameters with a comment on their line, or alone on the line above.
+
+    A comment belongs to the last of its line, which may be what the function returns.
+    """
     seen, last = comments(text), {}
     for p in parameters(node):
         last[p.end_lineno] = p.arg
+    if node.returns is not None:
+        last[node.returns.lineno] = ""
     for line, name in last.items():
-        if line in seen or seen.get(line - 1):
+        if name and (line in seen or seen.get(line - 1)):
             yield name
 
 
