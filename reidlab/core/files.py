@@ -53,7 +53,9 @@ def hold(
     return held
 
 
-def let_go(held: int) -> None:
+def let_go(
+    held: int,  # what `hold` gave
+) -> None:
     "Give a lock back."
     if held in _held:
         _held.discard(held)
@@ -61,7 +63,9 @@ def let_go(held: int) -> None:
 
 
 @contextmanager
-def holding(path: str | Path) -> Iterator[None]:
+def holding(
+    path: str | Path,  # of the lock file
+) -> Iterator[None]:
     "Wait for a lock and hold it within the block."
     held = hold(path, wait=True)
     try:
@@ -127,7 +131,7 @@ def writing(
 
 def write_bytes(
     path: Path,  # where the file goes; its folder is made
-    content: bytes,
+    content: bytes,  # all of the file
     lasting: bool = True,  # False: a power cut may lose it
 ) -> None:
     "Write a file atomically: a reader sees the old one or the new one, never half."
@@ -193,7 +197,7 @@ def _plain(path: Path) -> dict:
 
 
 def read_json(
-    path: Path,
+    path: Path,  # of the file
     # what the reader relies on: {"times_opened": int}
     needs: Mapping[str, type | tuple[type, ...]] | None = None,
     strict: bool = True,  # False: a broken seal is warned of, and the values are read as they are

@@ -28,12 +28,16 @@ class Sign(NamedTuple):
     what: str  # epoch 3, step 12
 
 
-def new_signs(path: Path) -> None:
+def new_signs(
+    path: Path,  # of the file, made anew
+) -> None:
     "Make the file that a process will leave its signs in."
     path.write_bytes(RECORD.pack(0, LONG, b"starting"))
 
 
-def last_sign(path: Path) -> Sign:
+def last_sign(
+    path: Path,  # of a file that `new_signs` made
+) -> Sign:
     "The latest sign in a file."
     count, limit, what = RECORD.unpack(path.read_bytes())
     return Sign(count, limit, what.rstrip(b"\0").decode(errors="replace"))

@@ -24,7 +24,7 @@ def rules_of(
 
 def same_data(
     one: str,  # a data set's fingerprint
-    other: str,
+    other: str,  # another's
 ) -> bool:
     "Whether two fingerprints are of the same photos, by the newest rule that both state."
     ours, theirs = rules_of(one), rules_of(other)
@@ -33,7 +33,7 @@ def same_data(
 
 # %% ../../nbs/00_core/08_identity.ipynb #fd5c7ba2
 def file_digest(
-    path: str | Path,
+    path: str | Path,  # of the file
 ) -> str:  # 64 hexadecimal digits
     "sha256 of a file, read in pieces."
     with open(path, "rb") as file:
@@ -65,7 +65,7 @@ def _named_files(recipe: Recipe) -> Iterator[tuple[str, Path | None]]:
 
 
 def given_files(
-    recipe: Recipe,
+    recipe: Recipe,  # whose keys may name files
 ) -> dict[str, str]:  # "model.weights" → sha256
     "What the files hold that a recipe names; without those that are not there."
     found = {key: path for key, path in _named_files(recipe) if path and path.is_file()}

@@ -55,7 +55,7 @@ TAKEN = ("synthetic", "shapes-", "packed")  # how names begin that data_dir's ow
 
 
 def is_plain(
-    name: str,
+    name: str,  # of one folder, not a path
 ) -> bool:
     "Whether a name can be that of a folder here."
     fits = re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name)

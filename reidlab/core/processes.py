@@ -51,7 +51,7 @@ def processes() -> dict[int, Entry]:  # by pid
 
 
 def family(
-    pid: int,
+    pid: int,  # of the oldest; itself is left out
     table: dict[int, Entry],  # from `processes`
 ) -> list[int]:  # pids, those nearest to `pid` first; without itself
     "All that a process has started, and what those have started."
@@ -69,7 +69,7 @@ def _servers() -> list[int]:
 
 
 def end_family(
-    pid: int,
+    pid: int,  # of the process to end
 ) -> list[int]:  # all that were told to end
     "Kill a process and all that it has started, the stopped ones too."
     table = processes()
@@ -84,7 +84,7 @@ def end_family(
 
 
 def await_end(
-    pids: list[int],
+    pids: list[int],  # of processes that were told to end
     seconds: float = 10.0,  # at most
 ) -> None:
     "Wait until processes that were killed are gone; one with much memory takes a moment."

@@ -66,7 +66,7 @@ def at_home(
 
 
 def check_file(
-    path: str | Path,
+    path: str | Path,  # of the file
     most: int = MOST_BYTES,  # bytes
 ) -> Path:
     "An ordinary file that can be opened without waiting, or an error that says what is there."
@@ -88,7 +88,7 @@ def check_file(
 
 # %% ../../nbs/00_core/02_reading.ipynb #afde7e94
 def read_text(
-    path: str | Path,
+    path: str | Path,  # of the file
     most: int = MOST_BYTES,  # bytes
 ) -> str:  # line ends as \n
     "A UTF-8 text, or an error that names the file and what it is instead."
@@ -114,7 +114,7 @@ MOST_VALUES, MOST_DEPTH = 200_000, 60  # of a text that a person wrote, aliases 
 
 
 def leaves(
-    values: Any,
+    values: Any,  # mappings and lists of plain values, nested
     place: str = "",  # of the values in what they are part of
     depth: int = MOST_DEPTH,  # how deep they may be nested
 ) -> Iterator[tuple[str, Any]]:  # "train.lr", 0.1
@@ -156,7 +156,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_values(
-    text: str,
+    text: str,  # of a whole file or parameter
     name: str,  # of the file or parameter, for messages
     way: str = "Mend it, or write it again.",  # out of it, for messages
 ) -> Any:  # plain values, every number finite

@@ -535,7 +535,9 @@ TASK_KEYS = {  # keys that one task alone reads
 SELECT = {"reid": ("mAP", "R1", "mINP", "last"), "classification": ("top1", "top5", "last")}
 
 
-def misplaced(recipe: Recipe) -> list[str]:  # one line for each; empty when all is well
+def misplaced(
+    recipe: Recipe,  # with every key checked by itself
+) -> list[str]:  # one line for each; empty when all is well
     "What a recipe asks for that its task does not know."
     task, lines = recipe.data.task, []
     for other, sections in TASK_KEYS.items():
@@ -566,7 +568,10 @@ def misplaced(recipe: Recipe) -> list[str]:  # one line for each; empty when all
     return lines
 
 # %% ../../nbs/00_core/06_recipe.ipynb #0afc8dac
-def validated(name: str, values: dict) -> Recipe:
+def validated(
+    name: str,  # of the recipe, for messages
+    values: dict,  # by section; what is left out has its default
+) -> Recipe:
     "The recipe, or a ValueError whose lines each name a key, what it needs and what it got."
     try:
         recipe = Recipe.model_validate(values)
@@ -665,7 +670,9 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
     return _merged(values, rows[row]) if row else values
 
 # %% ../../nbs/00_core/06_recipe.ipynb #4e151f32
-def undotted(overrides: Mapping[str, Any]) -> dict:
+def undotted(
+    overrides: Mapping[str, Any],  # by dotted key
+) -> dict:
     "{'train.lr': 0.1} as the nested mapping it stands for."
     nested: dict = {}
     for dotted, value in overrides.items():

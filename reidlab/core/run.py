@@ -147,7 +147,10 @@ def _mark(recipe: str) -> str:
 class RunFolder:
     "One run's files: open it with `open_run`, read it with `RunFolder(path)`."
 
-    def __init__(self, path: str | Path):
+    def __init__(
+        self,
+        path: str | Path,  # of the run folder, there or not
+    ):
         self.path = Path(path)
         self.name = self.path.name
 
@@ -213,7 +216,11 @@ class RunFolder:
             )
         return read_json(path, {"metrics": dict})
 
-    def beat(self, state: str = "running", **where: Any) -> None:
+    def beat(
+        self,
+        state: str = "running",  # running, finished or what else became of it
+        **where: Any,  # epoch, step … as the pulse shall show them
+    ) -> None:
         "Write the pulse: state, epoch, step, images/s, time left."
         known = {}
         with suppress(ValueError, OSError):  # a damaged pulse: here is a new one
@@ -222,12 +229,19 @@ class RunFolder:
         now = {**known, **where, "state": state, **mine, "beat": time.time()}
         write_json(self.path / "status.json", now, sealed=True, lasting=state != "running")
 
-    def log(self, event: str, **numbers: Any) -> None:
+    def log(
+        self,
+        event: str,  # the line's kind: epoch, warning …
+        **numbers: Any,  # what else the line says
+    ) -> None:
         "Append one line to metrics.jsonl."
         line = json.dumps({"event": event, **numbers}, ensure_ascii=False, default=float)
         _append(self.path / "metrics.jsonl", _checked(line.encode()))
 
-    def events(self, event: str = "epoch") -> list[dict]:
+    def events(
+        self,
+        event: str = "epoch",  # the kind of line wanted
+    ) -> list[dict]:
         "The logged lines of one kind, in order; a line that is torn or damaged is left out, aloud."
         path = self.path / "metrics.jsonl"
         refuse_folder(path)
@@ -251,7 +265,10 @@ class RunFolder:
         table = table.drop(columns="event").drop_duplicates("epoch", keep="last")
         return table.sort_values("epoch", ignore_index=True)
 
-    def warn(self, about: str) -> None:
+    def warn(
+        self,
+        about: str,  # what to say, one line
+    ) -> None:
         "Say something in one line, and keep it in the history."
         warnings.warn(f"run {self.name!r}: {about}", stacklevel=2)
         self.log("warning", about=about)
@@ -275,7 +292,11 @@ class RunFolder:
         finally:
             let_go(held)
 
-    def finish(self, metrics: dict[str, float], **about: Any) -> dict:
+    def finish(
+        self,
+        metrics: dict[str, float],  # by name
+        **about: Any,  # further plain values of the record
+    ) -> dict:
         "Write metrics.json with the run's provenance and close the run; returns what was written."
         made = self.environment
         record = {
@@ -417,7 +438,7 @@ def _known(
 # %% ../../nbs/00_core/11_run.ipynb #ffc0d3fa
 def run_path(
     run: str,  # folder name under runs/; empty: recipe, verb and seed
-    recipe: Recipe,
+    recipe: Recipe,  # for its name and seed
     verb: str,  # train, search
     root: str | Path = "",  # where run folders lie; empty: settings().runs_dir
 ) -> Path:

@@ -94,7 +94,7 @@ def check_whole(
 def check_content(
     content: Any,  # as it was read; a digest in it is taken out
     path: Path,  # where from
-    what: str = "file",
+    what: str = "file",  # what it is called in errors
 ) -> None:
     "Refuse content that is not what its digest says; most has none."
     told = content.pop("digest", None) if isinstance(content, dict) else None
@@ -105,7 +105,7 @@ def check_content(
 
 
 def read_sealed(
-    path: str | Path,
+    path: str | Path,  # of the file
     device: str = "cpu",  # where the tensors go
     what: str = "file",  # what it is called in errors
 ) -> dict[str, Any]:  # without its digest

@@ -78,7 +78,7 @@ def _shallow(text: str, loader: type) -> None:
 
 
 def yaml_values(
-    text: str,
+    text: str,  # of a whole file
     name: str,  # of the file, for messages
     ours: bool = True,  # False: numbers as PyYAML reads them, for other programs' files
     twice: bool = False,  # True: a key may stand twice, and the last one counts

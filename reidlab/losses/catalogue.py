@@ -57,7 +57,7 @@ def _has(branch: BranchLike, need: str) -> bool:
 
 
 def fitting(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     need: str,  # feat, logits or cosines
     term: str,  # for the message
 ) -> list[BranchLike]:  # those that have it, at least one
@@ -75,14 +75,17 @@ def fitting(
     return kept
 
 
-def weighed(branch: BranchLike, loss: Tensor) -> Tensor:
+def weighed(
+    branch: BranchLike,  # whose weight is read; 1 where it has none
+    loss: Tensor,  # scalar
+) -> Tensor:
     "A branch's loss, counted as much as the branch says."
     weight = getattr(branch, "weight", 1.0)
     return loss if weight == 1 else weight * loss
 
 # %% ../../nbs/03_losses/11_catalogue.ipynb #c26f77e3
 def softmax_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) classes 0 … C−1
     smoothing: float = 0.1,  # share of the target spread over all classes
     largest: bool = False,  # True: the worst branch alone, instead of the sum
@@ -94,7 +97,7 @@ def softmax_term(
 
 
 def focal_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) classes 0 … C−1
     gamma: float = 2.0,  # larger: easy photos count less
 ) -> Tensor:  # scalar
@@ -107,7 +110,7 @@ MININGS = {"hard": hardest_pairs, "weighted": weighted_pairs}
 
 
 def triplet_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) person of each row
     margin: float | str = 0.3,  # in units of distance, or "soft"
     valid_only: bool = False,  # skip anchors without a positive or a negative
@@ -135,7 +138,7 @@ def _on_angles(
 
 
 def am_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) classes 0 … C−1
     margin: float = 0.35,  # taken from the right cosine
     scale: float = 30.0,  # of all cosines
@@ -147,9 +150,9 @@ def am_term(
 
 
 def am_lite_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) classes 0 … C−1
-    margin: float = 0.3,
+    margin: float = 0.3,  # taken from the right cosine
     scale: float = 0.0,  # above 0 as wrong as published
 ) -> Tensor:  # scalar
     "Replica of pytorch-reid-lite's margin head, its wrong scale included; for its table alone."
@@ -158,7 +161,7 @@ def am_lite_term(
 
 
 def arcface_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) classes 0 … C−1
     margin: float = 0.5,  # added to the right angle, in radians
     scale: float = 30.0,  # of all cosines
@@ -170,7 +173,7 @@ def arcface_term(
 
 
 def circle_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) classes 0 … C−1
     margin: float = 0.25,  # slack of both aims
     scale: float = 64.0,  # γ
@@ -188,7 +191,7 @@ UNMADE = (
 
 
 def circle_pairs_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) person of each row
     margin: float = 0.25,  # slack of both aims
     scale: float = 64.0,  # γ
@@ -200,7 +203,7 @@ def circle_pairs_term(
 
 
 def centre_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) classes 0 … C−1
     lr: float = 0.5,  # rate of the centres, by plain gradient descent
 ) -> Tensor:  # scalar
@@ -209,7 +212,7 @@ def centre_term(
 
 
 def range_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) person of each row
     k: int = 2,  # widest pairs of a person
     margin: float = 0.1,  # between the closest two means
@@ -223,7 +226,7 @@ def range_term(
 
 
 def cluster_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) person of each row
     margin: float = 0.3,  # in units of distance; 10 in the paper's code
     valid_only: bool = False,  # a batch of one person costs 0
@@ -234,7 +237,7 @@ def cluster_term(
 
 
 def cluster_local_term(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     pids: Tensor,  # (B,) person of each row
     parts: int = 6,  # stripes that the feature is made of
     margin: float = 0.3,  # in units of the path's length
@@ -287,7 +290,7 @@ def of_branch(
 
 
 def chosen(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     term: str,  # with or without @branch
 ) -> list[BranchLike]:  # at least one
     "The branches whose name a term asks for."
@@ -306,7 +309,7 @@ def _by_itself(branch: BranchLike) -> BranchLike:
 
 
 def sits_out(
-    branches: Iterable[BranchLike],
+    branches: Iterable[BranchLike],  # of the model in training
     need: str,  # feat, logits or cosines
 ) -> bool:
     "Whether all that a term could judge is silenced in this step."
@@ -411,7 +414,7 @@ class LearningSum(nn.Module):
 
     def __init__(
         self,
-        plain: WeightedSum,
+        plain: WeightedSum,  # the weighted sum with all terms
         branches: Sequence[BranchLike],  # as the model's, for their widths
         n_pids: int,  # training identities
         seed: int = 0,  # of the first centres

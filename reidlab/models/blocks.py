@@ -18,10 +18,10 @@ class StdConv(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        in_channels: int,  # C of the map that comes in
+        out_channels: int,  # C of the map that it gives
         kernel: int = 1,  # odd; the map keeps its size at stride 1
-        stride: int = 1,
+        stride: int = 1,  # 2 halves the map
         affine: bool = True,  # False while searching
     ):
         super().__init__()
@@ -44,10 +44,10 @@ class DilConv(nn.Module):
     def __init__(
         self,
         channels: int,  # C, kept
-        kernel: int = 3,
+        kernel: int = 3,  # of the depthwise convolution, odd
         stride: int = 1,  # of the depthwise convolution
         dilation: int = 2,  # 1: no holes
-        affine: bool = True,
+        affine: bool = True,  # False while searching: batch norm without weights
     ):
         super().__init__()
         pad = dilation * (kernel // 2)
@@ -60,7 +60,10 @@ class DilConv(nn.Module):
             nn.BatchNorm2d(channels, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) → (B, C, H/stride, W/stride)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, H/stride, W/stride)
         return self.net(x)
 
 # %% ../../nbs/02_models/07_blocks.ipynb #553c3a50
@@ -70,9 +73,9 @@ class SepConv(nn.Module):
     def __init__(
         self,
         channels: int,  # C, kept
-        kernel: int = 3,
+        kernel: int = 3,  # of both depthwise convolutions, odd
         stride: int = 1,  # of the first
-        affine: bool = True,
+        affine: bool = True,  # False while searching: batch norm without weights
     ):
         super().__init__()
         self.net = nn.Sequential(
@@ -80,7 +83,10 @@ class SepConv(nn.Module):
             DilConv(channels, kernel, 1, dilation=1, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) → (B, C, H/stride, W/stride)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, H/stride, W/stride)
         return self.net(x)
 
 # %% ../../nbs/02_models/07_blocks.ipynb #508e95b4
@@ -90,9 +96,9 @@ class PoolBN(nn.Module):
     def __init__(
         self,
         channels: int,  # C, kept
-        kind: Literal["max", "avg"],
-        stride: int = 1,
-        affine: bool = True,
+        kind: Literal["max", "avg"],  # of the 3×3 pooling
+        stride: int = 1,  # 2 halves the map
+        affine: bool = True,  # False while searching: batch norm without weights
         norm: bool = True,  # False: bare pooling, as in the derived networks of DARTS
     ):
         super().__init__()
@@ -102,7 +108,10 @@ class PoolBN(nn.Module):
             self.pool = nn.AvgPool2d(3, stride, 1, count_include_pad=False)
         self.bn = nn.BatchNorm2d(channels, affine=affine) if norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) → (B, C, H/stride, W/stride)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, H/stride, W/stride)
         return self.bn(self.pool(x))
 
 # %% ../../nbs/02_models/07_blocks.ipynb #3d6869df
@@ -111,9 +120,9 @@ class FactorizedReduce(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int,  # C of the map that comes in
         out_channels: int,  # an odd one gives the second convolution one more
-        affine: bool = True,
+        affine: bool = True,  # False while searching: batch norm without weights
     ):
         super().__init__()
         if out_channels < 2:
@@ -138,9 +147,15 @@ class FactorizedReduce(nn.Module):
 class Zero(nn.Module):
     "Zeros of the size that another op would give."
 
-    def __init__(self, stride: int = 1):
+    def __init__(
+        self,
+        stride: int = 1,  # 2 halves the map
+    ):
         super().__init__()
         self.stride = stride
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, ⌈H/stride⌉, ⌈W/stride⌉)
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])

@@ -132,7 +132,7 @@ def build_part(
 
 def set_options(
     said: dict[str, Any],  # the arguments of build_model
-    keys: Sequence[str],
+    keys: Sequence[str],  # of the options that belong to one kind of model
 ) -> dict[str, Any]:  # those of the keys that are not at their default
     "What was asked for beyond the usual."
     usual = inspect.signature(build_model).parameters
@@ -210,7 +210,11 @@ WHOLE_FILES = ("cdnet", "cnet", "stdnet")
 NOT_ARCHITECTURE = ("weights", "width", "auxiliary", "auxiliary_weight", *CELLS, *LATE)
 
 
-def check_auxiliary(backbone: str, auxiliary: bool, weight: float) -> None:
+def check_auxiliary(
+    backbone: str,  # its name
+    auxiliary: bool,  # whether a classifier halfway is wanted
+    weight: float,  # of its loss
+) -> None:
     "Refuse an auxiliary classifier where there is no place for one, and a weight without it."
     if auxiliary and backbone != "derived":
         raise ValueError(

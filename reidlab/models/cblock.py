@@ -16,7 +16,7 @@ from ..core.names import unknown
 # %% ../../nbs/02_models/14_cblock.ipynb #f07beb33
 def pointwise(
     in_channels: int,  # C
-    out_channels: int,
+    out_channels: int,  # C_out
     relu: bool = True,  # False: linear, for what will be added to something
 ) -> nn.Sequential:  # (B, C, H, W) → (B, C_out, H, W)
     "1×1 convolution, batch norm, and a ReLU if wanted."

@@ -70,7 +70,7 @@ class FeatureHead(nn.Module):
     def forward(
         self,
         before: Tensor | list[Tensor],  # (B, D), or a list of parts
-        after: Tensor | list[Tensor],
+        after: Tensor | list[Tensor],  # the same, after the neck
     ) -> Tensor:  # (B, D)
         if self.training:
             raise RuntimeError(

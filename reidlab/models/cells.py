@@ -15,10 +15,10 @@ from .ops import build_op
 
 # %% ../../nbs/02_models/11_cells.ipynb #9e83828b
 def preprocess(
-    in_channels: int,
+    in_channels: int,  # of the map that comes in
     out_channels: int,  # C of the cell
     shrink: bool = False,  # halve the map as well
-    affine: bool = True,
+    affine: bool = True,  # False while searching: batch norm without weights
 ) -> nn.Module:
     "Bring an input of a cell to its width, and if need be to half its size."
     if shrink:
@@ -35,7 +35,10 @@ class DropPath(nn.Module):
             raise ValueError(f"drop_path needs a probability from 0 to below 1, got {most}.")
         self.most = self.p = most
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, …) → (B, …)
+    def forward(
+        self,
+        x: Tensor,  # (B, …)
+    ) -> Tensor:  # (B, …)
         if not self.training or not self.p:
             return x
         kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.p
@@ -43,7 +46,7 @@ class DropPath(nn.Module):
 
 
 def set_drop_path(
-    model: nn.Module,
+    model: nn.Module,  # changed in place
     share: float,  # of its highest probability, 0…1
 ) -> None:
     "Set every DropPath of a network; a trainer raises the share from 0 to 1, epoch by epoch."
@@ -57,14 +60,14 @@ class Cell(nn.Module):
 
     def __init__(
         self,
-        genotype: Genotype,
+        genotype: Genotype,  # its edges, of both kinds of cell
         before_last: int,  # channels of c_{k-2}
         last: int,  # channels of c_{k-1}
         channels: int,  # C, of every node
         kind: str,  # normal or reduce
         stride: int = 1,  # of the edges that leave the inputs
         shrink: bool = False,  # c_{k-2} is twice as large as c_{k-1}
-        drop_path: float = 0.0,
+        drop_path: float = 0.0,  # probability that an op is silenced, in training
         pool_norm: bool = True,  # batch norm behind a pooling
     ):
         super().__init__()

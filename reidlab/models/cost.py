@@ -28,7 +28,7 @@ def conv_macs(
     inputs: Tensor,  # (B, C, …)
     weight: Tensor,  # (C_out, C/g, k…), or (C, C_out/g, k…) when transposed
     outputs: Tensor,  # (B, C_out, …)
-    transposed: bool = False,
+    transposed: bool = False,  # of a transposed convolution
 ) -> int:
     "Multiply-accumulates of a convolution in any number of dimensions."
     return (inputs if transposed else outputs).numel() * weight[0].numel()

@@ -26,7 +26,7 @@ class Derived(nn.Module):
 
     def __init__(
         self,
-        genotype: Genotype,
+        genotype: Genotype,  # of both kinds of cell
         macro: str = "resnet",  # resnet or darts
         init_channels: int = 64,  # C of the first stage
         cells_per_stage: Sequence[int] = (2, 2, 2, 2),  # resnet
@@ -51,7 +51,7 @@ class Derived(nn.Module):
 
 def check_origin(
     genotype: Genotype,  # of the network to be filled
-    file: WeightFile,
+    file: WeightFile,  # the weights and what the file says of itself
 ) -> None:
     "Refuse weights that were trained in a network of another genotype."
     here, there = genotype.plain(), file.facts.get("genotype")
@@ -69,14 +69,14 @@ def check_origin(
 
 def derived(
     genotype: str | Genotype,  # a genotype, or its reference: auto_reid, random:3, run:NAME, a path
-    macro: str = "resnet",
-    init_channels: int = 64,
-    cells_per_stage: Sequence[int] = (2, 2, 2, 2),
-    layers: int = 20,
-    stem: str = "",
-    last_stride: int = 2,
-    drop_path: float = 0.0,
-    pool_norm: bool = True,
+    macro: str = "resnet",  # resnet or darts
+    init_channels: int = 64,  # C of the first stage
+    cells_per_stage: Sequence[int] = (2, 2, 2, 2),  # resnet
+    layers: int = 20,  # cells in all; darts
+    stem: str = "",  # a name in macro.STEMS; empty: the macro's own
+    last_stride: int = 2,  # of the last reduction cell
+    drop_path: float = 0.0,  # probability that an op is silenced, in training
+    pool_norm: bool = True,  # batch norm behind a pooling
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> Derived:
     "The backbone that a genotype stands for, random or filled from a local file."
@@ -113,8 +113,8 @@ def derived_network(
     *,
     stem: str = "",  # a name in macro.STEMS; empty: the macro's own
     last_stride: int = 2,  # 1: the last map keeps its size
-    drop_path: float = 0.0,
-    pool_norm: bool = True,
+    drop_path: float = 0.0,  # probability that an op is silenced, in training
+    pool_norm: bool = True,  # batch norm behind a pooling
     neck_feat: str = "before",  # with bnneck: the side that evaluation gives
     weights: str = "",  # a local file for stem and cells
 ) -> ReIDModel:  # branches in training; (B, D) features in evaluation

@@ -122,7 +122,11 @@ class BalanceHead(nn.Module):
         parts = zip(vectors, self.fcs, self.classifiers, strict=True)
         return [classifier(fc(vector)) for vector, fc, classifier in parts]
 
-    def class_scores(self, before: list[Tensor], after: list[Tensor]) -> Tensor:  # (B, n_pids)
+    def class_scores(
+        self,
+        before: list[Tensor],  # one (B, D) a vector of the neck, before dropout
+        after: list[Tensor],  # the same vectors; not read
+    ) -> Tensor:  # (B, n_pids)
         "All branches together."
         return torch.stack(self.scores(before)).sum(0)
 

@@ -22,7 +22,7 @@ CRITIC_WIDTHS = (1, 1, 2, 4, 8)  # of the critic from fine to coarse, in units o
 
 def doublings(
     height: int,  # of the photos, pixels
-    width: int,
+    width: int,  # of the photos, pixels
 ) -> int:  # between the coarse map and the photo, 2 to 5
     "How often 8 × 4 is doubled to make a photo."
     sizes = {(8 * 2**k, 4 * 2**k): k for k in range(2, len(WIDTHS) + 1)}
@@ -62,9 +62,9 @@ class Generator(nn.Module):
         input_dim: int = 256,  # numbers to draw from
         ngf: int = 64,  # width of the finest layer but one
         height: int = 256,  # of the photo, pixels
-        width: int = 128,
+        width: int = 128,  # of the photo, pixels
         mean: Sequence[float] = (0.485, 0.456, 0.406),  # of RGB in 0…1, as data.mean
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        std: Sequence[float] = (0.229, 0.224, 0.225),  # of RGB, as data.std
     ):
         super().__init__()
         widths = [ngf * w for w in WIDTHS[: doublings(height, width)]]
@@ -97,7 +97,7 @@ class Critic(nn.Module):
         self,
         ndf: int = 32,  # width of the finest layer
         height: int = 256,  # of the photo, pixels
-        width: int = 128,
+        width: int = 128,  # of the photo, pixels
         norm: str = "batch",  # batch, as published, or none
     ):
         super().__init__()

@@ -380,7 +380,7 @@ PUBLISHED_LAYERS: dict[str, LayerGenotype] = {
 
 # %% ../../nbs/02_models/10_genotype.ipynb #319359fe
 def random_genotype(
-    seed: int,
+    seed: int,  # of the draw
     space: str = "reid",  # a name in SPACES
     nodes: int = 4,  # B, in a cell
     ops: Sequence[str] = (),  # what is on offer; empty: those of the space
@@ -457,7 +457,7 @@ def genotypes_of(
 
 
 def genotype_distance(
-    one: Genotype | LayerGenotype,
+    one: Genotype | LayerGenotype,  # of cells or of layers
     other: Genotype | LayerGenotype,  # of the same kind
 ) -> int:  # 0 for equal ones
     "How many edges of `other` are not in `one`, over both cells; of layers, how many differ."

@@ -72,7 +72,11 @@ class LinearHead(nn.Module):
         seen = self.dropout(after)
         return [Branch(self.classifier(seen), before if self.train_feat == "before" else seen)]
 
-    def class_scores(self, before: Tensor, after: Tensor) -> Tensor:  # (B, n_pids)
+    def class_scores(
+        self,
+        before: Tensor,  # (B, D) the neck's feature before its norm; not read
+        after: Tensor,  # (B, D) and after it
+    ) -> Tensor:  # (B, n_pids)
         "What it would say about the names, also when it is asked for features."
         said = self.classifier(self.dropout(after))
         return said[0] if isinstance(said, tuple) else said  # of directions: their cosines
@@ -81,7 +85,11 @@ class LinearHead(nn.Module):
 class CosineClassifier(nn.Module):
     "One direction a person; answers with cosines."
 
-    def __init__(self, in_dim: int, n_pids: int):
+    def __init__(
+        self,
+        in_dim: int,  # D of the features
+        n_pids: int,  # training identities
+    ):
         super().__init__()
         if n_pids < 2:
             raise ValueError(f"a classifier needs n_pids of 2 or more, got {n_pids}.")

@@ -30,7 +30,7 @@ CANDIDATES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 # %% ../../nbs/02_models/15_layered.ipynb #d73fa661
 def check_layers(
-    genotype: LayerGenotype,
+    genotype: LayerGenotype,  # to be checked
     n_blocks: int = 6,  # places in the network
 ) -> LayerGenotype:  # the same
     "Refuse a list of another length, or a layer that no candidate is."
@@ -75,9 +75,9 @@ def find_layers(
 
 # %% ../../nbs/02_models/15_layered.ipynb #3e06d141
 def random_layers(
-    seed: int,
+    seed: int,  # of the draw
     space: str = "cdnet",  # a name in CANDIDATES
-    n_blocks: int = 6,
+    n_blocks: int = 6,  # layers to draw
 ) -> LayerGenotype:
     "A list of layers drawn from its space."
     if space not in CANDIDATES:
@@ -123,10 +123,10 @@ def photo_stem(
 
 # %% ../../nbs/02_models/15_layered.ipynb #f7137984
 def layer_blocks(
-    in_channels: int,
-    out_channels: int,
+    in_channels: int,  # C
+    out_channels: int,  # C_out
     layer: Sequence[int],  # k1, k2 and, if the space has it, the depth
-    fusion: str = "gate",
+    fusion: str = "gate",  # gate, or sequence: the stacks one after the other
 ) -> nn.Sequential:
     "One layer of a genotype: its block, as often in a row as its depth says."
     depth = layer[2] if len(layer) > 2 else 1
@@ -197,7 +197,7 @@ def _layered(
 
 def cdnet_maps(
     genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",  # empty: the published one
-    width: float = 1.0,
+    width: float = 1.0,  # factor on all channels
     stem: str = "",  # reid or cifar; empty: reid
     taps: bool = False,  # True: the maps of all stages
     weights: str = "",  # a local file; empty: random, from torch's global seed
@@ -207,22 +207,22 @@ def cdnet_maps(
 
 
 def cnet_maps(
-    genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",
-    width: float = 1.0,
-    stem: str = "",
-    taps: bool = False,
-    weights: str = "",
+    genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",  # empty: the published one
+    width: float = 1.0,  # factor on all channels
+    stem: str = "",  # reid or cifar; empty: reid
+    taps: bool = False,  # True: the maps of all stages
+    weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CNet: pairs of kernels (Li et al., 2021)."
     return _layered("cnet", "cnet", genotype, width, stem, taps, weights, "gate")
 
 
 def stdnet_maps(
-    genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",
-    width: float = 1.0,
-    stem: str = "",
-    taps: bool = False,
-    weights: str = "",
+    genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",  # empty: the published one
+    width: float = 1.0,  # factor on all channels
+    stem: str = "",  # reid or cifar; empty: reid
+    taps: bool = False,  # True: the maps of all stages
+    weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CDNet's blocks with their two stacks in sequence, without a gate (ablation of Li et al., 2021)."
     return _layered("stdnet", "cdnet", genotype, width, stem, taps, weights, "sequence")

@@ -91,9 +91,9 @@ class CellStack(nn.Module):
         build: Callable[
             ..., nn.Module
         ],  # (before_last, last, channels, kind, stride, shrink) → cell
-        plan: Sequence[Place],
+        plan: Sequence[Place],  # one place a cell
         stem: str = "resnet",  # a name in STEMS
-        stem_channels: int = 64,
+        stem_channels: int = 64,  # C behind the stem
     ):
         super().__init__()
         self.stem = build_stem(stem, stem_channels)
@@ -119,14 +119,14 @@ class CellStack(nn.Module):
     def forward(
         self,
         images: Tensor,  # (B, 3, H, W) normalised
-        *mixing: dict[str, Tensor],
+        *mixing: dict[str, Tensor],  # for the cells of a search: what they need, by kind
     ) -> Tensor:  # (B, out_channels, h, w)
         return deque(self.each(images, *mixing), maxlen=1).pop()  # keeps no earlier map alive
 
 
 def stem_of(
     macro: str,  # resnet or darts
-    init_channels: int,
+    init_channels: int,  # C of the first stage
     stem: str = "",  # a name in STEMS; empty: resnet, or conv3 for the darts macro
 ) -> tuple[str, int]:  # the stem's name and its channels
     "The stem of a macro: 64 wide (resnet), else as wide as the first stage, or three times (darts)."

@@ -18,14 +18,18 @@ from .part_aware import PartAware, PartGate
 # %% ../../nbs/02_models/09_ops.ipynb #9a05cd75
 def shortcut(
     channels: int,  # C, kept
-    stride: int = 1,
-    affine: bool = True,
+    stride: int = 1,  # 2 halves the map
+    affine: bool = True,  # False while searching: batch norm without weights
 ) -> nn.Module:
     "The identity, or at stride 2 a factorised reduction."
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
 
 
-def zero(channels: int, stride: int = 1, affine: bool = True) -> Zero:
+def zero(
+    channels: int,  # not read
+    stride: int = 1,  # 2 halves the map
+    affine: bool = True,  # not read
+) -> Zero:
     "Zeros; channels and affine are taken for the sake of the others."
     return Zero(stride)
 
@@ -33,8 +37,8 @@ def zero(channels: int, stride: int = 1, affine: bool = True) -> Zero:
 def pool(
     kind: str,  # max or avg
     channels: int,  # C, kept
-    stride: int = 1,
-    affine: bool = True,
+    stride: int = 1,  # 2 halves the map
+    affine: bool = True,  # False while searching: batch norm without weights
     pool_norm: bool = True,  # False: bare pooling
 ) -> PoolBN:
     "3×3 pooling with its batch norm."

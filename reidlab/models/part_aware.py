@@ -43,12 +43,20 @@ def part_means(
 class Merge(nn.Module):
     "1×1 convolution and batch norm."
 
-    def __init__(self, in_channels: int, out_channels: int, affine: bool = True):
+    def __init__(
+        self,
+        in_channels: int,  # C
+        out_channels: int,  # C_out
+        affine: bool = True,  # False while searching: batch norm without weights
+    ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) → (B, C_out, H, W)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C_out, H, W)
         return self.bn(self.conv(x))
 
 
@@ -58,7 +66,7 @@ class PartAware(nn.Module):
     def __init__(
         self,
         channels: int,  # C, kept; 3 or more
-        stride: int = 1,
+        stride: int = 1,  # 2 halves the map
         affine: bool = True,  # of the batch norms
         parts: int = PARTS,  # M
     ):
@@ -108,8 +116,8 @@ class PartGate(nn.Module):
     def __init__(
         self,
         channels: int,  # C, kept
-        stride: int = 1,
-        affine: bool = True,
+        stride: int = 1,  # 2 halves the map
+        affine: bool = True,  # False while searching: batch norm without weights
         scaled: bool = False,  # True multiplies the strip's pixels by its vector
         parts: int = PARTS,  # M
     ):
@@ -123,7 +131,10 @@ class PartGate(nn.Module):
             nn.BatchNorm2d(channels, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) → (B, C, H/stride, W/stride)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, H/stride, W/stride)
         v = part_means(x, self.parts)
         gate = (self.soft_attention(v) * self.linear_transfer(v)).softmax(2) * v
         owner = part_of_row(x.shape[2], self.parts).to(x.device)

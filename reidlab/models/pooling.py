@@ -20,7 +20,7 @@ def at_least_float32(
 
 
 def full_precision(
-    x: Tensor,
+    x: Tensor,  # whose device it is about
 ) -> AbstractContextManager:  # a block without autocast, where x lives
     "No half precision inside the block; on the meta device, which knows none, nothing to do."
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -91,7 +91,7 @@ def maskable_bn(
 def kept_branches(
     branches: int,  # B
     draws: int,  # r
-    seed: int,
+    seed: int,  # of the training
     step: int,  # which update: the draw is a pure function of seed and step
 ) -> list[int]:  # at least one index, in order
     "Which branches learn in this step, when r of them are drawn to be left out."

@@ -23,9 +23,9 @@ OSNET_KERNELS = (3, 5, 7, 9)
 
 
 def os_block(
-    in_channels: int,
-    out_channels: int,
-    kernels: Sequence[int] = OSNET_KERNELS,
+    in_channels: int,  # C
+    out_channels: int,  # C_out
+    kernels: Sequence[int] = OSNET_KERNELS,  # of the four stacks, each odd
 ) -> CBlock:
     "The omni-scale block: four stacks under one gate (Zhou et al., 2019)."
     return CBlock(in_channels, out_channels, kernels)

@@ -20,7 +20,10 @@ from .pooling import at_least_float32, full_precision
 NORMS = {"row": 1, "col": 0}
 
 
-def check_spectral(sigma: float, norm: str) -> None:
+def check_spectral(
+    sigma: float,  # temperature, above 0
+    norm: str,  # row or col
+) -> None:
     "Refuse a temperature or a norm that cannot be meant."
     if norm not in NORMS:
         raise ValueError(unknown("spectral norm", norm, NORMS))
@@ -43,7 +46,7 @@ def transition(
 def spectral_transform(
     feats: Tensor,  # (B, D), not normalised
     sigma: float = 0.3,  # temperature
-    norm: Literal["row", "col"] = "row",
+    norm: Literal["row", "col"] = "row",  # row: the paper; col: as reid-lite
 ) -> Tensor:  # (B, D) float32 or wider; the gradient flows through the matrix as well
     "Every feature averaged with its neighbours in the batch (Luo et al., 2019)."
     with full_precision(feats):

@@ -178,7 +178,11 @@ class StripeHead(nn.Module):
         branches += [Branch(z, feat, "global", norm) for (z, norm), feat in rest]
         return branches if self.update is None else self.update(branches)
 
-    def class_scores(self, before: list[Tensor], after: list[Tensor]) -> Tensor:  # (B, n_pids)
+    def class_scores(
+        self,
+        before: list[Tensor],  # one (B, D) a part; not read
+        after: list[Tensor],  # the same parts, after the neck
+    ) -> Tensor:  # (B, n_pids)
         "All classifiers together, also when it is asked for features."
         seen = [self.dropout(v) for v in after[: len(self.dims)]]
         parts = list(zip(self.classifiers, seen, strict=True))

@@ -47,7 +47,7 @@ def _instead(path: Path, said: str) -> str:
 
 
 def read_content(
-    path: str | Path,
+    path: str | Path,  # of a file that torch saved
     device: str = "cpu",  # where the tensors go; meta: their shapes alone
 ) -> Any:  # tensors and plain values
     "What torch saved into a file, read without running anything."
@@ -176,7 +176,7 @@ def state_of(
 
 
 def weights_of(
-    path: str | Path,
+    path: str | Path,  # of a checkpoint or of a state dict
 ) -> Weights:
     "The tensors of a file, whatever is around them."
     return state_of(read_content(path), shown(Path(path).name))

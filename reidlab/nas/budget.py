@@ -36,7 +36,7 @@ def _network(genotype: Genotype | LayerGenotype, recipe: Recipe, n_pids: int) ->
 
 
 def derived_cost(
-    genotype: Genotype | LayerGenotype,
+    genotype: Genotype | LayerGenotype,  # of cells, or of layers
     recipe: Recipe,  # model: widths and cells of the network to train; data: input size
     n_pids: int = 751,  # training identities
 ) -> dict[str, Any]:  # params, macs of one photo, input [H, W]
@@ -59,8 +59,8 @@ class CostTable(NamedTuple):
 
 
 def cost_of(
-    genotype: Genotype,
-    table: CostTable,
+    genotype: Genotype,  # with ops of the table alone
+    table: CostTable,  # prices by kind, edge and op
     ops: Sequence[str],  # of the table's columns
 ) -> int:
     "The cost of a genotype, added up."
@@ -93,7 +93,7 @@ def _sizes(network: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def same_everywhere(
-    op: str,
+    op: str,  # its name
     nodes: int,  # of a cell
 ) -> Genotype:
     "The genotype with one operation on all of its edges, from the inputs alone."
@@ -105,7 +105,7 @@ def priced_edges(
     recipe: Recipe,  # model: the network to derive; search.nodes; data: input size
     ops: Sequence[str],  # O columns
     price: Callable[..., tuple[int, ...]],  # of (op, channels, stride, size, pool_norm): N integers
-    n_pids: int = 751,
+    n_pids: int = 751,  # training identities
 ) -> dict[str, np.ndarray]:  # by kind (N, E, O): all cells of a kind together
     "Every operation on every edge, priced once for each width, stride and size at which it stands."
     m, nodes = recipe.model, recipe.search.nodes
@@ -132,7 +132,7 @@ def priced_edges(
 def cost_tables(
     recipe: Recipe,  # model: the network to derive; search.nodes; data: input size
     ops: Sequence[str],  # O columns
-    n_pids: int = 751,
+    n_pids: int = 751,  # training identities
 ) -> dict[str, CostTable]:  # params, macs
     "The exact costs of everything a genotype of this recipe can hold."
     table = priced_edges(recipe, ops, _op_cost, n_pids)
@@ -146,7 +146,7 @@ def cost_tables(
 
 # %% ../../nbs/07_nas/13_budget.ipynb #c0fce61e
 def expected_cost(
-    net: Supernet,
+    net: Supernet,  # whose alphas are read
     table: CostTable,  # of the network to derive
     keep: int = 2,  # edges a node keeps
 ) -> Tensor:  # scalar with a gradient for the alphas
@@ -166,7 +166,11 @@ def expected_cost(
 class CostPenalty:
     "penalty(supernet) → λ · expected cost, relative to that of undecided alphas."
 
-    def __init__(self, table: CostTable, weight: float):
+    def __init__(
+        self,
+        table: CostTable,  # of the network to derive
+        weight: float,  # λ
+    ):
         self.table, self.weight, self.even = table, weight, None
 
     def __call__(self, net: Supernet) -> Tensor:
@@ -182,7 +186,7 @@ State = tuple[tuple[int, ...], float, tuple]  # costs, strength, choices so far
 
 
 def front(
-    states: list[State],
+    states: list[State],  # partial choices, each with its costs and strength
 ) -> list[State]:
     "The states that no other beats: none costs no more of everything and is at least as strong."
     kept: list[State] = []

@@ -8,7 +8,7 @@ __all__ = ['LAYER_SPACES', 'MixedLayer', 'LayerSpace', 'LayerSupernet', 'layer_s
 # %% ../../nbs/07_nas/20_cdnet_space.ipynb #fe487a6e
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class MixedLayer(nn.Module):
     def __init__(
         self,
         in_channels: int,  # C
-        out_channels: int,
+        out_channels: int,  # C_out
         candidates: Sequence[Sequence[int]],  # in the order of the gates
     ):
         super().__init__()
@@ -73,10 +73,10 @@ class LayerSupernet(LayeredNet):
         tau: Sequence[float] = (1.0, 1.0),  # of draws: temperature at the beginning and at the end
         seed: int = 0,  # of draws
         alpha_noise: float = 0.0,  # standard deviation of the first alphas
-        width: float = 1.0,
+        width: float = 1.0,  # factor on all channels
         stem: str = "",  # reid or cifar; empty: reid
-        stages: Sequence[int] = STAGES,
-        planes: Sequence[int] = PLANES,
+        stages: Sequence[int] = STAGES,  # layers in each stage
+        planes: Sequence[int] = PLANES,  # channels of stem and stages, before the factor
     ):
         if space not in LAYER_SPACES:
             raise ValueError(unknown("space of layers", space, LAYER_SPACES))
@@ -147,7 +147,7 @@ def layer_supernet(
     space: str = "cdnet",  # cdnet or cnet
     n_pids: int = 751,  # training identities
     dropout: float = 0.2,  # on the pooled vector
-    **options,  # of LayerSupernet
+    **options: Any,  # of LayerSupernet
 ) -> ReIDModel:  # its backbone is a LayerSupernet
     "The supernet of a space of layers, with the neck of the published search (Li et al., 2021)."
     maps = LayerSupernet(space, **options)
@@ -165,7 +165,7 @@ def loudest(
 
 
 def derive_layers(
-    net: LayerSupernet,
+    net: LayerSupernet,  # whose alphas are read
     choose: Callable[[np.ndarray], list[int]] = loudest,  # or one with limits
 ) -> LayerGenotype:
     "The genotype of the present alphas (Li et al., 2021)."

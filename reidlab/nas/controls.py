@@ -22,7 +22,7 @@ def control_seeds(
     n: int = 3,  # seeds wanted
     tolerance: float = 0.1,  # of the multiply-accumulates, either way
     tries: int = 200,  # seeds looked at before giving up
-    n_pids: int = 751,
+    n_pids: int = 751,  # training identities
 ) -> pd.DataFrame:  # a row a network: params, macs, macs relative to the searched one
     "The first random genotypes that cost what a searched one costs."
     like = find_genotype(like)
@@ -51,7 +51,7 @@ def width_within(
     genotype: str | Genotype,  # cells
     recipe: Recipe,  # of the training: cells, stem, input size; its own width does not matter
     max_macs: int,  # multiply-accumulates of one photo, forward
-    n_pids: int = 751,
+    n_pids: int = 751,  # training identities
 ) -> int:  # model.init_channels
     "The widest first stage with which a genotype's network stays within a budget."
     found = find_genotype(genotype)

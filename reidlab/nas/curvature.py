@@ -81,7 +81,7 @@ def largest_eigenvalue(
     steps: int = 10,  # products at most
     tolerance: float = 1e-2,  # of the value: no further products once the error is below
     seed: int = 0,  # of the first direction
-    device: str = "cpu",
+    device: str = "cpu",  # where the directions live
 ) -> Extreme:
     "The algebraically largest eigenvalue, from a few products (Lanczos, 1950)."
     v = torch.as_tensor(rng(seed, 707).normal(size=n), dtype=torch.float64, device=device)
@@ -152,7 +152,7 @@ def alpha_sharpness(
     trainer: SearchTrainer,  # of a search, between two steps
     batches: Sequence[Batch],  # of the alphas' half; the same ones every time
     steps: int = 6,  # products with the Hessian at most
-    seed: int = 0,
+    seed: int = 0,  # of the first direction, and of the network's own draws
 ) -> dict[str, float]:  # eigenvalue, eigenvalue_error, alpha_noise
     "Curvature of the alphas' loss and noise of its gradient, on a few batches (R-DARTS)."
 

@@ -24,7 +24,7 @@ from ..training.loop import Trainer
 # %% ../../nbs/07_nas/09_darts.ipynb #4da698d2
 @contextmanager
 def frozen_statistics(
-    model: nn.Module,
+    model: nn.Module,  # whose batch norms are meant
 ) -> Iterator[None]:
     "Within the block batch norms use the batch, and their running statistics stay as they are."
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -49,7 +49,7 @@ def mean_gradients(
 
 def slopes(
     loss: Tensor,  # scalar with a graph
-    of: Sequence[Tensor],
+    of: Sequence[Tensor],  # tensors that the loss may depend on
 ) -> list[Tensor]:  # shapes as `of`; zeros where the loss does not depend
     "The gradients of a loss."
     found = torch.autograd.grad(loss, list(of), allow_unused=True)
@@ -57,7 +57,7 @@ def slopes(
 
 
 def place(
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor],  # overwritten in place
     values: Sequence[Tensor],  # shapes as the weights
 ) -> None:
     "Put values where the weights are."
@@ -68,7 +68,7 @@ def place(
 
 @contextmanager
 def borrowed(
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor],  # lent to the block
 ) -> Iterator[list[Tensor]]:  # their values on entry
     "Within the block the weights may be moved; after it they are what they were, to the bit."
     saved = [weight.detach().clone() for weight in weights]
@@ -155,9 +155,9 @@ class SearchTrainer(Trainer):
         model: nn.Module,  # a ReIDModel with a supernet
         loss: Callable,  # loss(branches, pids) → (scalar, terms)
         train: Train,  # epochs, rates and precision of the weights
-        search: Search,
+        search: Search,  # strategy, and rate, decay and warm-up of the alphas
         other: Any,  # loader of the alphas' half
-        device: str = "cpu",
+        device: str = "cpu",  # cpu or cuda
         other_loss: Callable | None = None,  # of the alphas' half; None: the same
         penalty: Callable | None = None,  # penalty(supernet) → scalar, added for the alphas
     ):
@@ -181,7 +181,10 @@ class SearchTrainer(Trainer):
             weight_decay=search.alpha_weight_decay,
         )
 
-    def begin(self, epoch: int) -> None:
+    def begin(
+        self,
+        epoch: int,  # from 0
+    ) -> None:
         "Decide whether the alphas learn in this epoch, and tell the net how far it has come."
         super().begin(epoch)
         self.net.schedule(epoch / max(self.train.epochs - 1, 1))
@@ -191,7 +194,10 @@ class SearchTrainer(Trainer):
         for group in self.alpha_optimizer.param_groups:
             group["lr"] = rate
 
-    def alpha_loss(self, batch: Batch) -> Tensor:
+    def alpha_loss(
+        self,
+        batch: Batch,  # of the alphas' half
+    ) -> Tensor:
         "What the alphas are judged by on a batch of their half."
         own, self.loss = self.loss, self.other_loss
         try:
@@ -201,7 +207,9 @@ class SearchTrainer(Trainer):
         return total if self.penalty is None else total + self.penalty(self.net)
 
     def alpha_gradients(
-        self, batch: Batch, learned: Batch | None = None
+        self,
+        batch: Batch,  # of the alphas' half
+        learned: Batch | None = None,  # of the weights' half, for the second order
     ) -> tuple[list[Tensor], Tensor]:
         "The alphas' gradients on a batch, averaged over all processes, and the loss."
         for alpha in self.net.alphas:
@@ -219,7 +227,11 @@ class SearchTrainer(Trainer):
         scale = self.scaler.get_scale()  # 1 without fp16
         return [g / scale for g in found.grads], found.loss / scale
 
-    def unrolled(self, batch: Batch, learned: Batch) -> Hypergradient:
+    def unrolled(
+        self,
+        batch: Batch,  # of the alphas' half
+        learned: Batch,  # of the weights' half: what their next step will use
+    ) -> Hypergradient:
         "The second-order gradient; learned: the batch that the weights' next step will use."
         groups = self.optimizer.param_groups
         members = [(weight, group) for group in groups for weight in group["params"]]
@@ -249,7 +261,11 @@ class SearchTrainer(Trainer):
         finally:
             self.train = plan
 
-    def alpha_step(self, batch: Batch, learned: Batch | None = None) -> dict[str, Tensor]:
+    def alpha_step(
+        self,
+        batch: Batch,  # of the alphas' half
+        learned: Batch | None = None,  # of the weights' half, for the second order
+    ) -> dict[str, Tensor]:
         "One Adam step of the alphas; a gradient that is not finite is passed over."
         grads, loss = self.alpha_gradients(batch, learned)
         norm = torch.cat([g.flatten() for g in grads]).norm()
@@ -260,7 +276,12 @@ class SearchTrainer(Trainer):
             self.alpha_optimizer.zero_grad(set_to_none=True)
         return {"alpha_loss": loss, "alpha_grad": norm.nan_to_num(0.0, 0.0)}
 
-    def step(self, batch: Batch, last: bool = True, share: float = 1.0) -> dict[str, Tensor]:
+    def step(
+        self,
+        batch: Batch,  # of the weights' half
+        last: bool = True,  # True: the weights' optimiser steps
+        share: float = 1.0,  # of the batches in this step
+    ) -> dict[str, Tensor]:
         "A step of the alphas on the other half, once they learn; then one of the weights."
         heard = self.alpha_step(self.circle.next(), batch) if self.learning else {}
         return {**super().step(batch, last, share), **heard}
@@ -271,7 +292,10 @@ class SearchTrainer(Trainer):
         own = {"alpha_optimizer": self.alpha_optimizer.state_dict(), "circle": place}
         return super().state() | own
 
-    def restore(self, content: dict[str, Any]) -> None:
+    def restore(
+        self,
+        content: dict[str, Any],  # of a checkpoint
+    ) -> None:
         "Take up what `state` gave."
         super().restore(content)
         self.alpha_optimizer.load_state_dict(content["alpha_optimizer"])

@@ -63,7 +63,7 @@ RULES = ("softmax", "raw_logit", "edge_norm", "sigmoid")
 
 def strengths(
     alpha: np.ndarray,  # (j, O) of one node
-    rule: str = "softmax",
+    rule: str = "softmax",  # softmax, raw_logit, edge_norm or sigmoid
     beta: np.ndarray | None = None,  # (j,) for edge_norm
 ) -> np.ndarray:  # (j, O) what is compared
     "How strongly each operation of each edge asks to be kept."
@@ -78,7 +78,7 @@ Strong = dict[str, list[np.ndarray]]  # by kind, by node: (j, O) strengths, âˆ’â
 
 
 def strongest(
-    strong: Strong,
+    strong: Strong,  # strengths by kind and node
     keep: int = 2,  # edges a node keeps
 ) -> dict[str, list[Choice]]:
     "For every node the edges whose best operation is strongest."
@@ -126,9 +126,9 @@ def derive(
     alpha_normal: Table,  # (E, O) logits of the normal cell, or a list of (j, O) by node
     alpha_reduce: Table,  # of the reduction cell
     ops: Sequence[str],  # the names of the O columns
-    rule: Literal["softmax", "raw_logit", "edge_norm", "sigmoid"] = "softmax",
+    rule: Literal["softmax", "raw_logit", "edge_norm", "sigmoid"] = "softmax",  # a name in RULES
     beta_normal: Table | None = None,  # (E,) or by node (j,): edge logits, for edge_norm
-    beta_reduce: Table | None = None,
+    beta_reduce: Table | None = None,  # of the reduction cell
     keep: int = 2,  # edges a node keeps
     max_skips: int | None = None,  # short cuts a cell may have
     choose: Callable[[Strong, int], dict[str, list[Choice]]] = strongest,  # or one with limits
@@ -166,8 +166,8 @@ def entropy(
 
 def describe_alphas(
     alpha_normal: Table,  # (E, O) logits
-    alpha_reduce: Table,
-    ops: Sequence[str],
+    alpha_reduce: Table,  # of the reduction cell
+    ops: Sequence[str],  # the names of the O columns
     genotype: Genotype,  # derived from them
 ) -> dict[str, float]:
     "Entropy, P(none), short cuts and parameter-free edges of both cells."

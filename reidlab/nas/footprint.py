@@ -49,14 +49,20 @@ class Kept(saved_tensors_hooks):
         known = tensor.untyped_storage()._cdata in self.own
         return tensor if known else _Held(self, tensor.detach())
 
-    def take(self, storage: torch.UntypedStorage) -> None:
+    def take(
+        self,
+        storage: torch.UntypedStorage,  # that autograd has kept
+    ) -> None:
         "One more holder."
         self.holders[storage._cdata] += 1
         if self.holders[storage._cdata] == 1:
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
 
-    def drop(self, storage: torch.UntypedStorage) -> None:
+    def drop(
+        self,
+        storage: torch.UntypedStorage,  # that a holder has let go
+    ) -> None:
         "One holder less."
         self.holders[storage._cdata] -= 1
         if not self.holders[storage._cdata]:

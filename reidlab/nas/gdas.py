@@ -29,11 +29,11 @@ def gumbel_weights(
 
 
 def gumbel_noise(
-    seed: int,
+    seed: int,  # of the search
     draw: int,  # how many forward passes came before
     kind: str,  # normal or reduce
     like: Tensor,  # (E, O) gives shape, type and device
-    attempt: int = 0,
+    attempt: int = 0,  # draws thrown away before this one
 ) -> Tensor:  # (E, O)
     "Gumbel noise as a function of its place alone."
     place = (808, draw, ("normal", "reduce").index(kind), attempt)
@@ -44,7 +44,12 @@ def gumbel_noise(
 class OnePath(Mixed):
     "An edge that executes the operation of weight 1, and passes a gradient to all (Dong and Yang, 2019)."
 
-    def __init__(self, ops: Any, channels: int, stride: int = 1):
+    def __init__(
+        self,
+        ops: Any,  # their names, in the order of the weights
+        channels: int,  # C
+        stride: int = 1,  # 2 halves the map
+    ):
         super().__init__(ops, channels, stride)
         self.silence = Zero(stride)
 
@@ -86,7 +91,12 @@ class GumbelSupernet(Supernet):
         super().schedule(share)
         self.tau = self.ends[0] + (self.ends[1] - self.ends[0]) * share
 
-    def drawn(self, kind: str, logits: Tensor, tries: int = 100) -> Tensor:
+    def drawn(
+        self,
+        kind: str,  # normal or reduce
+        logits: Tensor,  # (E, O)
+        tries: int = 100,  # draws before giving up
+    ) -> Tensor:
         "The weights of one draw, (E, O)."
         for attempt in range(tries):
             noise = gumbel_noise(self.seed, int(self.draws), kind, logits, attempt)

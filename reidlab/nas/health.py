@@ -171,10 +171,10 @@ def too_many_skips(
 
 # %% ../../nbs/07_nas/18_health.ipynb #4fc8c386
 def parameter_free(
-    history: pd.DataFrame,
+    history: pd.DataFrame,  # a row an epoch
     share: float = 0.75,  # of a cell's edges
     mass: float = 0.7,  # mean free mass of the kept edges
-    patience: int = 3,
+    patience: int = 3,  # epochs in a row
 ) -> Finding | None:
     "Pools and short cuts fill a cell."
     found = []
@@ -198,10 +198,10 @@ def parameter_free(
 
 # %% ../../nbs/07_nas/18_health.ipynb #2f7b1cb9
 def none_takes_over(
-    history: pd.DataFrame,
+    history: pd.DataFrame,  # a row an epoch
     times: float = 1.4,  # the even share
-    patience: int = 3,
-    kind: str = "normal",
+    patience: int = 3,  # epochs in a row
+    kind: str = "normal",  # of cell: normal or reduce
 ) -> Finding | None:
     "The alphas would rather have no edges."
     column = f"p_none_{kind}"
@@ -220,7 +220,7 @@ def none_takes_over(
 
 # %% ../../nbs/07_nas/18_health.ipynb #af311403
 def saturated(
-    history: pd.DataFrame,
+    history: pd.DataFrame,  # a row an epoch
     floor: float = 0.1,  # of ln O
     before: float = 0.5,  # share of the search
 ) -> Finding | None:
@@ -243,7 +243,7 @@ def saturated(
 
 # %% ../../nbs/07_nas/18_health.ipynb #eedbf5a0
 def sharpening(
-    history: pd.DataFrame,
+    history: pd.DataFrame,  # a row an epoch
     ratio: float = 0.75,  # of the eigenvalue before to the one now
     window: int = 5,  # measured epochs to smooth over
     apart: int = 5,  # epochs between before and now
@@ -265,7 +265,7 @@ def sharpening(
 
 # %% ../../nbs/07_nas/18_health.ipynb #a1dd0ea2
 def settled(
-    history: pd.DataFrame,
+    history: pd.DataFrame,  # a row an epoch
     epochs: int = 10,  # in a row
 ) -> Finding | None:
     "The search has made up its mind (Liang et al., 2019)."
@@ -287,7 +287,7 @@ def settled(
 
 # %% ../../nbs/07_nas/18_health.ipynb #8214e688
 def unheard(
-    history: pd.DataFrame,
+    history: pd.DataFrame,  # a row an epoch
     share: float = 0.5,  # of the candidates of a place
     after: float = 0.5,  # share of the search
 ) -> Finding | None:
@@ -368,7 +368,7 @@ class HealthMonitor:
     def __init__(
         self,
         rules: Mapping[str, Mapping[str, Any]] | None = None,  # as for `verdicts`
-        warmup: int = 0,
+        warmup: int = 0,  # epochs in which the alphas do not learn, as for `verdicts`
     ):
         checked_rules(rules)
         self.rules, self.warmup = rules, warmup
@@ -392,6 +392,9 @@ class HealthMonitor:
         "What a continued search needs."
         return {"records": [dict(record) for record in self.records]}
 
-    def restore(self, content: Mapping[str, Any]) -> None:
+    def restore(
+        self,
+        content: Mapping[str, Any],  # of a checkpoint
+    ) -> None:
         "Take up what `state` gave."
         self.records = [dict(record) for record in content["records"]]

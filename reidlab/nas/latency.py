@@ -34,7 +34,7 @@ UNCOUNTED = 3  # rounds before the first that counts
 def median_time(
     network: nn.Module,  # of one input
     image: torch.Tensor,  # on the network's device
-    repeats: int = 15,
+    repeats: int = 15,  # timed passes
     clock: Callable[[], int] = time.perf_counter_ns,  # nanoseconds
 ) -> int:  # nanoseconds
     "How long an evaluation forward pass takes, as the median of repeats."
@@ -77,7 +77,7 @@ def _facts(recipe: Recipe, ops: Sequence[str]) -> dict[str, Any]:
 
 
 def timed_network(
-    genotype: Genotype,
+    genotype: Genotype,  # of cells
     recipe: Recipe,  # model: the network to derive
     n_pids: int = 2,  # the classifier is not part of an evaluation
 ) -> nn.Module:
@@ -92,8 +92,8 @@ def measure_latency(
     recipe: Recipe,  # model: the network to derive; search.nodes; data: input size
     ops: Sequence[str],  # O columns
     device: str = "cpu",  # where it is measured
-    repeats: int = 15,
-    clock: Callable[[], int] = time.perf_counter_ns,
+    repeats: int = 15,  # timed passes each
+    clock: Callable[[], int] = time.perf_counter_ns,  # nanoseconds
 ) -> Latency:
     "The latency table of a recipe on this machine."
     height, width = recipe.data.height, recipe.data.width
@@ -122,7 +122,7 @@ FILE = "latency.json"
 
 def write_latency(
     folder: str | Path,  # a run folder
-    latency: Latency,
+    latency: Latency,  # as measured
 ) -> None:
     "Write a run's latency.json."
     t = latency.table
@@ -133,7 +133,7 @@ def write_latency(
 def read_latency(
     folder: str | Path,  # a run folder
     recipe: Recipe,  # that it has to be about
-    ops: Sequence[str],
+    ops: Sequence[str],  # O columns
 ) -> Latency:
     "A run's latency.json, if it is about this recipe's networks."
     content = read_json(Path(folder) / FILE)
@@ -155,7 +155,7 @@ def read_latency(
 
 
 def check_latency(
-    recipe: Recipe,
+    recipe: Recipe,  # search: cost, cost_weight
 ) -> None:
     "Refuse a cost that nothing would hear of."
     s = recipe.search
@@ -167,8 +167,8 @@ def check_latency(
 
 
 def latency_of(
-    genotype: Genotype,
-    latency: Latency,
+    genotype: Genotype,  # with ops of the table alone
+    latency: Latency,  # of the networks that it belongs to
 ) -> dict[str, Any]:  # latency_ms, and the device that it was measured on
     "What a genotype takes by a table, as its cost says it."
     spent = cost_of(genotype, latency.table, latency.about["ops"])
@@ -176,7 +176,7 @@ def latency_of(
 
 
 def latency_limit(
-    recipe: Recipe,
+    recipe: Recipe,  # search.max_latency, in milliseconds
     table: CostTable,  # nanoseconds
 ) -> dict[str, tuple[CostTable, int]]:  # for budget.within
     "A recipe's limit in milliseconds, in the table's unit."
@@ -185,7 +185,7 @@ def latency_limit(
 
 def run_latency(
     folder: str | Path,  # an opened run folder
-    recipe: Recipe,
+    recipe: Recipe,  # of the search
     device: str = "cpu",  # where the search runs
 ) -> Latency | None:  # None: the recipe asks for none
     "A search's latency table: the run's own, or measured now and written there."

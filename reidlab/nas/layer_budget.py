@@ -39,7 +39,7 @@ def layer_costs(
     recipe: Recipe,  # model: width, stem and neck of the network to derive; data: input size
     reader: str,  # cdnet or cnet
     candidates: Sequence[Sequence[int]],  # O columns
-    n_pids: int = 751,
+    n_pids: int = 751,  # training identities
 ) -> dict[str, LayerCosts]:  # params, macs
     "The exact costs of everything that a genotype of layers can hold."
     first = LayerGenotype([candidates[0]] * 6, reader)
@@ -68,8 +68,8 @@ def layer_costs(
 
 
 def cost_of_layers(
-    genotype: LayerGenotype,
-    table: LayerCosts,
+    genotype: LayerGenotype,  # of candidates alone
+    table: LayerCosts,  # prices by place and candidate
     candidates: Sequence[Sequence[int]],  # of the table's columns
 ) -> int:
     "The cost of a genotype, added up."
@@ -79,7 +79,7 @@ def cost_of_layers(
 # %% ../../nbs/07_nas/16_layer_budget.ipynb #5da6b692
 def expected_layers(
     alpha: Tensor,  # (N, O) logits
-    table: LayerCosts,
+    table: LayerCosts,  # prices by place and candidate
 ) -> Tensor:  # scalar, float64, with a gradient for the alphas
     "What the network would cost that the present shares make likely."
     share = alpha.double().softmax(1)
@@ -89,7 +89,11 @@ def expected_layers(
 class LayerPenalty:
     "penalty(supernet) → λ · expected cost, relative to that of undecided alphas."
 
-    def __init__(self, table: LayerCosts, weight: float):
+    def __init__(
+        self,
+        table: LayerCosts,  # of the network to derive
+        weight: float,  # λ
+    ):
         self.table, self.weight = table, weight
         self.even = table.fixed + float(table.layers.mean(1).sum())
 

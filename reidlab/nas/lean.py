@@ -138,7 +138,7 @@ def cell_bytes(
 
 
 def small_size(
-    net: Supernet,
+    net: Supernet,  # for the strides of its stem and cells
     height: int,  # H of the photos
     width: int,  # W
 ) -> tuple[int, int]:
@@ -162,20 +162,33 @@ class Measured:
     cells: list[dict[str, CellBytes]]  # by cell and level (plain among them)
     weights: int  # bytes of the gradients of all weights, for any number of photos
 
-    def kept(self, levels: Sequence[str]) -> float:
+    def kept(
+        self,
+        levels: Sequence[str],  # one a cell
+    ) -> float:
         "Kept for backward at the worst moment."
         return self._worst(levels, lambda c, b: b.extra)
 
-    def alive(self, levels: Sequence[str]) -> float:
+    def alive(
+        self,
+        levels: Sequence[str],  # one a cell
+    ) -> float:
         "All maps and gradients at the worst moment."
         waiting = [self.outs[max(c - 1, 0)] for c in range(len(self.outs))]
         return self._worst(levels, lambda c, b: b.alive + self.outs[c] + waiting[c])
 
-    def after_forward(self, levels: Sequence[str]) -> float:
+    def after_forward(
+        self,
+        levels: Sequence[str],  # one a cell
+    ) -> float:
         "Kept when forward is done."
         return self._worst(levels, lambda c, b: 0.0)
 
-    def fit(self, levels: Sequence[str], budget: int) -> int:
+    def fit(
+        self,
+        levels: Sequence[str],  # one a cell
+        budget: int,  # bytes, the weights' included
+    ) -> int:
         "Photos of a batch that fits in so many bytes."
         return max(int((budget - self.weights) // self.alive(levels)), 0)
 
@@ -237,11 +250,17 @@ class Plan:
     budget: int  # bytes
     measured: Measured
 
-    def bytes(self, levels: Sequence[str] = ()) -> float:
+    def bytes(
+        self,
+        levels: Sequence[str] = (),  # one a cell; empty: the plan's
+    ) -> float:
         "Everything alive in a step at the worst moment; levels: others than the plan's."
         return self.batch * self.measured.alive(levels or self.levels) + self.measured.weights
 
-    def kept(self, levels: Sequence[str] = ()) -> float:
+    def kept(
+        self,
+        levels: Sequence[str] = (),  # one a cell; empty: the plan's
+    ) -> float:
         "Bytes that autograd keeps for a batch at the worst moment."
         return self.batch * self.measured.kept(levels or self.levels)
 

@@ -51,7 +51,7 @@ def batch_moments(
 def joint_moments(
     mean: Tensor,  # (C,) of this process
     var: Tensor,  # (C,)
-    count: int,
+    count: int,  # values per channel in this process
     group: Any,  # a process group
 ) -> tuple[Tensor, Tensor, Tensor]:  # mean, variance and count of the joint batch
     "Moments over all processes, in one exchange."
@@ -64,7 +64,9 @@ def joint_moments(
     return joint, (spread * counts).sum(0) / counts.sum(), counts.sum()
 
 # %% ../../nbs/07_nas/03_lean_layers.ipynb #1d570aaa
-def uses_batch(norm: _BatchNorm) -> bool:
+def uses_batch(
+    norm: _BatchNorm,  # of any dimension
+) -> bool:
     "Whether a batch norm normalises by the batch (and not by running statistics)."
     return norm.training or norm.running_mean is None
 
@@ -118,7 +120,9 @@ def _learn(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
         norm.running_var.lerp_(var.to(norm.running_var.dtype), share)
 
 # %% ../../nbs/07_nas/03_lean_layers.ipynb #38b9cbb3
-def first_order(backward: Callable) -> Callable:
+def first_order(
+    backward: Callable,  # of a torch.autograd.Function
+) -> Callable:
     "A hand-written `backward` that refuses to be part of a second derivative."
 
     @wraps(backward)
@@ -133,7 +137,9 @@ def first_order(backward: Callable) -> Callable:
     return guarded
 
 # %% ../../nbs/07_nas/03_lean_layers.ipynb #50b1acb0
-def layout(x: Tensor) -> torch.memory_format:
+def layout(
+    x: Tensor,  # (B, C, H, W), or of another rank
+) -> torch.memory_format:
     "How a map lies in memory: channels_last, or channels first."
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
@@ -141,7 +147,7 @@ def layout(x: Tensor) -> torch.memory_format:
 
 def scaled(
     x: Tensor,  # (B, C, …)
-    m: Moments,
+    m: Moments,  # of the norm, for x
     weight: Tensor,  # (C,)
 ) -> Tensor:  # as x
     "weight · (x - mean) / std, in one pass."
@@ -152,7 +158,7 @@ def scaled(
 def scaled_backward(
     g: Tensor,  # (B, C, …) gradient of the output
     x: Tensor,  # (B, C, …) input
-    m: Moments,
+    m: Moments,  # of the norm, for x
     weight: Tensor,  # (C,)
 ) -> tuple[Tensor, Tensor]:  # gradients: of x, and (C,) of the weight
     "The way back through a batch norm, from its input and its moments."
@@ -206,10 +212,10 @@ def weighted_norm(
 def conv_backward(
     g: Tensor,  # (B, C_out, …) gradient of the output
     x: Tensor,  # (B, C, …) input
-    weight: Tensor,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
+    weight: Tensor,  # (C_out, C/groups, k, k)
+    stride: int = 1,  # of the convolution
+    padding: int = 0,  # in pixels, on every side
+    groups: int = 1,  # of the convolution
     wanted: tuple[bool, bool] = (True, True),  # the gradient of the input, of the weight
 ) -> tuple[Tensor | None, Tensor | None]:
     "The way back through a convolution without bias or dilation."
@@ -260,7 +266,7 @@ def relu_conv(
     x: Tensor,  # (B, C, H, W)
     weight: Tensor,  # (C_out, C/groups, k, k), k odd
     m: Moments | None = None,  # of x: normalise first
-    groups: int = 1,
+    groups: int = 1,  # of the convolution
 ) -> Tensor:  # (B, C_out, H, W)
     "Batch norm without weights (given moments), ReLU, convolution of stride 1; keeps x alone."
     return _ReluConv.apply(x, weight, m, groups)
@@ -331,9 +337,9 @@ class _NormedPool(Function):
 def normed_pool(
     x: Tensor,  # (B, C, H, W)
     kind: str,  # max or avg
-    stride: int,
+    stride: int,  # 2 halves the map
     norms: list[_BatchNorm],  # without weights, in training: all that would see this map
-    notes: Notes,
+    notes: Notes,  # of this forward pass; the norms' moments are written there
 ) -> Tensor:  # (B, C, ⌈H/stride⌉, ⌈W/stride⌉)
     "3×3 pooling and batch norm, once for several edges."
     return _NormedPool.apply(x, kind, stride, norms, notes)
@@ -369,8 +375,8 @@ class _Dilated(Function):
 def depthwise(
     x: Tensor,  # (B, C, H, W)
     weight: Tensor,  # (C, 1, k, k), k odd
-    stride: int = 1,
-    dilation: int = 1,
+    stride: int = 1,  # 2 halves the map
+    dilation: int = 1,  # 1: no holes
 ) -> Tensor:  # (B, C, ⌈H/stride⌉, ⌈W/stride⌉)
     "Depthwise convolution; on a CPU with a quick way back through holes."
     if dilation == 2 and stride == 1 and not x.is_cuda:

@@ -48,7 +48,7 @@ def enter(
     x: Tensor,  # (B, C₀, H₀, W₀) output of a cell before
     p: dict[str, Tensor],  # weights by name
     at: str,  # the layer's name, with its dot
-    notes: Notes,
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, H, W)
     "A cell's preprocessing; keeps x and the norm's input."
     if isinstance(layer, FactorizedReduce):
@@ -70,7 +70,7 @@ class Source(NamedTuple):
 
 
 def pooling(
-    op: PoolBN,
+    op: PoolBN,  # max or average
 ) -> str:  # max or avg
     "Which pooling it is."
     return "max" if isinstance(op.pool, nn.MaxPool2d) else "avg"
@@ -79,7 +79,7 @@ def pooling(
 def share(
     x: Tensor,  # (B, C, H, W) a state
     edges: Sequence[nn.Module],  # mixed edges that leave it, all of one stride
-    notes: Notes,
+    notes: Notes,  # moments of this forward pass
 ) -> Source:
     "What all of these edges need of a state, once."
     ops = [op for edge in edges for op in edge.ops.values()]
@@ -96,7 +96,12 @@ def share(
 
 # %% ../../nbs/07_nas/04_lean_ops.ipynb #bd6a5341
 def separable(
-    op: SepConv, source: Source, w: Tensor, p: dict[str, Tensor], at: str, notes: Notes
+    op: SepConv,  # the operation; its weights are read from p
+    source: Source,  # the state that the edge leaves
+    w: Tensor,  # scalar, the operation's share
+    p: dict[str, Tensor],  # weights by name
+    at: str,  # the operation's name, with its dot
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · SepConv; keeps four maps."
     (first, _, norm), (_, _, last) = (half.net[1:] for half in op.net)
@@ -108,7 +113,12 @@ def separable(
 
 
 def dilated(
-    op: DilConv, source: Source, w: Tensor, p: dict[str, Tensor], at: str, notes: Notes
+    op: DilConv,  # the operation; its weights are read from p
+    source: Source,  # the state that the edge leaves
+    w: Tensor,  # scalar, the operation's share
+    p: dict[str, Tensor],  # weights by name
+    at: str,  # the operation's name, with its dot
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · DilConv; keeps two maps."
     _, conv, _, norm = op.net
@@ -118,7 +128,12 @@ def dilated(
 
 
 def reduced(
-    op: FactorizedReduce, source: Source, w: Tensor, p: dict[str, Tensor], at: str, notes: Notes
+    op: FactorizedReduce,  # the operation; its weights are read from p
+    source: Source,  # the state that the edge leaves
+    w: Tensor,  # scalar, the operation's share
+    p: dict[str, Tensor],  # weights by name
+    at: str,  # the operation's name, with its dot
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · FactorizedReduce, the skip at stride 2; keeps one map."
     even, odd = every_second(source.relu)
@@ -141,7 +156,11 @@ def merged(
 
 
 def body_vectors(
-    op: PartAware, x: Tensor, p: dict[str, Tensor], at: str, notes: Notes
+    op: PartAware,  # the operation; its weights are read from p
+    x: Tensor,  # (B, C, H, W)
+    p: dict[str, Tensor],  # weights by name
+    at: str,  # the operation's name, with its dot
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, M, h) parts that have seen one another
     "As `PartAware.attend`, from a dictionary of weights."
     means = F.relu(part_means(x, op.parts)).flatten(1)[:, :, None]
@@ -153,7 +172,12 @@ def body_vectors(
 
 
 def part_aware(
-    op: PartAware, source: Source, w: Tensor, p: dict[str, Tensor], at: str, notes: Notes
+    op: PartAware,  # the operation; its weights are read from p
+    source: Source,  # the state that the edge leaves
+    w: Tensor,  # scalar, the operation's share
+    p: dict[str, Tensor],  # weights by name
+    at: str,  # the operation's name, with its dot
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · PartAware; keeps one map, and vectors."
     z = body_vectors(op, source.x, p, at, notes)
@@ -169,7 +193,12 @@ def part_aware(
 
 
 def part_gate(
-    op: PartGate, source: Source, w: Tensor, p: dict[str, Tensor], at: str, notes: Notes
+    op: PartGate,  # the operation; its weights are read from p
+    source: Source,  # the state that the edge leaves
+    w: Tensor,  # scalar, the operation's share
+    p: dict[str, Tensor],  # weights by name
+    at: str,  # the operation's name, with its dot
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · PartGate, the public re-implementation's operation."
     v = part_means(source.x, op.parts)
@@ -202,7 +231,7 @@ def along(
     weights: Tensor,  # (E, O) of the cell
     row: int,  # the edge's
     p: dict[str, Tensor],  # the cell's weights, by name
-    notes: Notes,
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "What an edge adds to its node: its operations, weighted."
     total = None

@@ -29,12 +29,12 @@ def legs_of(
 
 
 def run_cell(
-    cell: SearchCell,
+    cell: SearchCell,  # whose operations and norms are used
     s0: Tensor,  # (B, ·, H₀, W₀) c_{k-2}
     s1: Tensor,  # (B, ·, H, W) c_{k-1}
     weights: Tensor,  # (E, O) a row an edge
     p: dict[str, Tensor],  # the cell's weights, by name
-    notes: Notes,
+    notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, B·C, H/stride, W/stride)
     "A cell's output from frugal operations."
     states = [enter(cell.pre0, s0, p, "pre0.", notes), enter(cell.pre1, s1, p, "pre1.", notes)]

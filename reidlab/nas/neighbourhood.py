@@ -50,7 +50,7 @@ def _cell_neighbours(genotype: Genotype, kind: str) -> Iterator[Genotype]:
 
 
 def neighbours(
-    genotype: Genotype | LayerGenotype,
+    genotype: Genotype | LayerGenotype,  # of cells, or of layers
 ) -> list[Genotype] | list[LayerGenotype]:  # in a fixed order, each once
     "Every genotype of the same space that differs in one operation, one source or one layer."
     if isinstance(genotype, LayerGenotype):
@@ -67,8 +67,8 @@ def neighbours(
 
 
 def mutate(
-    genotype: Genotype | LayerGenotype,
-    seed: int,
+    genotype: Genotype | LayerGenotype,  # where the walk begins
+    seed: int,  # of the walk
     steps: int = 1,  # one after the other; two may undo each other
 ) -> Genotype | LayerGenotype:
     "A genotype some random steps away (the mutation of regularised evolution, Real et al., 2019)."

@@ -32,7 +32,7 @@ class PartialMixed(Mixed):
         self,
         ops: Sequence[str],  # their names, in the order of the weights
         channels: int,  # C, a multiple of K
-        stride: int = 1,
+        stride: int = 1,  # 2 halves the map
         share: int = 4,  # K
     ):
         if channels % share:

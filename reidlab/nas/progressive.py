@@ -31,7 +31,7 @@ def stage_recipe(
 
 # %% ../../nbs/07_nas/14_progressive.ipynb #d021ab8c
 def warmup_spans(
-    recipe: Recipe,
+    recipe: Recipe,  # search: warmup, or stages
 ) -> list[tuple[int, int]]:  # epochs from … to …, of the whole search
     "When only the weights learn: at the beginning, or at the beginning of each stage."
     plans = recipe.search.stages or (recipe.search,)
@@ -59,7 +59,7 @@ def kept_ops(
 
 # %% ../../nbs/07_nas/14_progressive.ipynb #7f47578d
 def prune(
-    net: Supernet,
+    net: Supernet,  # changed in place
     masks: dict[str, Tensor],  # by kind (E, O): True for what stays
 ) -> None:
     "Leave operations out of a supernet, in all cells of a kind alike."

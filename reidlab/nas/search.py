@@ -56,11 +56,11 @@ from ..training.loop import normalised_there, note_input, open_together, run_epo
 
 # %% ../../nbs/07_nas/22_search.ipynb #e6b5e1e8
 def answer(
-    net: Supernet | LayerSupernet,
-    recipe: Recipe,
+    net: Supernet | LayerSupernet,  # whose alphas are read
+    recipe: Recipe,  # of the search
     run: str,  # the run's name
     epoch: int,  # epochs completed
-    n_pids: int,
+    n_pids: int,  # training identities
     latency: Latency | None = None,  # the run's, if its recipe asks for one
 ) -> Genotype | LayerGenotype:
     "The genotype of the present alphas, with its provenance."
@@ -87,7 +87,7 @@ def answer(
 
 # %% ../../nbs/07_nas/22_search.ipynb #712ea1f0
 def search_data(
-    recipe: Recipe,
+    recipe: Recipe,  # data; search: p, k
 ) -> Data:
     "The recipe's data section with the search's own P and K, where it sets them."
     s, data = recipe.search, recipe.data
@@ -96,7 +96,7 @@ def search_data(
 
 def search_halves(
     train: Photos,  # the training photos, held-out people gone
-    recipe: Recipe,
+    recipe: Recipe,  # search.split, and the seed
 ) -> list[tuple[Photos, int]]:  # the weights' half, the alphas' half; each with its sampler's seed
     "The two halves of a search."
     if recipe.search.split == "overlapping":
@@ -109,7 +109,7 @@ def search_halves(
 
 def half_loaders(
     train: Any,  # Photos: the training photos, held-out people gone
-    recipe: Recipe,
+    recipe: Recipe,  # data and search: batches and split
     workers: int = 0,  # reading processes, each half
     device: str = "cpu",  # of the training
 ) -> tuple[Any, Any]:  # loader of the weights' half, loader of the alphas' half
@@ -127,9 +127,9 @@ WATCHED = 2  # batches on which the curvature is measured
 
 
 def check_search(
-    recipe: Recipe,
+    recipe: Recipe,  # of the search
     n_pids: int,  # training identities
-    processes: int = 1,
+    processes: int = 1,  # in which it shall run
     device: str = "cpu",  # cpu or cuda
     train: Photos | None = None,  # the training photos, to see that both halves make batches
 ) -> None:
@@ -284,8 +284,8 @@ def _check_stages(recipe: Recipe) -> None:
 
 # %% ../../nbs/07_nas/22_search.ipynb #148610ef
 def check_judged(
-    recipe: Recipe,
-    data: DataSet,
+    recipe: Recipe,  # search.validate_every
+    data: DataSet,  # with its held-out people
 ) -> None:
     "Refuse held-out people who cannot judge a supernet, where any are to."
     if recipe.search.validate_every:
@@ -293,7 +293,7 @@ def check_judged(
 
 # %% ../../nbs/07_nas/22_search.ipynb #d1815e15
 def weight_plan(
-    recipe: Recipe,
+    recipe: Recipe,  # train, with what search says of the weights
 ) -> Train:  # the weights' training during the search
     "How a search trains the weights of its supernet."
     s = recipe.search
@@ -305,7 +305,7 @@ def weight_plan(
 
 
 def alpha_drift(
-    net: Supernet | LayerSupernet,
+    net: Supernet | LayerSupernet,  # in every process
 ) -> float:  # largest difference from rank 0's
     "How far the processes' alphas lie apart; more than nothing is an error."
     mine = torch.cat([a.detach().flatten() for a in net.alphas]).cpu()
@@ -320,7 +320,7 @@ def alpha_drift(
 
 # %% ../../nbs/07_nas/22_search.ipynb #7e4048f9
 def hash_of(
-    tensors: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],  # in this order
 ) -> str:  # 12 hexadecimal digits
     "A short name for the exact values of some tensors."
     found = hashlib.sha256()
@@ -358,7 +358,7 @@ def ranks_table(
 
 # %% ../../nbs/07_nas/22_search.ipynb #a010079f
 def search_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # of the search
     folder: str | Path,  # an opened run folder
     device: str = "cpu",  # given by launch
     validate: Callable

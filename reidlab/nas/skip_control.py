@@ -17,7 +17,7 @@ from .supernet import MIXES, Mixed, Supernet
 
 # %% ../../nbs/07_nas/12_skip_control.ipynb #0ebedcb9
 def zero_one_loss(
-    net: Supernet,
+    net: Supernet,  # whose alphas are read
 ) -> Tensor:  # scalar, −¼ when all is decided, 0 when nothing is
     "Minus the mean squared distance of the mixing shares from one half (Chu et al., 2020)."
     shares = [MIXES[net.mix](logits) for logits in net.tables().values()]
@@ -31,7 +31,7 @@ class Helped(nn.Module):
         self,
         ops: Sequence[str],  # their names, in the order of the weights
         channels: int,  # C
-        stride: int = 1,
+        stride: int = 1,  # 2 halves the map
         edge: Callable[..., nn.Module] = Mixed,  # what is helped
     ):
         super().__init__()
@@ -59,7 +59,7 @@ class SkipDropout(nn.Module):
 
     def __init__(
         self,
-        skip: nn.Module,
+        skip: nn.Module,  # the short cut
         most: float,  # probability at the beginning
     ):
         super().__init__()
@@ -72,12 +72,15 @@ class SkipDropout(nn.Module):
         "Lower the probability, on a line."
         self.p = self.most * (1 - share)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) → (B, C, H/stride, W/stride)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, H/stride, W/stride)
         return F.dropout(self.skip(x), self.p, self.training)
 
 
 def drop_skips(
-    net: Supernet,
+    net: Supernet,  # changed in place
     most: float,  # probability at the beginning; 0 changes nothing
 ) -> None:
     "Put a dropout behind every short cut on offer."

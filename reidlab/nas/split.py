@@ -17,7 +17,7 @@ from ..data.manifest import Photos
 # %% ../../nbs/07_nas/07_split.ipynb #761e4346
 def split_halves(
     photos: Photos,  # the training photos, held-out people already gone
-    seed: int = 0,
+    seed: int = 0,  # of the draw
 ) -> tuple[Photos, Photos]:  # for the weights, for the alphas: the same people, no photo shared
     "Cut the photos of every person in two, by seed."
     pids = np.asarray(photos.pids)
@@ -40,7 +40,7 @@ def split_halves(
 # %% ../../nbs/07_nas/07_split.ipynb #96e13dcc
 def split_identities(
     photos: Photos,  # the training photos, held-out people already gone
-    seed: int = 0,
+    seed: int = 0,  # of the draw
 ) -> tuple[Photos, Photos]:  # for the weights, for the alphas: no person shared, labels as before
     "Cut the people in two, by seed."
     pids = np.asarray(photos.pids)
@@ -57,7 +57,7 @@ def split_identities(
 def split_overlapping(
     photos: Photos,  # the training photos
     k: int = 4,  # K, photos of a person in a batch
-    seed: int = 0,
+    seed: int = 0,  # of the draws
 ) -> tuple[Photos, Photos]:  # for the weights, for the alphas: photos in common, some several times
     "The published split of CDNet's search: K photos of everyone for the alphas (Li et al., 2021)."
     random, pids = rng(seed, 507), np.asarray(photos.pids)
@@ -79,10 +79,17 @@ def split_overlapping(
 class Circle:
     "Batches of a loader without end; its place is two numbers."
 
-    def __init__(self, loader: Any):
+    def __init__(
+        self,
+        loader: Any,  # of one half; it is begun anew whenever it ends
+    ):
         self.loader, self.epoch, self.step, self._batches = loader, 0, 0, None
 
-    def seek(self, epoch: int, step: int) -> None:
+    def seek(
+        self,
+        epoch: int,  # rounds completed
+        step: int,  # batches given in the present round
+    ) -> None:
         "Go to a place."
         self.epoch, self.step, self._batches = epoch, step, None
 

@@ -108,7 +108,7 @@ def _offered(s: Search) -> int:
 
 
 def check_strategy(
-    recipe: Recipe,
+    recipe: Recipe,  # of the search
 ) -> None:
     "Refuse search options that do not go together."
     s = recipe.search
@@ -146,7 +146,7 @@ def check_strategy(
 
 
 def alpha_terms(
-    recipe: Recipe,
+    recipe: Recipe,  # search: loss, split
 ) -> dict[str, dict]:  # of the loss that the alphas are judged by
     "The terms of the search loss that are defined on the alphas' half."
     terms, split = recipe.search.loss, recipe.search.split
@@ -163,7 +163,7 @@ def alpha_terms(
 
 # %% ../../nbs/07_nas/21_strategies.ipynb #341b623c
 def layer_options(
-    s: Search,
+    s: Search,  # the search section of a recipe
     seed: int = 0,  # the recipe's
 ) -> dict[str, Any]:  # of LayerSupernet
     "How the supernet of layers mixes for a strategy."
@@ -185,7 +185,7 @@ def _layer_model(recipe: Recipe, n_pids: int) -> ReIDModel:
 
 
 def search_model(
-    recipe: Recipe,
+    recipe: Recipe,  # of the search
     n_pids: int,  # identities of the classifier
     masks: dict[str, Tensor] | None = None,  # by kind (E, O): what earlier stages left on offer
     skip_dropout: float = 0.0,  # behind short cuts, at the beginning
@@ -214,7 +214,10 @@ def search_model(
 class Penalty:
     "The sum of what a recipe makes the alphas pay for."
 
-    def __init__(self, parts: list[Callable[[Supernet], Tensor]]):
+    def __init__(
+        self,
+        parts: list[Callable[[Supernet], Tensor]],  # each of the supernet; their sum is the penalty
+    ):
         self.parts = parts
 
     def __call__(self, net: Supernet) -> Tensor:
@@ -222,11 +225,11 @@ class Penalty:
 
 
 def search_trainer(
-    recipe: Recipe,
+    recipe: Recipe,  # of the search
     model: nn.Module,  # from search_model
     plan: Train,  # how the weights are trained
     other: Any,  # loader of the alphas' half
-    device: str = "cpu",
+    device: str = "cpu",  # cpu or cuda
     n_pids: int = 751,  # training identities, of the network that cost is about
     latency: CostTable | None = None,  # where the recipe asks for it: the run's own
 ) -> SearchTrainer:
@@ -248,7 +251,7 @@ def search_trainer(
 
 # %% ../../nbs/07_nas/21_strategies.ipynb #35800d43
 def recipe_limits(
-    recipe: Recipe,
+    recipe: Recipe,  # search: max_macs, max_params; model: what they are about
     n_pids: int = 751,  # training identities
 ) -> dict[str, tuple[Any, int]]:  # by name: the table of costs, and the most it may cost
     "What a recipe's answer may cost; empty: anything."
@@ -264,8 +267,8 @@ def recipe_limits(
 
 
 def derived_genotype(
-    recipe: Recipe,
-    net: Supernet | LayerSupernet,
+    recipe: Recipe,  # search: rule and limits
+    net: Supernet | LayerSupernet,  # whose alphas are read
     n_pids: int = 751,  # training identities, of the network that cost is about
     latency: CostTable | None = None,  # where the recipe limits it: the run's own
 ) -> Genotype | LayerGenotype:
@@ -301,7 +304,7 @@ GRADIENTS = {
 
 
 def chosen_how(
-    how: Preset,
+    how: Preset,  # of a top-k search
 ) -> str:
     "A preset in words."
     draw = "with Gumbel noise" if how.noise else "without noise"
@@ -310,7 +313,7 @@ def chosen_how(
 
 
 def search_card(
-    recipe: Recipe,
+    recipe: Recipe,  # of the search
 ) -> pd.DataFrame:  # a row an aspect
     "What a recipe's search does, in words."
     s = recipe.search

@@ -29,7 +29,7 @@ class Mixed(nn.Module):
         self,
         ops: Sequence[str],  # their names, in the order of the weights
         channels: int,  # C
-        stride: int = 1,
+        stride: int = 1,  # 2 halves the map
     ):
         super().__init__()
         self.names = tuple(ops)
@@ -61,7 +61,7 @@ class SearchCell(nn.Module):
 
     def __init__(
         self,
-        ops: Sequence[str],
+        ops: Sequence[str],  # on offer on every edge
         nodes: int,  # B
         before_last: int,  # channels of c_{k-2}
         last: int,  # channels of c_{k-1}
@@ -176,7 +176,7 @@ PLAIN = ("darts", "darts2")  # strategies that search in the net of this page
 
 
 def supernet_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # search: space and size; model: macro, pool, neck and head
     n_pids: int,  # identities of the classifier
     build: Callable[..., Supernet] | None = None,  # another strategy's net; None: this page's
     facts: dict[str, Any] | None = None,  # plain values that tell that net from this page's
