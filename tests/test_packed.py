@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
+from reidlab.core.files import part_of
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.core.seed import rng
@@ -63,21 +64,20 @@ def test_a_killed_build_leaves_no_cache(trial, people, truth, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(packed, "read_photo", fatal)
         assert ended(in_a_child(lambda: pack_photos(people, *SIZE, tmp_path) and 0)) == -9
-    assert packed_files(tmp_path) == [] and len(list(tmp_path.glob("*.partial"))) == 1
+    assert packed_files(tmp_path) == [] and len(list(tmp_path.glob(".*.part"))) == 1
     other = people.take(np.arange(5))._replace(whole=None)
     if trial % 2:  # whoever comes next clears up, also behind another cache's builder
         pack_photos(other, *SIZE, tmp_path)
-        assert not list(tmp_path.glob("*.partial"))
+        assert not list(tmp_path.glob(".*.part"))
     assert np.array_equal(pack_photos(people, *SIZE, tmp_path), truth)
     assert {p.suffix for p in tmp_path.iterdir()} == {".npy"}
 
 
 def test_a_cache_is_not_cleared_away_under_a_living_builder(people, tmp_path):
     living = packed_path(people, *SIZE, tmp_path)
-    with packed.only_one(living.with_suffix(".lock")):
-        living.with_suffix(".partial").write_bytes(b"half")
+    with part_of(living) as part:
         pack_photos(people.take(np.arange(5))._replace(whole=None), *SIZE, tmp_path)
-        assert living.with_suffix(".partial").exists()
+        assert part.exists()
 
 
 def test_two_processes_build_one_cache(people, truth, tmp_path, monkeypatch, capfd):

@@ -8,7 +8,6 @@ __all__ = ['DOWNLOADS', 'ARCHIVES', 'DEEPEST', 'MAX_BYTES', 'MAX_RATIO', 'MAX_FI
 
 # %% ../../nbs/01_data/02_archives.ipynb #d904c2c6
 import fcntl
-import glob
 import os
 import shlex
 import shutil
@@ -22,6 +21,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from ..core.files import part_of
 from ..core.names import is_plain, option
 from ..core.settings import settings
 
@@ -306,22 +306,18 @@ def unpack(
         )
     entries = _zip_entries if zipfile.is_zipfile(archive) else _tar_entries
     allowed = min(max_bytes, max(MAX_RATIO * archive.stat().st_size, 2**24))
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         survey(archive, entries(archive), allowed, max_files)
         with only_one(target.with_name(f".{target.name}.lock"), f"unpacking {archive.name}"):
-            for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-                shutil.rmtree(left)  # of a process that died: the living one is us
             if target.exists():
                 raise taken
-            _write(entries(archive), beside)
-            os.replace(beside, target)
+            with part_of(target, folder=True) as part:
+                _write(entries(archive), part)
+                os.replace(part, target)
     except DAMAGED as wrong:
         raise ValueError(
             f"{archive.name} is damaged ({type(wrong).__name__}: {wrong}); download it again."
         ) from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return target
 
 # %% ../../nbs/01_data/02_archives.ipynb #5b066cb6

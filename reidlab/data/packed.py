@@ -7,15 +7,14 @@ __all__ = ['LARGE', 'packed_key', 'packed_path', 'pack_photos', 'packed_files']
 
 # %% ../../nbs/01_data/11_packed.ipynb #810e45e6
 import hashlib
-import os
 import shutil
 import sys
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from ..core.files import clear_parts, writing
 from ..core.heartbeat import alive
 from ..core.settings import settings
 from .archives import only_one
@@ -55,13 +54,6 @@ def _room(folder: Path, wanted: int, spare: int = 0) -> None:
         )
 
 
-def _sweep(folder: Path) -> None:
-    "Remove what builders left that were killed."
-    for left in folder.glob("*.partial"):
-        with suppress(BlockingIOError), only_one(left.with_suffix(".lock")):
-            left.unlink(missing_ok=True)
-
-
 def _build(photos: Photos, height: int, width: int, path: Path, spare: int = 0) -> None:
     "Read every photo into `path`; nothing stands there until all of them do."
     shape = (len(photos.paths), 3, height, width)
@@ -70,23 +62,16 @@ def _build(photos: Photos, height: int, width: int, path: Path, spare: int = 0) 
     if size > LARGE:
         told = f"packing {shape[0]:,} photos at {height}×{width}, {size / 2**20:,.0f} MiB, once."
         print(told, file=sys.stderr, flush=True)
-    partial = path.with_suffix(".partial")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with open(partial, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for name in photos.paths:
-                file.write(read_photo(photos.root / name, height, width).numpy())
-                alive()
-            file.flush()
-            os.fsync(file.fileno())
+    with writing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for name in photos.paths:
+            file.write(read_photo(photos.root / name, height, width).numpy())
+            alive()
         if packed_key(photos, height, width) != path.stem:
             raise ValueError(
                 f"photos in {photos.root} changed while they were packed. Prepare the data set again."
             )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 # %% ../../nbs/01_data/11_packed.ipynb #35f52dcf
 def packed_path(
@@ -113,7 +98,7 @@ def pack_photos(
     path = packed_path(photos, height, width, folder)
     if not path.exists():
         with only_one(path.with_suffix(".lock"), f"packing {len(photos.paths):,} photos"):
-            _sweep(path.parent)
+            clear_parts(path.parent, "*.npy", below=False)
             if not path.exists():  # somebody else may have been first
                 _build(photos, height, width, path, spare)
     return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -6,8 +6,6 @@
 __all__ = ['SHAPES', 'SHAPES_VERSION', 'corners', 'draw_shape', 'write_shapes', 'prepare_shapes']
 
 # %% ../../nbs/01_data/21_shapes.ipynb #dd472e60
-import shutil
-import uuid
 from hashlib import sha256
 from math import cos, pi, sin
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..core.files import clear_parts, part_of
 from ..core.seed import rng
 from .classes import prepare_classes
 from .synthetic import adopt
@@ -115,13 +114,11 @@ def prepare_shapes(
     arguments = (classes, train_photos, test_photos, size, difficulty, seed)
     told = repr((SHAPES_VERSION, *map(float, arguments)))
     folder = Path(data_dir) / f"shapes-{sha256(told.encode()).hexdigest()[:10]}"
+    clear_parts(data_dir, "shapes-*", below=False)
     if (folder / "manifest.json").exists():
         return folder
-    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.partial")
-    try:
-        write_shapes(partial, *arguments)
-        prepare_classes("synthetic_shapes", partial, partial, more={"drawn": folder.name})
-        adopt(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with part_of(folder, folder=True) as part:
+        write_shapes(part, *arguments)
+        prepare_classes("synthetic_shapes", part, part, more={"drawn": folder.name})
+        adopt(part, folder)
     return folder

@@ -13,8 +13,6 @@ __all__ = ['HEIGHT', 'WIDTH', 'SUPER', 'SCENES', 'SCENE_SIZE', 'FEET', 'PAINTERS
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #60c0db0d
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +25,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..core.files import clear_parts, part_of
 from ..core.seed import rng
 from .manifest import write_manifest
 from .people import Person, View, draw_figure, draw_person, tone, walk
@@ -631,10 +630,10 @@ def write_synthetic(
 GENERATOR_VERSION = 1  # raised whenever the same arguments would give other bytes
 
 
-def adopt(partial, folder):
+def adopt(part, folder):
     "Give a whole folder its name; where another process was faster, its folder stays."
     try:
-        os.rename(partial, folder)
+        os.rename(part, folder)
     except OSError:
         if not (folder / "manifest.json").exists():
             raise FileExistsError(
@@ -669,13 +668,11 @@ def prepare_synthetic(
     told = repr((GENERATOR_VERSION, sorted((k, float(v)) for k, v in arguments.items())))
     digest = sha256(told.encode()).hexdigest()[:10]
     folder = Path(data_dir) / f"synthetic-{digest}"
+    clear_parts(data_dir, "synthetic-*", below=False)
     if (folder / "manifest.json").exists():
         return folder
-    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.partial")
-    try:
-        frame = write_synthetic(partial, **arguments)
-        write_manifest(partial, "synthetic", frame, partial, more={"drawn": folder.name})
-        adopt(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with part_of(folder, folder=True) as part:
+        frame = write_synthetic(part, **arguments)
+        write_manifest(part, "synthetic", frame, part, more={"drawn": folder.name})
+        adopt(part, folder)
     return folder

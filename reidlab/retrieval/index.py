@@ -9,7 +9,6 @@ __all__ = ['SPARE', 'ROUNDING', 'KINDS', 'TOGETHER', 'import_faiss', 'faiss_thre
 # %% ../../nbs/04_retrieval/14_index.ipynb #46f5ff2c
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.files import part_of, put_in_place, read_json, write_json
 from ..core.names import unknown
-from ..core.run import read_json, write_json
 from .card import kept
 from .distance import METRICS, as_features, l2_normalise
 from .matches import as_array
@@ -346,21 +345,26 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _named(part: Path, folder: Path, name: str) -> dict[str, str]:
+    "Give a file a name of its content; what the card says of it."
+    digest = _checksum(part)
+    put_in_place(part, folder / name.format(digest[:12]))
+    return {"name": name.format(digest[:12]), "sha256": digest}
+
+
 def _save(index: GalleryIndex, folder: Path) -> Path:
     if index._on_disk:
         raise ValueError("an index read with on_disk=True lies in its folder already; copy that.")
     folder.mkdir(parents=True, exist_ok=True)
     pids, camids, paths = index.labels()
-    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in ("vectors", "labels")}
-    import_faiss().write_index(index._faiss, str(parts["vectors"]))
-    with parts["labels"].open("wb") as file:
-        np.savez(file, pids=pids, camids=camids, paths=paths)
     card = {name: getattr(index, name) for name in _CARD} | {"photos": len(index), "files": {}}
-    for name, end in (("vectors", "faiss"), ("labels", "npz")):
-        digest = _checksum(parts[name])
-        file = f"{name}-{digest[:12]}.{end}"
-        os.replace(parts[name], folder / file)
-        card["files"][name] = {"name": file, "sha256": digest}
+    with part_of(folder / "vectors.faiss") as part:
+        import_faiss().write_index(index._faiss, str(part))
+        card["files"]["vectors"] = _named(part, folder, "vectors-{}.faiss")
+    with part_of(folder / "labels.npz") as part:
+        with part.open("wb") as file:
+            np.savez(file, pids=pids, camids=camids, paths=paths)
+        card["files"]["labels"] = _named(part, folder, "labels-{}.npz")
     write_json(folder / "index.json", card)
     new = {entry["name"] for entry in card["files"].values()}
     for old in (*folder.glob("vectors-*.faiss"), *folder.glob("labels-*.npz")):
