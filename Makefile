@@ -55,9 +55,9 @@ lab: install
 board: install
 	tensorboard --logdir runs
 
-# README.md is the front page of the book
+# what is made of the pages themselves: README.md of the front page, the rooms' listings, the list of recipes
 readme: install
-	python -c "from pathlib import Path; from reidlab.viz.page import to_readme; Path('README.md').write_text(to_readme('nbs/index.ipynb'), encoding='utf-8')"
+	python -m reidlab.viz.contents
 
 # the versions that the tests ran with
 lock: install

@@ -23,14 +23,16 @@ from rattler import Version as CondaVersion
 from reidlab.core import parameters
 from reidlab.core.recipe import SECTION_NAMES, load_recipe, recipe_card, recipe_names
 from reidlab.core.settings import Settings
+from reidlab.viz.contents import chapters_table, recipes_page
 from reidlab.viz.page import to_readme
 
 ROOT = Path(__file__).parents[1]
-CHAPTERS = sorted((ROOT / "nbs").glob("*_*/*.ipynb"))
+CHAPTERS = [p for p in sorted((ROOT / "nbs").glob("*_*/*.ipynb")) if p.name[:2] != "00"]
+FRONTS = sorted((ROOT / "nbs").glob("*_*/00_*.ipynb"))
 JOBS = [p for p in sorted((ROOT / "nbs").glob("*.ipynb")) if p.stem != "index"] + sorted(
     (ROOT / "data_prep").glob("*.ipynb")
 )
-PAGES = CHAPTERS + JOBS + sorted((ROOT / "reports").glob("*.ipynb"))
+PAGES = CHAPTERS + FRONTS + JOBS + sorted((ROOT / "reports").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # where a machine keeps its people and projects; not preceded by what makes it part of a URL,
@@ -80,8 +82,7 @@ def test_the_listing_is_the_book():
         assert (ROOT / "reidlab" / f"{module.replace('.', '/')}.py").is_file()
     for room in {page.parent for page in CHAPTERS}:
         numbers = sorted(int(page.stem[:2]) for page in room.glob("*.ipynb"))
-        first = numbers[0]  # 0 where the room has its front page
-        assert numbers == list(range(first, first + len(numbers))) and first < 2, room.name
+        assert numbers == list(range(len(numbers))), room.name  # 00 is the front page
     rooms = sorted({page.parent.name for page in CHAPTERS})
     assert [room[:3] for room in rooms] == [f"{i:02}_" for i in range(len(rooms))]
     made = {p.relative_to(ROOT / "reidlab") for p in (ROOT / "reidlab").rglob("*.py")}
@@ -117,9 +118,31 @@ def test_chapters_import_what_stands_before_them(page):
     assert set(imported(page)) <= allowed, sorted(set(imported(page)) - allowed)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p not in CHAPTERS], ids=shown)
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in CHAPTERS + FRONTS], ids=shown)
 def test_jobs_and_reports_import_chapters(page):
     assert set(imported(page)) <= {module_of(p) for p in CHAPTERS}
+
+
+@pytest.mark.parametrize("page", FRONTS, ids=shown)
+def test_a_front_page_lists_its_room(page):
+    assert page.stem[3:] == page.parent.name[3:]
+    (listing,) = [c for c in cells(page, "markdown") if "contents" in c.metadata.get("tags", [])]
+    assert listing.source == f"## Chapters\n\n{chapters_table(page.parent)}"  # make readme
+    rooms = [front.parent for front in FRONTS]
+    before = [p for p in CHAPTERS if p.parent in rooms[: rooms.index(page.parent) + 1]]
+    assert set(imported(page)) <= {module_of(p) for p in before}
+    assert re.match(r"# .+\n\n> .+", cells(page, "markdown")[0].source)
+    outputs = [o for cell in cells(page) for o in cell.outputs]
+    assert any(
+        "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in outputs
+    )
+    assert len(cells(page)) == 3  # imports, an example, a picture: one screen
+
+
+def test_the_list_of_recipes_is_whole():
+    assert (ROOT / "recipes" / "README.md").read_text(encoding="utf-8") == recipes_page(
+        ROOT / "recipes"
+    )  # make readme
 
 
 @each_page
