@@ -205,10 +205,10 @@ def _claim(taken: dict[str, tuple[str, bool]], entry: Entry, archive: Path) -> N
 
 
 def survey(
-    archive: Path,
-    entries: Iterator[Entry],
+    archive: Path,  # its name is for messages
+    entries: Iterator[Entry],  # what it announces, one by one
     max_bytes: int,  # unpacked
-    max_files: int,
+    max_files: int,  # refuse more than so many
 ) -> None:
     "Read what an archive announces, and refuse it at the first entry that goes too far."
     taken: dict[str, tuple[str, bool]] = {}
@@ -293,7 +293,7 @@ def unpack(
     archive: str | Path,  # zip or tar, as downloaded
     target: str | Path,  # a folder that does not exist yet
     max_bytes: int = MAX_BYTES,  # refuse more than this
-    max_files: int = MAX_FILES,
+    max_files: int = MAX_FILES,  # refuse more than so many
 ) -> Path:  # the target
     "Unpack an archive: whole and inside its folder, or not at all."
     archive, target = Path(archive), Path(target)

@@ -25,8 +25,8 @@ from reidlab.data.samplers import (
 def random_batches(
     n: int,  # photos
     size: int,  # photos in a batch
-    seed: int,
-    epoch: int,
+    seed: int,  # of the sampler
+    epoch: int,  # from 0
 ) -> np.ndarray:  # (batches, size) photo positions
     "One epoch of batches drawn at random, every photo at most once."
     order = rng(seed, 304, epoch).permutation(n)
@@ -45,8 +45,8 @@ def balanced_batches(
     pids: np.ndarray,  # (N,) identity of each photo
     p: int,  # people in a batch
     k: int,  # photos of each
-    seed: int,
-    epoch: int,
+    seed: int,  # of the sampler
+    epoch: int,  # from 0
 ) -> np.ndarray:  # (batches, p·k) photo positions; each k in a row show one person
     "One epoch of P×K batches in which every person comes up at most once."
     random = rng(seed, 305, epoch)
@@ -62,7 +62,7 @@ def spread_cameras(
     counts: np.ndarray,  # (n,) int64 photos of each person
     cameras: np.ndarray,  # (N,) int64 camera of each photo, 0 … C−1
     n_cameras: int,  # C
-    k: int,
+    k: int,  # photos of each person in a batch
 ) -> np.ndarray:  # (N,) int64, the same persons; every k in a row over many cameras
     "Rearrange each person's photos so that every k in a row show as many cameras as are left."
     out, seen = order.copy(), np.zeros(n_cameras, np.int64)
@@ -95,8 +95,8 @@ def camera_batches(
     camids: np.ndarray,  # (N,) its camera
     p: int,  # people in a batch
     k: int,  # photos of each
-    seed: int,
-    epoch: int,
+    seed: int,  # of the sampler
+    epoch: int,  # from 0
     remainder: str = "drop",  # or "fill"
 ) -> np.ndarray:  # (batches, p·k) photo positions; each k in a row show one person
     "One epoch of P×K batches, each person's K photos over as many cameras as possible."
@@ -127,7 +127,10 @@ class RandomSampler(PKSampler):
             )
         no_remainder(self)
 
-    def draw(self, epoch: int) -> np.ndarray:
+    def draw(
+        self,
+        epoch: int,  # from 0
+    ) -> np.ndarray:  # (batches, p·k) photo positions
         "The batches of one epoch, over all ranks."
         return random_batches(len(self.pids), self.p * self.k, self.seed, epoch)
 
@@ -140,12 +143,17 @@ class BalancedSampler(PKSampler):
         super().check()
         no_remainder(self)
 
-    def draw(self, epoch: int) -> np.ndarray:
+    def draw(
+        self,
+        epoch: int,  # from 0
+    ) -> np.ndarray:  # (batches, p·k) photo positions
         "The batches of one epoch, over all ranks."
         return balanced_batches(self.pids, self.p, self.k, self.seed, epoch)
 
 
-def no_remainder(sampler: PKSampler) -> None:
+def no_remainder(
+    sampler: PKSampler,  # that knows no groups
+) -> None:
     "Refuse a rule for groups where there are none."
     if sampler.remainder != "drop":
         raise ValueError(
@@ -161,11 +169,11 @@ class CameraSampler(PKSampler):
         self,
         pids: np.ndarray,  # (N,) identity of each photo
         camids: np.ndarray,  # (N,) its camera
-        p: int,
-        k: int,
+        p: int,  # people in a batch, over all ranks
+        k: int,  # photos of each
         remainder: str = "drop",  # or "fill"
-        seed: int = 0,
-        rank: int = 0,
+        seed: int = 0,  # of the draws
+        rank: int = 0,  # of this process
         world: int = 1,  # ranks
     ):
         self.camids = np.asarray(camids)
@@ -180,7 +188,10 @@ class CameraSampler(PKSampler):
                 f"got camids {np.unique(self.camids).tolist()}. Use data.sampler pk."
             )
 
-    def draw(self, epoch: int) -> np.ndarray:
+    def draw(
+        self,
+        epoch: int,  # from 0
+    ) -> np.ndarray:  # (batches, p·k) photo positions
         "The batches of one epoch, over all ranks."
         shape = (self.p, self.k, self.seed, epoch, self.remainder)
         return camera_batches(self.pids, self.camids, *shape)
@@ -201,8 +212,8 @@ def build_sampler(
     p: int,  # people in a batch, over all ranks
     k: int,  # photos of each
     remainder: str = "drop",  # or "fill"
-    seed: int = 0,
-    rank: int = 0,
+    seed: int = 0,  # of the draws
+    rank: int = 0,  # of this process
     world: int = 1,  # ranks
 ) -> PKSampler:
     "A sampler by its name."

@@ -115,7 +115,7 @@ def _files(folder: Path, about: Cifar) -> Path:
 def write_pictures(
     place: Path,  # holds the binary files
     target: Path,  # gets <split>/<class>/<number>.png
-    about: Cifar,
+    about: Cifar,  # which of the sets it is
 ) -> None:
     "A set's records as a tree of PNG files; those already there are left."
     names = [n.strip() for n in (place / about.names).read_text().splitlines() if n.strip()]
@@ -140,7 +140,7 @@ def prepare_cifar(
     name: str,  # cifar10 or cifar100
     source: str | Path = "",  # archive or folder; empty: under raw_dirs
     out: str | Path = "",  # the set's folder under data_dir: unpacked/, photos/ and the manifest
-    raw_dirs: tuple[Path, ...] | None = None,
+    raw_dirs: tuple[Path, ...] | None = None,  # where downloads lie; None: settings().raw_dirs
     version: str = "",  # as its authors count it
     examine: Callable[[Manifest], Sequence] | None = None,  # as for write_manifest
 ) -> Manifest:

@@ -93,7 +93,10 @@ def open_classes(
     return ClassSet(manifest, *hold_out_photos(train, data.val_fraction, seed))
 
 
-def find_classes(name: str, folder: Path) -> Manifest:
+def find_classes(
+    name: str,  # of the set
+    folder: Path,  # that should hold it
+) -> Manifest:
     "A prepared set of classes, or an error that says which page prepares it."
     try:
         return load_manifest(name, folder)
@@ -111,7 +114,7 @@ def find_classes(name: str, folder: Path) -> Manifest:
 
 def open_set(
     data: Data,  # a recipe's data section
-    seed: int = 0,
+    seed: int = 0,  # of what is held out
     data_dir: str | Path = "",  # where sets lie; empty: settings().data_dir
 ) -> DataSet | ClassSet:
     "A recipe's data set, whichever its task is."
@@ -125,8 +128,8 @@ class ShuffledSampler:
         self,
         n: int,  # photos
         batch_size: int,  # over all ranks
-        seed: int = 0,
-        rank: int = 0,
+        seed: int = 0,  # of the order
+        rank: int = 0,  # of this process
         world: int = 1,  # ranks
     ):
         if n < batch_size:
@@ -142,7 +145,11 @@ class ShuffledSampler:
         self.p, self.k = batch_size, 1  # so the loop counts photos: p·k in a batch
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
+    def set_epoch(
+        self,
+        epoch: int,  # from 0
+        start: int = 0,  # its first batch, for a run that continues in its middle
+    ) -> None:
         "Choose the epoch, and the batch to start at (for a run that continues in its middle)."
         self.epoch, self.start = epoch, start
         order = rng(self.seed, 304, epoch).permutation(self.n)
@@ -160,9 +167,9 @@ class ShuffledSampler:
 
 # %% ../../nbs/01_data/22_class_loaders.ipynb #e061b5b8
 def draw_part(
-    random: np.random.Generator,
+    random: np.random.Generator,  # where the numbers come from
     height: int,  # of the photo
-    width: int,
+    width: int,  # of the photo
     area: tuple[float, float] = (0.08, 1.0),  # share of the photo
     aspect: float = 0.75,  # width/height from this to its inverse
 ) -> tuple[int, int, int, int]:  # top, left, height, width
@@ -179,9 +186,9 @@ def draw_part(
 
 # %% ../../nbs/01_data/22_class_loaders.ipynb #45806bb5
 def draw_square(
-    random: np.random.Generator,
+    random: np.random.Generator,  # where the numbers come from
     height: int,  # of the picture
-    width: int,
+    width: int,  # of the picture
     side: int,  # pixels
 ) -> tuple[int, int, int, int]:  # top, left, height, width: what of the square lies inside
     "Cutout's square (DeVries and Taylor, 2017)."
@@ -193,7 +200,13 @@ def draw_square(
 class ClassPhotos(Dataset):
     "Varied training photos by key."
 
-    def __init__(self, photos: Photos, data: Data, seed: int, keep: bool = True):
+    def __init__(
+        self,
+        photos: Photos,  # with classes as pids
+        data: Data,  # a recipe's data section
+        seed: int,  # of the variation
+        keep: bool = True,  # False: make no cache
+    ):
         self.photos, self.data, self.seed = photos, data, seed
         resized = data.crop == "resized"  # cut from the whole photo, so none can be kept
         size = (data.height, data.width)
@@ -232,10 +245,10 @@ class ClassPhotos(Dataset):
 def class_loader(
     photos: Photos,  # a set's training photos
     data: Data,  # sizes, batch, variation
-    seed: int = 0,
+    seed: int = 0,  # of order and variation
     workers: int = 0,  # reading processes; 0 reads in this one
-    rank: int = 0,
-    world: int = 1,
+    rank: int = 0,  # of this process
+    world: int = 1,  # ranks
     keep: bool = True,  # False: make no cache, for whoever wants a batch or two
 ) -> Loader:  # of Batch; `loader.batch_sampler.set_epoch(e)` before each epoch
     "Shuffled training batches; pids are class labels 0…C−1."
@@ -251,7 +264,7 @@ def class_loader(
 # %% ../../nbs/01_data/22_class_loaders.ipynb #49e3bcd3
 def shorter_side(
     height: int,  # of a photo
-    width: int,
+    width: int,  # of the photo
     length: int,  # that its shorter side shall have
 ) -> tuple[int, int]:  # height, width
     "The size at which a photo keeps its shape; halves of a pixel are dropped."
@@ -262,8 +275,8 @@ def shorter_side(
 
 def centre_crop(
     photo: Tensor,  # (3, h, w), at least height × width
-    height: int,
-    width: int,
+    height: int,  # pixels
+    width: int,  # pixels
 ) -> Tensor:  # (3, height, width)
     "The middle of a photo."
     top = round((photo.shape[1] - height) / 2)
@@ -274,7 +287,11 @@ def centre_crop(
 class MiddlePhotos(Dataset):
     "Photos as they are, or their middle, normalised."
 
-    def __init__(self, photos: Photos, data: Data):
+    def __init__(
+        self,
+        photos: Photos,  # with classes as pids
+        data: Data,  # a recipe's data section
+    ):
         self.photos, self.data = photos, data
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int, int]:
@@ -288,9 +305,9 @@ class MiddlePhotos(Dataset):
 
 
 def middle_loader(
-    photos: Photos,
-    data: Data,
-    batch_size: int = 128,
+    photos: Photos,  # with classes as pids
+    data: Data,  # sizes and colours
+    batch_size: int = 128,  # photos at a time
     workers: int = 0,  # reading processes
     indices: Sequence[int] | None = None,  # which photos, in this order; None: all
 ) -> Loader:  # of Batch, in order; pids are classes

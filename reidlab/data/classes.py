@@ -90,7 +90,7 @@ def prepare_classes(
     name: str,  # what recipes will call the set
     source: str | Path,  # a folder with the tree in it
     out: str | Path,  # where manifest.csv and manifest.json go
-    version: str = "",
+    version: str = "",  # as the set's authors count it
     published: Mapping[str, int] | None = None,  # {"train photos": 1281167}
     what: str = "train/<class>/*.jpg and val/<class>/*.jpg",  # for the error
     more: Mapping | None = None,  # what else manifest.json should say
@@ -104,9 +104,9 @@ def prepare_classes(
 
 # %% ../../nbs/01_data/19_classes.ipynb #cfd83e45
 def hold_out_photos(
-    train: Photos,
+    train: Photos,  # all that may be learned from
     fraction: float = 0.1,  # share of each class
-    seed: int = 0,
+    seed: int = 0,  # of the draw
 ) -> tuple[Photos, Photos | None]:  # train, validation (None: nothing held out)
     "Split training photos by class into train and validation."
     if fraction == 0:

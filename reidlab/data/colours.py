@@ -32,8 +32,8 @@ class Shade(NamedTuple):
 
 
 def draw_shade(
-    seed: int,
-    epoch: int,
+    seed: int,  # of the training
+    epoch: int,  # from 0
     position: int,  # of the photo in the epoch, over all processes
     contrast: float = 0.0,  # factor from 1−c to 1+c
     saturation: float = 0.0,  # factor from 1−s to 1+s
@@ -89,7 +89,7 @@ def tint(
 
 def recolour(
     photo: Tensor,  # (3, H, W) uint8
-    shade: Shade,
+    shade: Shade,  # what was drawn
 ) -> Tensor:  # (3, H, W) uint8
     "Contrast, saturation, hue, noise, in this order; what drew nothing does nothing."
     if shade.contrast != 1:
@@ -104,10 +104,10 @@ FILLS = ("mean", "black", "noise", "constant")
 
 def fill_of(
     kind: str,  # mean, black, noise or constant
-    height: int,
-    width: int,
+    height: int,  # pixels
+    width: int,  # pixels
     mean: Sequence[float],  # of RGB in 0…1
-    std: Sequence[float],
+    std: Sequence[float],  # of RGB in 0…1
     grain: int = 0,  # seed of the noise
     value: Sequence[float] = (0.485, 0.456, 0.406),  # of constant, after normalising
 ) -> Tensor | None:  # (3, height, width) float32 after normalising; None: 0
@@ -131,7 +131,7 @@ class Variation:
     def __init__(
         self,
         data: Data,  # a recipe's data section
-        seed: int,
+        seed: int,  # of the training
     ):
         self.data, self.seed = data, seed
         self.read = (data.height, data.width)  # size at which photos are read
@@ -158,7 +158,11 @@ class Variation:
         keys += ["erase_fill"] if self.data.erase and self.data.erase_fill != "mean" else []
         return ", ".join(f"data.{key}" for key in keys)
 
-    def draw(self, epoch: int, positions: Sequence[int]) -> Draws:
+    def draw(
+        self,
+        epoch: int,  # from 0
+        positions: Sequence[int],  # (B,) in the epoch, over all processes
+    ) -> Draws:
         "What these places in the epoch have drawn, colours aside."
         return draw_batch(self.seed, epoch, positions, **self.shapes)
 

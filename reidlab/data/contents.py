@@ -50,7 +50,7 @@ WHOLE = 2**24  # bytes: a larger file is read in pieces
 
 
 def look(
-    file: str | Path,
+    file: str | Path,  # a photo
     before: Seen | None = None,  # what was seen of it earlier
 ) -> Seen:
     "What a file holds; read only where the earlier look does not answer."

@@ -141,7 +141,10 @@ class Finding:
     def remedy(self) -> str:
         return KINDS[self.code].remedy
 
-    def plain(self, first: int = 5) -> dict:
+    def plain(
+        self,
+        first: int = 5,  # paths to keep
+    ) -> dict:
         "As it stands in manifest.json, with its first few paths."
         about = {"code": self.code, "level": self.level, "seen": self.seen, "count": self.count}
         return about | {"paths": list(self.paths[:first]), "remedy": self.remedy}
@@ -174,7 +177,9 @@ def open_queries(
 NUMBERED_TWICE = ("msmt17",)  # sets whose train and test pids are two series
 
 
-def numbered_twice(manifest: Manifest) -> bool:
+def numbered_twice(
+    manifest: Manifest,  # of people
+) -> bool:
     "Whether equal pids in train and test are different people."
     names = (manifest.about.get("protocol", ""), manifest.name)
     return any(n.lower().startswith(NUMBERED_TWICE) for n in names)
@@ -250,7 +255,7 @@ def _splits(frame: pd.DataFrame) -> list[Finding]:
 
 # %% ../../nbs/01_data/24_doctor.ipynb #a7141cb1
 def examine_labels(
-    manifest: Manifest,
+    manifest: Manifest,  # to be examined
 ) -> list[Finding]:
     "What the rows alone show; no file is opened."
     if manifest.about.get("protocol") == "classification":
@@ -341,7 +346,7 @@ def _counts(about: dict) -> list[Finding]:
 
 # %% ../../nbs/01_data/24_doctor.ipynb #40697773
 def examine_names(
-    manifest: Manifest,
+    manifest: Manifest,  # to be examined
     lists: Sequence[str] = (),  # text files under the root that the set is described by
 ) -> list[Finding]:
     "What paths, folders and list files show; no picture is opened."
@@ -445,7 +450,7 @@ def _changed(manifest: Manifest) -> list[Finding]:
 
 
 def examine_files(
-    manifest: Manifest,
+    manifest: Manifest,  # to be examined
     deep: bool = True,  # decode every picture and look for copies; False: headers alone
     threads: int | None = None,  # pictures at a time
 ) -> list[Finding]:
@@ -467,7 +472,7 @@ def examine_files(
 
 # %% ../../nbs/01_data/24_doctor.ipynb #d83e3056
 def examine(
-    manifest: Manifest,
+    manifest: Manifest,  # to be examined
     deep: bool = True,  # decode every picture and look for copies; False: headers alone
     lists: Sequence[str] = (),  # text files under the root that the set is described by
     threads: int | None = None,  # pictures at a time; None: one a core. Changes speed alone

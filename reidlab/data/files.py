@@ -34,7 +34,7 @@ def is_foreign(
 
 
 def visible(
-    folder: str | Path,
+    folder: str | Path,  # to look into
 ) -> list[Path]:  # in order
     "What lies directly in a folder, but for foreign things."
     return sorted(p for p in Path(folder).iterdir() if not is_foreign(p.name))
@@ -127,7 +127,7 @@ class _Walk:
 
 
 def is_photo(
-    path: str | Path,
+    path: str | Path,  # a name is enough
 ) -> bool:
     "Whether a file's ending is a photo's; it is not opened."
     return PurePosixPath(path).suffix.lower() in photo_endings()
@@ -155,7 +155,7 @@ def walk_tree(
 
 # %% ../../nbs/01_data/01_files.ipynb #6d05d5c9
 def find_named(
-    folder: str | Path,
+    folder: str | Path,  # where to begin
     name: str,  # of folders or files, exactly; "*.mat": of files by their ending
 ) -> list[Path]:  # the highest first
     "Folders and files of this name, at any depth."
@@ -175,7 +175,7 @@ def left_out(
 
 
 def kinds_left(
-    root: str | Path,
+    root: str | Path,  # folder that the paths start from
     left: Iterable[str],  # paths from root, as left_out gives them
     taken: Iterable[str] = (),  # paths from root
 ) -> list[str]:  # ["12 .heic", "3 .txt", "1 link to nothing new"], the most frequent first

@@ -31,7 +31,7 @@ def _brighter(factor: float) -> np.ndarray:  # (256,) uint8
 
 def byte_table(
     mean: Sequence[float],  # of RGB in 0…1
-    std: Sequence[float],
+    std: Sequence[float],  # of RGB in 0…1
     brightness: float = 1.0,  # factor
 ) -> np.ndarray:  # (3, 256) float32
     "What the transforms make of each possible byte of each channel."
@@ -73,8 +73,8 @@ SCALE = np.float32(1 / 255)
 
 @lru_cache(maxsize=64)
 def exact_line(
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: tuple[float, ...],  # of RGB in 0…1
+    std: tuple[float, ...],  # of RGB in 0…1
 ) -> tuple[np.ndarray, np.ndarray] | None:  # (3,) mean and (3,) std as float32
     "The straight line behind the table, or None where it does not give the table's bits."
     m, s = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
@@ -142,8 +142,8 @@ def fused_batch(
     photos: np.ndarray,  # (N, 3, H, W) uint8, in memory or mapped from disk
     index: Sequence[int],  # (B,) which of them
     draws: Draws | Sequence[Draw],  # (B,) what each has drawn
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float],  # of RGB in 0…1
+    std: Sequence[float],  # of RGB in 0…1
     pad: int = 10,  # as drawn with
     out: Tensor | None = None,  # (B, 3, H, W) float32 to write into; None: a new one
 ) -> Tensor:  # (B, 3, H, W) float32
@@ -173,7 +173,7 @@ def fused_bytes(
     photos: np.ndarray,  # (N, 3, H, W) uint8
     index: Sequence[int],  # (B,)
     draws: Draws | Sequence[Draw],  # (B,)
-    pad: int = 10,
+    pad: int = 10,  # as drawn with
 ) -> Tensor:  # (B, 3, H, W) uint8, nothing erased yet
     "A training batch as bytes, to be normalised and blanked where it is used."
     rows, (flip, corner, box, brightness) = _placed(len(photos), index, draws, pad)

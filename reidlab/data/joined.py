@@ -19,7 +19,7 @@ from .manifest import Manifest, file_keys, verified, write_manifest
 
 # %% ../../nbs/01_data/26_joined.ipynb #90475bfc
 def family(
-    manifest: Manifest,
+    manifest: Manifest,  # of a single set
 ) -> str:
     "Sets of one family number the same people."
     about, protocol = manifest.about, manifest.about.get("protocol", "market1501")
@@ -30,7 +30,7 @@ def family(
 
 # %% ../../nbs/01_data/26_joined.ipynb #25d79d5d
 def trained_pids(
-    manifest: Manifest,
+    manifest: Manifest,  # of a single set or of a joined one
 ) -> dict[str, np.ndarray]:  # by family: (N,) as that set numbers them
     "The identities that a set trains on."
     train = manifest.frame[manifest.frame["split"] == "train"]

@@ -64,7 +64,7 @@ def find_top(
 
 # %% ../../nbs/01_data/27_layouts.ipynb #8765ebc6
 def read_list(
-    file: str | Path,
+    file: str | Path,  # UTF-8 text
     separator: str | None = None,  # between the words of a line; None: blanks
 ) -> list[list[str]]:  # the words of each line that has any
     "A text file of lines and words."
@@ -106,7 +106,7 @@ def listed_path(
 def check_splits(
     frame: pd.DataFrame,  # path, pid, camid, split
     name: str,  # of what was read, for the error
-    needed: Sequence[str] = ("train", "query", "gallery"),
+    needed: Sequence[str] = ("train", "query", "gallery"),  # splits that must hold photos
 ) -> pd.DataFrame:  # the same
     "Refuse rows that leave a split empty."
     if empty := [split for split in needed if split not in set(frame["split"])]:

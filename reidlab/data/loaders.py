@@ -103,7 +103,7 @@ def find_manifest(
 
 
 def unchanged(
-    manifest: Manifest,
+    manifest: Manifest,  # of a prepared set
 ) -> Manifest:  # the same, verified
     "A manifest whose photos are those that were prepared; one that broke since then says so itself."
     try:
@@ -128,8 +128,8 @@ def open_data(
 
 # %% ../../nbs/01_data/18_loaders.ipynb #f3e9ec9a
 def can_be_found(
-    query: Photos,
-    gallery: Photos,
+    query: Photos,  # Q photos
+    gallery: Photos,  # G photos
 ) -> np.ndarray:  # (Q,) bool
     "Whether another photo of each query's person is in the gallery, not by the query's own camera."
     q_rows, g_rows = (
@@ -144,7 +144,7 @@ def can_be_found(
 
 
 def check_validation(
-    data: DataSet,
+    data: DataSet,  # with held-out people, or without
     every: str = "train.validate_every",  # the recipe's key that says how often
 ) -> None:
     "Refuse held-out people of whom nobody could be found again."
@@ -197,7 +197,12 @@ _KEPT: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()  # in memory
 class PhotoFiles:
     "Resized photos by index: from an array, in memory or mapped from disk, or read one by one."
 
-    def __init__(self, photos: Photos, height: int, width: int):
+    def __init__(
+        self,
+        photos: Photos,  # a split, or a part of one
+        height: int,  # pixels
+        width: int,  # pixels
+    ):
         self.photos, self.height, self.width = photos, height, width
         self.kept: np.ndarray | None = None  # (M, 3, H, W) uint8, M photos of the whole split
         self.rows = np.arange(len(photos.paths))  # where each photo stands in it
@@ -209,12 +214,16 @@ class PhotoFiles:
         "Where photos are taken from."
         return "files" if self.kept is None else "disk" if self.mapped else "memory"
 
-    def read(self, i: int) -> Tensor:  # (3, H, W) uint8
+    def read(
+        self,
+        i: int,  # position among the photos
+    ) -> Tensor:  # (3, H, W) uint8
         "A photo from its file."
         return read_photo(self.photos.root / self.photos.paths[i], self.height, self.width)
 
     def some(
-        self, index: Sequence[int]
+        self,
+        index: Sequence[int],  # (B,) positions among the photos
     ) -> tuple[np.ndarray, np.ndarray]:  # (M, 3, H, W) uint8, (B,) rows of it
         "An array that has these photos, and where."
         if self.kept is not None:
@@ -261,9 +270,9 @@ def _on_disk(whole: Photos, size: tuple[int, int], cache: str) -> tuple[np.ndarr
 
 
 def open_photos(
-    photos: Photos,
+    photos: Photos,  # a split, or a part of one
     height: int,  # pixels
-    width: int,
+    width: int,  # pixels
     cache: str = "auto",  # auto, on or off
     keep: bool = True,  # False: make no cache, but use one that is there
 ) -> PhotoFiles:
@@ -294,7 +303,12 @@ class TrainPhotos(Dataset):
     "Augmented training photos by key, a batch at a time."
 
     def __init__(
-        self, photos: Photos, data: Data, seed: int, keep: bool = True, on_device: bool = False
+        self,
+        photos: Photos,  # a data set's training photos
+        data: Data,  # a recipe's data section
+        seed: int,  # of the augmentation
+        keep: bool = True,  # False: make no cache
+        on_device: bool = False,  # give bytes; they are normalised where the training is
     ):
         self.vary, self.data, self.on_device = Variation(data, seed), data, on_device
         self.one_pass = data.cache != "off" and not self.vary.beyond
@@ -343,7 +357,9 @@ class TrainPhotos(Dataset):
         return {"photos": self.files.place, "why": why} if why else {}
 
 
-def collate(items: list[tuple[Tensor, int, int, int]] | Batch) -> Batch:
+def collate(
+    items: list[tuple[Tensor, int, int, int]] | Batch,  # photos, or a batch of them
+) -> Batch:
     "Single photos to a batch; a batch stays one."
     if not isinstance(items, list):
         return items
@@ -354,7 +370,12 @@ def collate(items: list[tuple[Tensor, int, int, int]] | Batch) -> Batch:
 class Loader(Reading):
     "A loader whose reading processes fail with one line, as reading here would."
 
-    def __init__(self, *args: Any, finish: Callable[[Any], Batch] | None = None, **options: Any):
+    def __init__(
+        self,
+        *args: Any,  # of torch's DataLoader
+        finish: Callable[[Any], Batch] | None = None,  # of each batch, where it is asked for
+        **options: Any,  # of torch's DataLoader
+    ):
         if options.get("num_workers"):
             options = {"timeout": settings().patience} | options
         super().__init__(*args, **options)
@@ -373,10 +394,10 @@ class Loader(Reading):
 
 
 def finished(
-    batch: ByteBatch,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: str | torch.device,
+    batch: ByteBatch,  # of bytes
+    mean: Sequence[float],  # of RGB in 0…1
+    std: Sequence[float],  # of RGB in 0…1
+    device: str | torch.device,  # of the training
 ) -> Batch:  # images on the device
     "Normalise and erase on the device what came there as bytes."
     images = batch.images.to(device, non_blocking=True)
@@ -387,9 +408,9 @@ def finished(
 def recipe_sampler(
     photos: Photos,  # a data set's training photos
     data: Data,  # P×K and the remainder
-    seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    seed: int = 0,  # of the draws
+    rank: int = 0,  # of this process
+    world: int = 1,  # ranks
 ) -> PKSampler:
     "The sampler that a recipe names; refused where the photos make no batch."
     who, shape = (photos.pids, photos.camids), (data.p, data.k, data.remainder)
@@ -404,10 +425,10 @@ def recipe_sampler(
 def train_loader(
     photos: Photos,  # a data set's training photos
     data: Data,  # sizes, P×K, augmentation
-    seed: int = 0,
+    seed: int = 0,  # of sampler and augmentation
     workers: int = 0,  # reading processes; 0 reads in this one
-    rank: int = 0,
-    world: int = 1,
+    rank: int = 0,  # of this process
+    world: int = 1,  # ranks
     keep: bool = True,  # False: make no cache, for whoever wants a batch or two
     device: str = "",  # normalise there (train.normalise_on); empty: here
 ) -> DataLoader:  # of Batch; `loader.batch_sampler.set_epoch(e)` before each epoch
@@ -433,12 +454,12 @@ class PlainPhotos(Dataset):
 
     def __init__(
         self,
-        photos: Photos,
-        height: int,
-        width: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        cache: str = "off",
+        photos: Photos,  # to be read in their order
+        height: int,  # pixels
+        width: int,  # pixels
+        mean: Sequence[float],  # of RGB in 0…1
+        std: Sequence[float],  # of RGB in 0…1
+        cache: str = "off",  # auto, on or off
     ):
         self.files = open_photos(photos, height, width, cache, keep=cache == "on")
         self.photos, self.colours = photos, (tuple(mean), tuple(std))
@@ -459,12 +480,12 @@ class PlainPhotos(Dataset):
 
 
 def eval_loader(
-    photos: Photos,
+    photos: Photos,  # to be read
     height: int,  # pixels
-    width: int,
+    width: int,  # pixels
     mean: Sequence[float],  # of RGB in 0…1
-    std: Sequence[float],
-    batch_size: int = 128,
+    std: Sequence[float],  # of RGB in 0…1
+    batch_size: int = 128,  # photos at a time
     workers: int = 0,  # reading processes
     indices: Sequence[int] | None = None,  # which photos, in this order; None: all
     cache: str = "off",  # auto: use a cache that is there; on: make one; off: read the files

@@ -41,7 +41,10 @@ class Photos(NamedTuple):
     whole: list[str] | None = None  # paths of the split that these were taken from; None: these
     folder: Path | None = None  # of the manifest, where the contents are remembered
 
-    def take(self, index: np.ndarray) -> "Photos":  # index: (M,) positions or (N,) mask
+    def take(
+        self,
+        index: np.ndarray,  # (M,) positions or (N,) mask
+    ) -> "Photos":  # index: (M,) positions or (N,) mask
         "The photos at these positions."
         index = np.arange(len(self.paths))[index]
         paths, whole = [self.paths[i] for i in index], self.whole or self.paths
@@ -69,7 +72,10 @@ class Manifest:
         "Of the sorted rows and what the photos hold (`data.fingerprint`)."
         return self.about["fingerprint"]
 
-    def photos(self, split: str) -> Photos:
+    def photos(
+        self,
+        split: str,  # train, query, gallery …
+    ) -> Photos:
         "The photos of one split; an empty one is an error."
         rows = self.frame[self.frame["split"] == split]
         if rows.empty:
@@ -306,7 +312,7 @@ def _replaced(manifest: Manifest, paths: Sequence[str]) -> Replaced:
 
 
 def verified(
-    manifest: Manifest,
+    manifest: Manifest,  # of a prepared set
 ) -> Manifest:  # the same, with a fingerprint by every rule
     "The manifest, if its photos hold what they held when they were prepared."
     frame, about, memory = manifest.frame, manifest.about, memory_of(manifest.folder)
@@ -322,7 +328,7 @@ def verified(
 
 # %% ../../nbs/01_data/06_manifest.ipynb #99676f11
 def check_protocol(
-    manifest: Manifest,
+    manifest: Manifest,  # of a prepared set
     task: str,  # of the recipe: reid or classification
 ) -> Manifest:  # the same
     "Refuse people where classes are wanted, and the other way round."
@@ -346,7 +352,7 @@ def labels(
 # %% ../../nbs/01_data/06_manifest.ipynb #77e98a2b
 def file_keys(
     root: str | Path,  # folder that the paths start from
-    paths: Sequence[str],
+    paths: Sequence[str],  # relative to root
 ) -> list[Hashable]:  # equal for two names of one file
     "Which file each path names, whatever links lead there; a file that is not there is its path."
     keys: list[Hashable] = []
@@ -362,9 +368,9 @@ def file_keys(
 
 # %% ../../nbs/01_data/06_manifest.ipynb #b9c6992e
 def hold_out(
-    train: Photos,
+    train: Photos,  # all that may be learned from
     fraction: float = 0.1,  # share of the identities
-    seed: int = 0,
+    seed: int = 0,  # of the draws
 ) -> tuple[Photos, Photos | None, Photos | None]:  # train, validation query, validation gallery
     "Split training photos by identity into train, and query and gallery for validation."
     people = np.unique(train.pids)

@@ -71,7 +71,7 @@ def _say_deeper(name: str, files: Sequence[PurePosixPath], depth: int) -> None:
 
 
 def read_folders(
-    root: str | Path,
+    root: str | Path,  # of the tree
 ) -> pd.DataFrame:  # path, pid, and split where the folders give it
     "A folder for each identity, inside train, query and gallery or not."
     root = Path(root)
@@ -295,7 +295,7 @@ def _queries(test: pd.DataFrame) -> pd.Series:  # test: pid, camid and u, a draw
 
 def draw_splits(
     frame: pd.DataFrame,  # path, pid, camid
-    seed: int = 0,
+    seed: int = 0,  # of the draws
     train_share: float = 0.5,  # of the identities
 ) -> pd.DataFrame:  # the same with a column split
     "Train, query and gallery by identity, drawn by seed."

@@ -25,9 +25,9 @@ from .transforms import read_photo
 
 # %% ../../nbs/01_data/11_packed.ipynb #980c2660
 def packed_key(
-    photos: Photos,
+    photos: Photos,  # of a whole split
     height: int,  # pixels
-    width: int,
+    width: int,  # pixels
 ) -> str:  # 24 hexadecimal digits
     "What decides the bytes of a cache, as one hash."
     digest = hashlib.sha256(f"2 {READER} bilinear-antialias {height}x{width}".encode())
@@ -75,9 +75,9 @@ def _build(photos: Photos, height: int, width: int, path: Path, spare: int = 0) 
 
 # %% ../../nbs/01_data/11_packed.ipynb #35f52dcf
 def packed_path(
-    photos: Photos,
+    photos: Photos,  # of a whole split
     height: int,  # pixels
-    width: int,
+    width: int,  # pixels
     folder: str | Path = "",  # where caches lie; empty: cache_dir, or packed/ beside the data set
 ) -> Path:  # whether or not it is there
     "The file of a cache."
@@ -86,9 +86,9 @@ def packed_path(
 
 
 def pack_photos(
-    photos: Photos,
+    photos: Photos,  # of a whole split
     height: int,  # pixels
-    width: int,
+    width: int,  # pixels
     folder: str | Path = "",  # as for packed_path
     spare: int = 0,  # bytes that must stay free on the disk
 ) -> np.ndarray:  # (N, 3, height, width) uint8, mapped from disk, not writable

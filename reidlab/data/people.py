@@ -11,10 +11,12 @@ __all__ = ['Colour', 'COLOURS', 'SKINS', 'HAIRS', 'PATTERNS', 'BAGS', 'Point', '
            'draw_leg', 'draw_arm', 'box', 'bag_spot', 'draw_bag', 'draw_figure']
 
 # %% ../../nbs/01_data/07_people.ipynb #d6a787d9
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import atan2, cos, hypot, pi, sin
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -117,12 +119,20 @@ class Person:
     bag_side: int  # 1 left, −1 right
 
 # %% ../../nbs/01_data/07_people.ipynb #f9201b66
-def pick(g: np.random.Generator, options):
+def pick(
+    g: np.random.Generator,  # where the number comes from
+    options: Sequence[Any],  # one or more
+) -> Any:
     "One of the options."
     return options[int(g.random() * len(options))]
 
 
-def pick_garment(g, colours, patterns, plain):
+def pick_garment(
+    g: np.random.Generator,  # where the numbers come from
+    colours: Sequence[Colour],  # of cloth
+    patterns: Sequence[str],  # of those that are not plain
+    plain: float,  # chance of a plain one
+) -> Garment:
     "Two colours that can be told apart, plain with the given chance."
     a, b, pattern, u = pick(g, colours), pick(g, colours), pick(g, patterns), g.random()
     if sum(abs(i - j) for i, j in zip(a, b, strict=True)) < 130:
@@ -169,7 +179,15 @@ def draw_person(
     )
 
 # %% ../../nbs/01_data/07_people.ipynb #17ea38f8
-def leg_joints(phase, stride, side, name):
+Point = tuple[float, float, float]  # x to the person's left, y up, z forward; body heights
+
+
+def leg_joints(
+    phase: float,  # of the leg's stride, in radians
+    stride: float,  # 0 stands, 1 takes the longest step
+    side: int,  # 1 left, −1 right
+    name: str,  # l or r, the end of the joints' names
+) -> dict[str, Point]:
     "Hip, knee, ankle and toe; the hip is at height 0."
     s, c = sin(phase), cos(phase)
     thigh = 0.03 + 0.36 * stride * s
@@ -182,7 +200,14 @@ def leg_joints(phase, stride, side, name):
     return {f"{joint}_{name}": p for joint, p in points.items()}
 
 
-def arm_joints(phase, stride, side, name, shoulders, raised):
+def arm_joints(
+    phase: float,  # of the leg on this side, in radians
+    stride: float,  # 0 hangs, 1 swings farthest
+    side: int,  # 1 left, −1 right
+    name: str,  # l or r, the end of the joints' names
+    shoulders: float,  # their width, 1 on average
+    raised: int,  # the side of the arm at a phone; 0: none
+) -> dict[str, Point]:
     "Shoulder, elbow and wrist, swung against the leg or raised to a phone."
     upper = 0.03 - 0.38 * stride * sin(phase)
     lower = upper + 0.2 + 0.25 * stride * max(0.0, -sin(phase))
@@ -195,9 +220,6 @@ def arm_joints(phase, stride, side, name, shoulders, raised):
     return {f"{joint}_{name}": p for joint, p in points.items()}
 
 # %% ../../nbs/01_data/07_people.ipynb #f8ebe213
-Point = tuple[float, float, float]  # x to the person's left, y up, z forward; body heights
-
-
 def walk(
     phase: float,  # radians into the step
     stride: float = 1.0,  # 0 stands, 1 walks out
@@ -227,7 +249,7 @@ class View:
 
     def place(
         self,
-        point: Point,
+        point: Point,  # of the body, in body heights
     ) -> Point:  # canvas column, canvas row, nearness in body heights
         "Where a point of the body appears."
         x, y, z = point
@@ -241,7 +263,7 @@ ARC = tuple((cos(pi * i / 5), sin(pi * i / 5)) for i in range(6))  # half a circ
 
 
 def tone(
-    colour: Colour,
+    colour: Colour,  # RGB in 0…255
     k: float,  # below 1 darker, above 1 towards white
 ) -> Colour:
     "A colour in less or more light."
@@ -250,12 +272,23 @@ def tone(
     return tuple(int(v + (255 - v) * (k - 1)) for v in colour)
 
 
-def between(a: Point, b: Point, t: float) -> Point:
+def between(
+    a: Point,  # share 0
+    b: Point,  # share 1
+    t: float,  # share of the way
+) -> Point:
     "The point at share t of the way from a to b."
     return tuple(i + t * (j - i) for i, j in zip(a, b, strict=True))
 
 
-def capsule(x0, y0, r0, x1, y1, r1):
+def capsule(
+    x0: float,  # centre of the first end, canvas pixels
+    y0: float,  # its row
+    r0: float,  # its radius
+    x1: float,  # centre of the other end
+    y1: float,  # its row
+    r1: float,  # its radius
+) -> list[tuple[float, float]]:  # the outline
     "Half a circle at each end and straight lines between them."
     dx, dy = x1 - x0, y1 - y0
     length = hypot(dx, dy)
@@ -265,9 +298,9 @@ def capsule(x0, y0, r0, x1, y1, r1):
 
 # %% ../../nbs/01_data/07_people.ipynb #5732a8c7
 def limb(
-    pen: ImageDraw.ImageDraw,
-    view: View,
-    colour: Colour,
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    colour: Colour,  # RGB in 0…255
     *joints: tuple[Point, float],  # (point, radius in body heights), two or more
 ) -> None:
     "A rounded limb through its joints."
@@ -279,7 +312,14 @@ def limb(
             pen.polygon(outline, fill=fill)
 
 
-def ring(pen, view, colour, a, b, r):
+def ring(
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    colour: Colour,  # RGB in 0…255
+    a: Point,  # on the limb's axis
+    b: Point,  # on the limb's axis
+    r: float,  # radius of the limb, in body heights
+) -> None:
     "A band of cloth across a limb from a to b."
     (x0, y0, _), (x1, y1, _) = view.place(a), view.place(b)
     length = hypot(x1 - x0, y1 - y0) or 1.0
@@ -290,7 +330,14 @@ def ring(pen, view, colour, a, b, r):
     )
 
 
-def ellipse(pen, view, point, rx, ry, colour):
+def ellipse(
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    point: Point,  # its centre
+    rx: float,  # half width, in body heights
+    ry: float,  # half height, in body heights
+    colour: Colour,  # RGB in 0…255
+) -> None:
     "An upright ellipse around a point; radii in body heights."
     x, y, _ = view.place(point)
     rx, ry = rx * view.unit, ry * view.unit
@@ -300,12 +347,18 @@ def ellipse(pen, view, point, rx, ry, colour):
 COLUMNS = 144  # of a cloth: 2.5 degrees each
 
 
-def column(degrees):
+def column(
+    degrees: float | np.ndarray,  # azimuth
+) -> float | np.ndarray:  # 0 … COLUMNS
     "Cloth column at an azimuth: 0 front, 90 the person's left, ±180 back."
     return (degrees / 360 + 0.5) * COLUMNS
 
 
-def outline(view, rows, z):
+def outline(
+    view: View,  # where and how the body is seen
+    rows: list[Point],  # (height, half-width, half-depth) from top to bottom
+    z: float,  # how far in front of the body's axis
+) -> tuple[list, list]:  # canvas points of both edges
     "Left and right edge of an elliptic body on the canvas, from top to bottom."
     s, c = sin(view.yaw), cos(view.yaw)
     left, right = [], []
@@ -319,7 +372,7 @@ def outline(view, rows, z):
 # %% ../../nbs/01_data/07_people.ipynb #67d34a1b
 def wrap(
     canvas: Image.Image,  # RGB; drawn upon
-    view: View,
+    view: View,  # where and how the body is seen
     rows: list[Point],  # (height, half-width, half-depth) from top to bottom
     cloth: np.ndarray,  # (H, W, 3) uint8, or (H, W, 4) where parts are clear
     z: float = 0.0,  # how far in front of the body's axis
@@ -344,7 +397,11 @@ def wrap(
     canvas.paste(Image.fromarray(np.ascontiguousarray(seen[..., :3])), (x, y), mask)
 
 # %% ../../nbs/01_data/07_people.ipynb #ba5fb7d2
-def checks(pen, garment, height):
+def checks(
+    pen: ImageDraw.ImageDraw,  # of the cloth
+    garment,  # its two colours
+    height: int,  # rows of the cloth
+) -> None:
     "Two crossing rows of bands, darker where they meet."
     pairs = zip(garment.colour, garment.second, strict=True)
     mixed = tuple((i + j) // 2 for i, j in pairs)
@@ -357,7 +414,7 @@ def checks(pen, garment, height):
 
 
 def weave(
-    garment: Garment,
+    garment: Garment,  # its colours and pattern
     height: int,  # rows of the cloth
 ) -> Image.Image:  # COLUMNS wide, RGB
     "The cloth of a garment, unrolled: back, right, front, left, back."
@@ -387,8 +444,8 @@ def weave(
 
 # %% ../../nbs/01_data/07_people.ipynb #4197901c
 def crease(
-    cloth: Image.Image,
-    g: np.random.Generator,
+    cloth: Image.Image,  # RGB, or RGBA
+    g: np.random.Generator,  # where the folds come from
 ) -> np.ndarray:  # (H, W, 3) uint8
     "A cloth with folds."
     grid = Image.fromarray(g.normal(1.0, 0.07, (7, 28)).astype(np.float32))
@@ -397,13 +454,21 @@ def crease(
     return lit.clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/01_data/07_people.ipynb #ffc486e2
-def front(gap, collar, depth, height=72):
+def front(
+    gap: float,  # half-width of the gap, in degrees
+    collar: float,  # half-width of the collar, in degrees
+    depth: float,  # row at which the V ends
+    height: int = 72,  # rows of the cloth
+) -> list[tuple[float, float]]:  # outline on the cloth
     "The V of a collar that runs down into a gap of given half-width (degrees)."
     half = [(column(-collar), 0), (column(-gap), depth), (column(-gap), height)]
     return half + [(column(gap), height), (column(gap), depth), (column(collar), 0)]
 
 
-def wear_coat(cloth, person):
+def wear_coat(
+    cloth: Image.Image,  # of the torso; drawn upon
+    person: Person,  # with a coat
+) -> None:
     "Lay a coat over a cloth, open or closed in front, with darker edges."
     over = weave(person.coat, 72)
     gap = 22 if person.coat_open else 0
@@ -416,7 +481,10 @@ def wear_coat(cloth, person):
     cloth.paste(over, mask=shown)
 
 
-def wear_straps(cloth, person):
+def wear_straps(
+    cloth: Image.Image,  # of the torso; drawn upon
+    person: Person,  # with a bag, or none
+) -> None:
     "The part of a bag that lies on the torso, in front and behind."
     pen, colour, side = ImageDraw.Draw(cloth), tone(person.bag_colour, 0.8), person.bag_side
     if person.bag == "backpack":
@@ -429,7 +497,9 @@ def wear_straps(cloth, person):
 
 
 @lru_cache(maxsize=512)
-def torso_cloth(person: Person) -> np.ndarray:  # (72, COLUMNS, 3) uint8
+def torso_cloth(
+    person: Person,  # whose top, coat and bag are worn
+) -> np.ndarray:  # (72, COLUMNS, 3) uint8
     "What covers the torso from the collar to the hem."
     cloth = weave(person.top, 72)
     ImageDraw.Draw(cloth).polygon(front(0, 30, 9, height=9), fill=tone(person.skin, 0.9))
@@ -440,7 +510,9 @@ def torso_cloth(person: Person) -> np.ndarray:  # (72, COLUMNS, 3) uint8
 
 # %% ../../nbs/01_data/07_people.ipynb #f682d970
 @lru_cache(maxsize=512)
-def skirt_cloth(person: Person) -> np.ndarray:  # (60, COLUMNS, 3) uint8
+def skirt_cloth(
+    person: Person,  # whose bottom is worn
+) -> np.ndarray:  # (60, COLUMNS, 3) uint8
     "The skirt, or the seat of the trousers."
     bottom = person.bottom
     skirt = person.cut in ("skirt", "long_skirt")
@@ -449,7 +521,9 @@ def skirt_cloth(person: Person) -> np.ndarray:  # (60, COLUMNS, 3) uint8
 
 
 @lru_cache(maxsize=512)
-def tails_cloth(person: Person) -> np.ndarray:  # (60, COLUMNS, 4) uint8
+def tails_cloth(
+    person: Person,  # with a long coat
+) -> np.ndarray:  # (60, COLUMNS, 4) uint8
     "A long coat below the hip; what lies between its fronts is clear."
     cloth = crease(weave(Garment(person.coat.colour, person.coat.second), 60), rng(person.pid, 4))
     shown, gap = Image.new("L", (COLUMNS, 60), 255), 24 if person.coat_open else 3
@@ -458,7 +532,12 @@ def tails_cloth(person: Person) -> np.ndarray:  # (60, COLUMNS, 4) uint8
     return np.dstack([cloth, np.asarray(shown)])
 
 
-def draw_torso(canvas, view, person, joints):
+def draw_torso(
+    canvas: Image.Image,  # RGB; drawn upon
+    view: View,  # where and how the body is seen
+    person: Person,  # who it is
+    joints: dict[str, Point],  # from `walk`
+) -> None:
     "Neck, seat or skirt, coat tails, and the torso over them."
     hip, g, s = joints["hips"][1], person.girth, person.shoulders
     neck = (((0, hip + 0.28, 0), 0.036), ((0, hip + 0.35, 0.008), 0.028))
@@ -502,7 +581,11 @@ HAIRLINES = {  # lower edge of the hair (0 crown, 1 chin) in front, at 50°, 85�
 VOLUME = {"short": 1.06, "curly": 1.26, "bob": 1.14, "long": 1.12, "ponytail": 1.06, "bun": 1.06}
 
 
-def draw_face(pen, person, h):
+def draw_face(
+    pen: ImageDraw.ImageDraw,  # of the cloth
+    person: Person,  # whose face it is
+    h: int,  # rows of the cloth
+) -> None:
     "Brows, eyes, nose, mouth and ears on an unrolled head of h rows."
     shade, side_by_side = tone(person.skin, 0.82), (-1, 1)
     for side in side_by_side:
@@ -524,7 +607,9 @@ def draw_face(pen, person, h):
 
 
 @lru_cache(maxsize=512)
-def head_cloth(person: Person) -> np.ndarray:  # (48, COLUMNS, 3) uint8
+def head_cloth(
+    person: Person,  # whose head it is
+) -> np.ndarray:  # (48, COLUMNS, 3) uint8
     "Face in front, hair or headscarf around."
     h, scarf = 48, person.hat == "scarf"
     cloth = Image.new("RGB", (COLUMNS, h), person.skin)
@@ -542,7 +627,12 @@ def head_cloth(person: Person) -> np.ndarray:  # (48, COLUMNS, 3) uint8
     return crease(cloth, rng(person.pid, 5))
 
 # %% ../../nbs/01_data/07_people.ipynb #ded7343d
-def draw_hair(pen, view, person, head):
+def draw_hair(
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    person: Person,  # who it is
+    head: Point,  # its centre
+) -> None:
     "Hair or scarf that hangs from the head: over the back, or hidden behind the torso."
     x, y, z = head
     scarf = person.hat == "scarf"
@@ -556,7 +646,12 @@ def draw_hair(pen, view, person, head):
         ellipse(pen, view, (x, y + 0.045, z - 0.06), 0.03, 0.03, tone(colour, 0.9))
 
 
-def draw_visor(pen, view, head, colour):
+def draw_visor(
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    head: Point,  # its centre
+    colour: Colour,  # of the cap
+) -> None:
     "The visor of a cap, which points where its wearer looks."
     x, y, z = head
     (ax, ay, _), (bx, by, _) = (
@@ -574,7 +669,12 @@ def draw_visor(pen, view, head, colour):
     pen.polygon(corners, fill=tone(colour, 0.7))
 
 
-def draw_hat(pen, view, person, head):
+def draw_hat(
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    person: Person,  # who it is
+    head: Point,  # its centre
+) -> None:
     "What of a hat stands off the head."
     x, y, z = head
     colour = person.hat_colour
@@ -590,7 +690,12 @@ def draw_hat(pen, view, person, head):
         ellipse(pen, view, (x, y + 0.04, z), 0.054, 0.01, tone(colour, 0.55))
 
 
-def draw_head(canvas, view, person, joints):
+def draw_head(
+    canvas: Image.Image,  # RGB; drawn upon
+    view: View,  # where and how the body is seen
+    person: Person,  # who it is
+    joints: dict[str, Point],  # from `walk`
+) -> None:
     "Head, and what is on it."
     pen, head = ImageDraw.Draw(canvas), joints["head"]
     x, y, z = head
@@ -614,7 +719,13 @@ def draw_head(canvas, view, person, joints):
     draw_hat(pen, view, person, head)
 
 # %% ../../nbs/01_data/07_people.ipynb #61ef76e5
-def draw_shoe(pen, view, ankle, toe, colour):
+def draw_shoe(
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    ankle: Point,  # of the leg
+    toe: Point,  # of the leg
+    colour: Colour,  # RGB in 0…255
+) -> None:
     "Heel to toe, with a sole under it."
     heel = (ankle[0], ankle[1] - 0.012, ankle[2] - 0.012)
     (x0, y0, _), (x1, y1, _) = (view.place((x, y - 0.012, z)) for x, y, z in (heel, toe))
@@ -623,7 +734,13 @@ def draw_shoe(pen, view, ankle, toe, colour):
     limb(pen, view, colour, (heel, 0.026), (toe, 0.017))
 
 
-def draw_leg(canvas, view, person, joints, side):
+def draw_leg(
+    canvas: Image.Image,  # RGB; drawn upon
+    view: View,  # where and how the body is seen
+    person: Person,  # who it is
+    joints: dict[str, Point],  # from `walk`
+    side: int,  # 1 left, −1 right
+) -> None:
     "One leg from the hip to the toe."
     pen, bottom, g = ImageDraw.Draw(canvas), person.bottom, person.girth
     name = "l" if side > 0 else "r"
@@ -645,7 +762,13 @@ def draw_leg(canvas, view, person, joints, side):
         pen.line(line, fill=bottom.second, width=max(2, round(view.unit * 0.018)))
 
 
-def draw_arm(canvas, view, person, joints, side):
+def draw_arm(
+    canvas: Image.Image,  # RGB; drawn upon
+    view: View,  # where and how the body is seen
+    person: Person,  # who it is
+    joints: dict[str, Point],  # from `walk`
+    side: int,  # 1 left, −1 right
+) -> None:
     "One arm from the shoulder to the hand."
     pen, name = ImageDraw.Draw(canvas), "l" if side > 0 else "r"
     shoulder, elbow, wrist = (joints[j + name] for j in ("shoulder_", "elbow_", "wrist_"))
@@ -670,7 +793,13 @@ def draw_arm(canvas, view, person, joints, side):
             ring(pen, view, over.second, between(a, b, t), between(a, b, t + 0.22), thick * r)
 
 # %% ../../nbs/01_data/07_people.ipynb #1e8facba
-def box(pen, view, centre, size, colour):
+def box(
+    pen: ImageDraw.ImageDraw,  # of the canvas
+    view: View,  # where and how the body is seen
+    centre: Point,  # of the box
+    size: Point,  # half width, half height, half depth, in body heights
+    colour: Colour,  # RGB in 0…255
+) -> None:
     "A soft box, seen from anywhere; half-sizes in body heights."
     (w, h, d), (x, y, _) = size, view.place(centre)
     half = (w * abs(cos(view.yaw)) + d * abs(sin(view.yaw))) * view.unit
@@ -683,7 +812,10 @@ def box(pen, view, centre, size, colour):
     pen.line(flap, fill=tone(colour, 0.6), width=2)
 
 
-def bag_spot(person, joints):
+def bag_spot(
+    person: Person,  # with a bag
+    joints: dict[str, Point],  # from `walk`
+) -> Point:
     "The middle of the bag."
     side, hip = person.bag_side, joints["hips"][1]
     if person.bag == "backpack":
@@ -694,7 +826,12 @@ def bag_spot(person, joints):
     return (side * 0.125 * person.girth, hip - 0.01, -0.01)
 
 
-def draw_bag(canvas, view, person, joints):
+def draw_bag(
+    canvas: Image.Image,  # RGB; drawn upon
+    view: View,  # where and how the body is seen
+    person: Person,  # with a bag
+    joints: dict[str, Point],  # from `walk`
+) -> None:
     "The bag, and what of its straps does not lie on the torso."
     pen, spot, colour = ImageDraw.Draw(canvas), bag_spot(person, joints), person.bag_colour
     x, y, z = spot
@@ -711,8 +848,8 @@ def draw_bag(canvas, view, person, joints):
 # %% ../../nbs/01_data/07_people.ipynb #8f9a45de
 def draw_figure(
     canvas: Image.Image,  # RGB; drawn upon
-    person: Person,
-    view: View,
+    person: Person,  # who it is
+    view: View,  # where and how the body is seen
     joints: dict[str, Point],  # from `walk`
 ) -> Image.Image:  # the same canvas
     "Someone in mid-stride, far parts first."

@@ -52,7 +52,7 @@ def _header(seen: Picture, image: Image.Image) -> Picture:
 
 
 def open_picture(
-    root: Path,
+    root: Path,  # folder that the path starts from
     path: str,  # relative to root
     size: int,  # bytes, from the folder; −1: no file
     deep: bool = True,  # decode all of it; False: the header alone
@@ -77,9 +77,9 @@ def open_picture(
 
 # %% ../../nbs/01_data/23_pictures.ipynb #f058c1b8
 def file_sizes(
-    root: Path,
+    root: Path,  # folder that the paths start from
     paths: Sequence[str],  # (N,) relative to root
-    threads: int = 1,
+    threads: int = 1,  # files at a time
 ) -> list[int]:  # (N,) bytes; −1 where there is no file
     "How large each file is."
 
@@ -94,7 +94,7 @@ def file_sizes(
 
 # %% ../../nbs/01_data/23_pictures.ipynb #a80bebe5
 def open_pictures(
-    root: str | Path,
+    root: str | Path,  # folder that the paths start from
     paths: Sequence[str],  # (N,) relative to root
     deep: bool = True,  # decode all of each; False: headers alone, and no digests
     threads: int | None = None,  # at a time; None: one a core, eight at most. Changes speed alone

@@ -30,7 +30,7 @@ QUARTERS = tuple(TURNS[n] for n in (5, 6, 7, 8))  # those that change height and
 
 
 def turn_of(
-    image: Image.Image,
+    image: Image.Image,  # as it was opened
 ) -> Image.Transpose | None:  # None: as it is
     "What EXIF asks for before the picture is shown."
     try:
@@ -167,14 +167,14 @@ def to_rgb(
 
 # %% ../../nbs/01_data/09_pixels.ipynb #ad854f1d
 def open_image(
-    file: str | Path | io.BytesIO,
+    file: str | Path | io.BytesIO,  # a path, or the bytes in memory
 ) -> Image.Image:  # not loaded yet; close it
     "A picture's header; anything but a still picture is refused."
     return Image.open(file, formats=photo_formats())
 
 
 def read_rgb(
-    path: str | Path,
+    path: str | Path,  # of a photo
 ) -> Image.Image:  # RGB
     "A photo at its own size, as a viewer shows it; one that cannot be read is named."
     try:

@@ -20,7 +20,9 @@ U32 = np.uint32
 
 
 @njit(cache=True, nogil=True)
-def seed_key(words):
+def seed_key(
+    words: np.ndarray,  # (n,) uint32, n ≥ 4
+) -> np.ndarray:  # (2,) uint64
     "words (n,) uint32, n ≥ 4; gives the two halves (uint64) of numpy's Philox key for them."
     pool, by = np.empty(4, np.uint32), U32(0x43B0D7E5)
     for step in range(16 + 4 * (len(words) - 4)):
@@ -65,7 +67,11 @@ def _upper(a, b):
 
 
 @njit(cache=True, nogil=True)
-def philox_block(n, key, out):
+def philox_block(
+    n: int,  # the counter, ≥ 1
+    key: np.ndarray,  # (2,) uint64
+    out: np.ndarray,  # (4,) uint64, where the numbers go
+) -> None:
     "out (4,) uint64: the numbers that a counter n ≥ 1 stands for; key (2,) uint64."
     c0, c1, c2, c3 = U64(n), U64(0), U64(0), U64(0)
     k0, k1 = key[0], key[1]
@@ -133,7 +139,10 @@ class Draws(NamedTuple):
     brightness: np.ndarray  # (B,) float64 factor
 
     @classmethod
-    def of(cls, draws: Sequence[Draw]) -> "Draws":
+    def of(
+        cls,
+        draws: Sequence[Draw],  # B of them
+    ) -> "Draws":
         "Single draws, put together."
         boxes = [draw.box or (0, 0, 0, 0) for draw in draws]
         return cls(
@@ -176,16 +185,16 @@ def _draw_all(words, positions, size, rooms, chances, area, aspect, flip, corner
 
 # %% ../../nbs/01_data/12_random_draws.ipynb #e9d614aa
 def draw_batch(
-    seed: int,
-    epoch: int,
+    seed: int,  # of the training
+    epoch: int,  # from 0
     positions: Sequence[int],  # (B,) in the epoch, over all processes
-    height: int = 128,
-    width: int = 64,
+    height: int = 128,  # of the photo, pixels
+    width: int = 64,  # of the photo, pixels
     flip: float = 0.5,  # probability
     pad: int = 10,  # pixels of border before the crop
     erase: float = 0.5,  # probability
-    erase_area: tuple[float, float] = (0.02, 0.4),
-    erase_aspect: float = 0.3,
+    erase_area: tuple[float, float] = (0.02, 0.4),  # share of the photo
+    erase_aspect: float = 0.3,  # height/width of the box from this to its inverse
     brightness: float = 0.0,  # factor from 1−b to 1+b
     spare: tuple[int, int] = (0, 0),  # rows and columns that the photo has beyond the crop
 ) -> Draws:

@@ -37,7 +37,7 @@ def _signalled(pid: int | str, name: str) -> str:
 
 
 def ended_reader(
-    wrong: BaseException,
+    wrong: BaseException,  # what the loader raised
     reading: Any = None,  # the DataLoader's iterator, where it is known
 ) -> str:  # empty: the error speaks of no reader
     "torch's word on a reader that has ended, as one line of ours."
@@ -100,7 +100,9 @@ def kill_readers(
         queue.close()
 
 
-def begin_reader(number: int) -> None:
+def begin_reader(
+    number: int,  # of the reader, as torch hands it in; not read
+) -> None:
     "What a reader does first: see to it that it does not outlive whom it reads for."
     die_with_parent()
 

@@ -52,7 +52,7 @@ def _without(manifest: Manifest, findings: Sequence[Finding]) -> tuple[Manifest,
 
 # %% ../../nbs/01_data/25_repair.ipynb #8cf62d3f
 def fix(
-    manifest: Manifest,
+    manifest: Manifest,  # that was examined
     findings: Sequence[Finding],  # from `examine`; drop from the list what should stay
     folder: str | Path,  # of the new manifest; must hold none
     name: str = "",  # what recipes will call it; empty: the folder's name

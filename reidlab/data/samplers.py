@@ -62,7 +62,7 @@ def cut_groups(
     counts: np.ndarray,  # (n,) photos of each person
     k: int,  # photos in a group
     remainder: str,  # "drop" or "fill"
-    random: np.random.Generator,
+    random: np.random.Generator,  # where the numbers come from
 ) -> tuple[np.ndarray, np.ndarray]:  # (m, k) photo positions, (n,) groups of each person
     "Each person's photos, in their order, cut into groups of k."
     starts = np.cumsum(counts) - counts
@@ -84,7 +84,7 @@ def groups(
     pids: np.ndarray,  # (N,) identity of each photo
     k: int,  # photos in a group
     remainder: str,  # "drop" or "fill"
-    random: np.random.Generator,
+    random: np.random.Generator,  # where the numbers come from
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, k) photo positions, (n,) identity of each group
     "Each identity's photos, shuffled and cut into groups of k."
     people, labels, counts = count_people(np.asarray(pids))
@@ -96,7 +96,7 @@ def groups(
 # %% ../../nbs/01_data/14_samplers.ipynb #1582e12a
 @njit(cache=True, nogil=True)
 def take_turns(
-    random: np.random.Generator,
+    random: np.random.Generator,  # where the numbers come from
     left: np.ndarray,  # (n,) int64, groups of each person
     p: int,  # people in a batch
 ) -> np.ndarray:  # (batches, p) int64, which group, counted over all people
@@ -124,8 +124,8 @@ def epoch_batches(
     pids: np.ndarray,  # (N,) identity of each photo
     p: int,  # people in a batch
     k: int,  # photos of each
-    seed: int,
-    epoch: int,
+    seed: int,  # of the sampler
+    epoch: int,  # from 0
     remainder: str = "drop",  # or "fill"
 ) -> np.ndarray:  # (batches, p·k) photo positions; each k in a row show one person
     "One epoch of P×K batches: a pure function of its arguments."
@@ -153,8 +153,8 @@ class PKSampler:
         p: int,  # people in a batch, over all ranks
         k: int,  # photos of each
         remainder: str = "drop",  # or "fill"
-        seed: int = 0,
-        rank: int = 0,
+        seed: int = 0,  # of the draws
+        rank: int = 0,  # of this process
         world: int = 1,  # ranks
     ):
         self.pids, self.p, self.k, self.remainder = np.asarray(pids), p, k, remainder
@@ -176,11 +176,18 @@ class PKSampler:
         if self.remainder not in ("drop", "fill"):
             raise ValueError(f"remainder needs 'drop' or 'fill', got {self.remainder!r}.")
 
-    def draw(self, epoch: int) -> np.ndarray:  # (batches, p·k) photo positions
+    def draw(
+        self,
+        epoch: int,  # from 0
+    ) -> np.ndarray:  # (batches, p·k) photo positions
         "The batches of one epoch, over all ranks; other samplers differ in this alone."
         return epoch_batches(self.pids, self.p, self.k, self.seed, epoch, self.remainder)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
+    def set_epoch(
+        self,
+        epoch: int,  # from 0
+        start: int = 0,  # its first batch, for a run that continues in its middle
+    ) -> None:
         "Choose the epoch, and the batch to start at (for a run that continues in its middle)."
         self.epoch, self.start = epoch, start
         self.batches = self.draw(epoch)

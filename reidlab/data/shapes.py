@@ -81,10 +81,10 @@ def write_shapes(
     root: str | Path,  # gets <split>/<class>/<number>.png
     classes: int = 8,  # the first so many of SHAPES
     train_photos: int = 60,  # of each class
-    test_photos: int = 20,
-    size: int = 32,
-    difficulty: float = 0.3,
-    seed: int = 0,
+    test_photos: int = 20,  # of each class
+    size: int = 32,  # pixels, both ways
+    difficulty: float = 0.3,  # 0 clean … 1 hard
+    seed: int = 0,  # of the drawings
 ) -> None:
     "Draw a set of shapes as a tree of classes."
     for c, kind in enumerate(list(SHAPES)[:classes]):
@@ -98,12 +98,12 @@ def write_shapes(
 # %% ../../nbs/01_data/21_shapes.ipynb #7b79af2f
 def prepare_shapes(
     data_dir: str | Path,  # where data sets live; created
-    classes: int = 8,
-    train_photos: int = 60,
-    test_photos: int = 20,
-    size: int = 32,
-    difficulty: float = 0.3,
-    seed: int = 0,
+    classes: int = 8,  # the first so many of SHAPES
+    train_photos: int = 60,  # of each class
+    test_photos: int = 20,  # of each class
+    size: int = 32,  # pixels, both ways
+    difficulty: float = 0.3,  # 0 clean … 1 hard
+    seed: int = 0,  # of the drawings
 ) -> Path:  # the finished folder: tree, manifest.csv, manifest.json
     "Draw the shapes once; another call with the same arguments finds them ready."
     if not 2 <= classes <= len(SHAPES):

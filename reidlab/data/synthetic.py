@@ -13,7 +13,7 @@ __all__ = ['HEIGHT', 'WIDTH', 'SUPER', 'SCENES', 'SCENE_SIZE', 'FEET', 'PAINTERS
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #60c0db0d
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from ..core.files import clear_parts, part_of
 from ..core.seed import rng
 from .manifest import write_manifest
-from .people import Person, View, draw_figure, draw_person, tone, walk
+from .people import Colour, Person, View, draw_figure, draw_person, tone, walk
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #5d64c378
 HEIGHT, WIDTH = 128, 64  # of a photo
@@ -95,13 +95,22 @@ SCENE_SIZE = (640, 320)  # canvas pixels: (width, height)
 FEET = 276  # scene row on which people stand
 
 
-def muted(g, low=90, high=190):
+def muted(
+    g: np.random.Generator,  # where the numbers come from
+    low: float = 90,  # darkest grey that it starts from, in 0…255
+    high: float = 190,  # lightest
+) -> Colour:
     "A wall-like colour."
     base = g.uniform(low, high)
     return tuple(int(v) for v in np.clip(base + g.normal(0, 14, 3), 20, 240))
 
 
-def paint_floor(pen, horizon, colour, slabs):
+def paint_floor(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    horizon: float,  # row where it begins
+    colour: Colour,  # RGB in 0…255
+    slabs: int,  # width of a slab in pixels; 0: none
+) -> None:
     "Ground below the horizon, in perspective when it has slabs."
     w, h = SCENE_SIZE
     pen.rectangle((0, horizon, w, h), fill=colour)
@@ -115,7 +124,13 @@ def paint_floor(pen, horizon, colour, slabs):
         pen.line((middle + (x - middle) * 0.35, horizon, x, h), fill=line, width=2)
 
 
-def paint_windows(pen, g, box, step, colours):
+def paint_windows(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g: np.random.Generator,  # where the numbers come from
+    box: tuple[int, int, int, int],  # left, top, right, bottom
+    step: int,  # from one window to the next, pixels
+    colours: Sequence[Colour],  # of the panes
+) -> None:
     "A grid of windows, some lit."
     x0, y0, x1, y1 = box
     for x in range(x0, x1, step):
@@ -126,14 +141,26 @@ def paint_windows(pen, g, box, step, colours):
             )
 
 
-def paint_leaves(pen, g, box, colour, n):
+def paint_leaves(
+    pen: ImageDraw.ImageDraw,  # of the picture
+    g: np.random.Generator,  # where the numbers come from
+    box: tuple[float, float, float, float],  # left, top, right, bottom
+    colour: Colour,  # RGB in 0…255
+    n: int,  # blots
+) -> None:
     "Foliage: many small blots."
     x0, y0, x1, y1 = box
     for x, y, r, k in g.uniform((x0, y0, 4, 0.6), (x1, y1, 13, 1.25), (n, 4)):
         pen.ellipse((x - r, y - r * 0.8, x + r, y + r * 0.8), fill=tone(colour, k))
 
 
-def paint_car(pen, g, x, y, size):
+def paint_car(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g: np.random.Generator,  # where its colour comes from
+    x: float,  # its left end, pixels
+    y: float,  # row that its wheels stand on
+    size: float,  # its length, pixels
+) -> None:
     "A parked car, side on, wheels at row y."
     colour = muted(g, 40, 210)
 
@@ -151,7 +178,10 @@ def paint_car(pen, g, x, y, size):
         pen.ellipse((wheel - r / 2, y - 1.5 * r, wheel + r / 2, y - r / 2), fill=(130, 132, 136))
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #23881f87
-def paint_street(pen, g):
+def paint_street(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g,  # where the numbers come from
+) -> None:
     "Houses, parked cars, a kerb."
     w, _ = SCENE_SIZE
     pen.rectangle((0, 0, w, 190), fill=muted(g, 120, 180))
@@ -167,7 +197,10 @@ def paint_street(pen, g):
     pen.rectangle((0, 200, w, 206), fill=(188, 186, 180))
 
 
-def paint_brick(pen, g):
+def paint_brick(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g,  # where the numbers come from
+) -> None:
     "A brick wall with windows."
     w, _ = SCENE_SIZE
     colour = (164, 92, 72)
@@ -182,7 +215,10 @@ def paint_brick(pen, g):
     paint_floor(pen, 208, (142, 138, 134), 90)
 
 
-def paint_park(pen, g):
+def paint_park(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g,  # where the numbers come from
+) -> None:
     "Trees, a hedge, a lawn and a path."
     w, h = SCENE_SIZE
     pen.rectangle((0, 0, w, 150), fill=(176, 198, 214))
@@ -195,7 +231,10 @@ def paint_park(pen, g):
     pen.polygon([(0, 236), (w, 226), (w, h), (0, h)], fill=(196, 180, 150))
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #e234841d
-def paint_shop(pen, g):
+def paint_shop(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g,  # where the numbers come from
+) -> None:
     "Shop windows under their signs."
     w, _ = SCENE_SIZE
     pen.rectangle((0, 0, w, 214), fill=muted(g, 170, 215))
@@ -216,7 +255,10 @@ def paint_shop(pen, g):
     paint_floor(pen, 208, (176, 170, 160), 80)
 
 
-def paint_station(pen, g):
+def paint_station(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g,  # where the numbers come from
+) -> None:
     "Tiles, a blue band, posters, a platform edge."
     w, _ = SCENE_SIZE
     pen.rectangle((0, 0, w, 214), fill=(206, 210, 208))
@@ -233,7 +275,10 @@ def paint_station(pen, g):
     pen.rectangle((0, 300, w, 310), fill=(214, 186, 60))
 
 
-def paint_plaza(pen, g):
+def paint_plaza(
+    pen: ImageDraw.ImageDraw,  # of the scene
+    g,  # where the numbers come from
+) -> None:
     "Glass offices, bollards, open stone."
     w, _ = SCENE_SIZE
     pen.rectangle((0, 0, w, 90), fill=(198, 210, 220))
@@ -255,10 +300,10 @@ def paint_plaza(pen, g):
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #900ceee2
 def mottle(
-    g: np.random.Generator,
+    g: np.random.Generator,  # where the numbers come from
     size: tuple[int, int],  # (width, height)
     cells: tuple[int, int],  # (columns, rows) of the coarse grid
-    strength: float,
+    strength: float,  # standard deviation of the grid
 ) -> np.ndarray:  # (height, width, 1) float32 around 1
     "Smooth random light and dark."
     grid = Image.fromarray(g.normal(1.0, strength, cells[::-1]).astype(np.float32))
@@ -276,7 +321,9 @@ PAINTERS: dict[str, Callable] = {
 
 
 @lru_cache(maxsize=64)
-def paint_scene(camera: Camera) -> Image.Image:  # SCENE_SIZE, RGB
+def paint_scene(
+    camera: Camera,  # its scene, seed and difficulty
+) -> Image.Image:  # SCENE_SIZE, RGB
     "All that a camera sees before anyone walks in; near difficulty 0 it fades to a plain studio."
     g = rng(camera.seed, 8, camera.camid)
     scene = Image.new("RGB", SCENE_SIZE)
@@ -296,14 +343,22 @@ def soft_spot() -> Image.Image:  # 64 × 64, L
     return Image.fromarray((140 * np.clip(1 - np.hypot(x, y), 0, 1) ** 0.8).astype(np.uint8))
 
 
-def cast_shadow(canvas, view):
+def cast_shadow(
+    canvas: Image.Image,  # RGB; drawn upon
+    view: View,  # where someone stands, and the light
+) -> None:
     "Soft dark ground, mostly on the side away from the light."
     w, h = int(view.unit * 0.5), int(view.unit * 0.11)
     x = int(view.x - w / 2 - view.light * 0.12 * view.unit)
     canvas.paste((18, 18, 24), (x, int(view.y - 0.6 * h)), soft_spot().resize((w, h)))
 
 
-def block_pillar(canvas, camera, g, reach):
+def block_pillar(
+    canvas: Image.Image,  # RGB; drawn upon
+    camera: Camera,  # not read
+    g: np.random.Generator,  # where the numbers come from
+    reach: float,  # how much it covers, 0.5 … 1.5
+) -> None:
     "A pillar beside the body."
     pen, (w, h), u = ImageDraw.Draw(canvas), canvas.size, g.random(3)
     colour, wide = muted(g), w * (0.14 + 0.14 * u[0]) * reach
@@ -312,7 +367,12 @@ def block_pillar(canvas, camera, g, reach):
         pen.rectangle((x + i * wide / 4, 0, x + (i + 1) * wide / 4, h), fill=tone(colour, k))
 
 
-def block_bush(canvas, camera, g, reach):
+def block_bush(
+    canvas: Image.Image,  # RGB; drawn upon
+    camera: Camera,  # not read
+    g: np.random.Generator,  # where the numbers come from
+    reach: float,  # how much it covers, 0.5 … 1.5
+) -> None:
     "A bush in front of the legs."
     pen, (w, h) = ImageDraw.Draw(canvas), canvas.size
     top = h * (1 - (0.16 + 0.2 * g.random()) * reach)
@@ -320,7 +380,12 @@ def block_bush(canvas, camera, g, reach):
     paint_leaves(pen, g, (-8, top, w + 8, h), (66, 104, 56), 110)
 
 
-def block_car(canvas, camera, g, reach):
+def block_car(
+    canvas: Image.Image,  # RGB; drawn upon
+    camera: Camera,  # not read
+    g: np.random.Generator,  # where the numbers come from
+    reach: float,  # how much it covers, 0.5 … 1.5
+) -> None:
     "A parked car's roof and windows."
     pen, (w, h) = ImageDraw.Draw(canvas), canvas.size
     top, colour = h * (1 - (0.16 + 0.18 * g.random()) * reach), muted(g, 50, 210)
@@ -333,7 +398,12 @@ def block_car(canvas, camera, g, reach):
     pen.line((left - 60, top + 3, left + w + 60, top + 3), fill=tone(colour, 1.5), width=3)
 
 
-def block_railing(canvas, camera, g, reach):
+def block_railing(
+    canvas: Image.Image,  # RGB; drawn upon
+    camera: Camera,  # not read
+    g: np.random.Generator,  # where the numbers come from
+    reach: float,  # how much it covers, 0.5 … 1.5
+) -> None:
     "A railing from the hip down."
     pen, (w, h) = ImageDraw.Draw(canvas), canvas.size
     colour, top = muted(g, 50, 150), h * (0.62 - 0.12 * g.random() * reach)
@@ -343,7 +413,12 @@ def block_railing(canvas, camera, g, reach):
         pen.rectangle((x, top, x + 5, h), fill=tone(colour, 0.85))
 
 
-def block_bin(canvas, camera, g, reach):
+def block_bin(
+    canvas: Image.Image,  # RGB; drawn upon
+    camera: Camera,  # not read
+    g: np.random.Generator,  # where the numbers come from
+    reach: float,  # how much it covers, 0.5 … 1.5
+) -> None:
     "A bin before one leg."
     pen, (w, h), u = ImageDraw.Draw(canvas), canvas.size, g.random(3)
     colour, wide = muted(g, 50, 170), w * (0.3 + 0.25 * u[0]) * reach
@@ -353,7 +428,12 @@ def block_bin(canvas, camera, g, reach):
     pen.rounded_rectangle((x - 3, top, x + wide + 3, top + 14), 5, fill=tone(colour, 0.65))
 
 
-def block_passer(canvas, camera, g, reach):
+def block_passer(
+    canvas: Image.Image,  # RGB; drawn upon
+    camera: Camera,  # its seed, difficulty, pitch and light
+    g: np.random.Generator,  # where the numbers come from
+    reach: float,  # how much it covers, 0.5 … 1.5
+) -> None:
     "Another person, nearer and half in the frame."
     (w, h), u = canvas.size, g.random(4)
     other = draw_person(camera.seed, 20_000 + int(g.integers(40)), camera.difficulty)
@@ -374,8 +454,8 @@ OCCLUDERS: dict[str, Callable] = {
 
 def occlude(
     canvas: Image.Image,  # drawn upon
-    camera: Camera,
-    g: np.random.Generator,
+    camera: Camera,  # between which and the person it stands
+    g: np.random.Generator,  # where the numbers come from
 ) -> None:
     "One thing between the camera and the person; it reaches farther as the dial rises."
     kind = list(OCCLUDERS.values())[int(g.integers(len(OCCLUDERS)))]
@@ -383,8 +463,8 @@ def occlude(
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #5b5243c2
 def aim(
-    camera: Camera,
-    g: np.random.Generator,
+    camera: Camera,  # its scene, and how its boxes shake
+    g: np.random.Generator,  # where the numbers come from
 ) -> tuple[Image.Image, float, float, float]:  # canvas; feet: column and row; pixels a body height
     "Where the detector put its box: a crop of the scene, and where in it someone stands."
     n, w, h = np.clip(g.normal(size=3), -2, 2), WIDTH * SUPER, HEIGHT * SUPER
@@ -397,7 +477,7 @@ def aim(
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #325b59c7
 def response(
-    camera: Camera,
+    camera: Camera,  # its exposure, contrast and colours
     flicker: float,  # of this photo, in standard deviations
 ) -> list[int]:  # 3 × 256: red, green and blue out for each level in
     "How the camera turns light into grey levels; highlights roll off instead of clipping."
@@ -409,8 +489,8 @@ def response(
 
 def develop(
     canvas: Image.Image,  # SUPER times the size of a photo
-    camera: Camera,
-    g: np.random.Generator,
+    camera: Camera,  # its resolution, blur, colours and noise
+    g: np.random.Generator,  # where the numbers come from
 ) -> np.ndarray:  # (128, 64, 3) uint8
     "What the camera makes of the light that reaches it."
     photo, n = canvas.reduce(SUPER), g.normal(size=2)
@@ -428,8 +508,8 @@ def develop(
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #bac4916c
 def draw_photo(
-    person: Person,
-    camera: Camera,
+    person: Person,  # who it is
+    camera: Camera,  # that looks
     orientation: int,  # 0 front, 2 walks right, 4 back, 6 walks left; odd: in between
     g: np.random.Generator,  # of this photo alone
 ) -> np.ndarray:  # (128, 64, 3) uint8
@@ -448,9 +528,9 @@ def draw_photo(
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #b6869e6c
 def draw_junk(
-    person: Person,
-    camera: Camera,
-    g: np.random.Generator,
+    person: Person,  # who it is
+    camera: Camera,  # that looks
+    g: np.random.Generator,  # of this photo alone
 ) -> np.ndarray:  # (128, 64, 3) uint8
     "A photo too bad to judge: half of someone beside the frame, or a head and no more."
     canvas, x, y, unit = aim(camera, g)
@@ -465,8 +545,8 @@ def draw_junk(
 
 
 def draw_distractor(
-    camera: Camera,
-    g: np.random.Generator,
+    camera: Camera,  # that looks
+    g: np.random.Generator,  # of this photo alone
 ) -> np.ndarray:  # (128, 64, 3) uint8
     "A detector's false alarm: things, and no person of the data set."
     canvas, *_ = aim(camera, g)
@@ -492,15 +572,21 @@ class Shot(NamedTuple):
 def market_name(
     pid: int,  # −1 junk, 0 distractor
     camid: int,  # from 0
-    frame: int,
-    box: int,
+    frame: int,  # of the camera's film
+    box: int,  # of the detector in that frame
 ) -> str:
     "As Market-1501 names its files."
     who = "-1" if pid == -1 else f"{pid:04d}"
     return f"{who}_c{camid + 1}s{1 + pid % 3}_{frame:06d}_{box:02d}.jpg"
 
 
-def plan_person(seed, pid, train, cameras, photos_per_camera):
+def plan_person(
+    seed: int,  # of the data set
+    pid: int,  # of the person
+    train: bool,  # learned from; False: tested
+    cameras: int,  # of the data set
+    photos_per_camera: int,  # in each camera that sees them
+) -> list[Shot]:
     "Several cameras, a walk through each, several photos of it; one is a query if tested."
     g, low = rng(seed, 9, pid), max(2, cameras // 2)
     n_cameras = int(g.integers(low, max(low + 1, cameras)))
@@ -518,7 +604,12 @@ def plan_person(seed, pid, train, cameras, photos_per_camera):
     return shots
 
 
-def plan_others(seed, pid, n, cameras):
+def plan_others(
+    seed: int,  # of the data set
+    pid: int,  # −1 junk, 0 distractors
+    n: int,  # photos
+    cameras: int,  # of the data set
+) -> list[Shot]:
     "Junk (pid −1) or distractors (pid 0), spread over the cameras."
     shots = []
     for i in range(n):
@@ -532,13 +623,13 @@ def plan_others(seed, pid, n, cameras):
 
 
 def plan(
-    train_pids: int,
-    test_pids: int,
-    cameras: int,
-    photos_per_camera: int,
-    seed: int,
-    distractors: int,
-    junk: int,
+    train_pids: int,  # identities 1 … train_pids
+    test_pids: int,  # the identities after them
+    cameras: int,  # of the data set
+    photos_per_camera: int,  # of each person, in each camera that sees them
+    seed: int,  # of the data set
+    distractors: int,  # gallery photos of no one
+    junk: int,  # gallery photos of too little of someone
 ) -> list[Shot]:
     "Who is photographed where, and under which name."
     shots = []
@@ -548,9 +639,9 @@ def plan(
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #f1054ad7
 def take(
-    shot: Shot,
-    seed: int,
-    difficulty: float,
+    shot: Shot,  # who, where and how
+    seed: int,  # of the data set
+    difficulty: float,  # 0 clean … 1 hard
     people: int,  # of the data set; junk shows one of them
 ) -> np.ndarray:  # (128, 64, 3) uint8
     "Take one photo: a function of the shot, whatever was taken before."
@@ -599,10 +690,10 @@ def write_synthetic(
     root: str | Path,  # created; the three Market-1501 folders appear in it
     train_pids: int = 60,  # identities 1 … train_pids
     test_pids: int = 30,  # the identities after them
-    cameras: int = 6,
+    cameras: int = 6,  # 2 or more
     photos_per_camera: int = 4,  # of each person, in each camera that sees them
     difficulty: float = 0.5,  # 0 clean … 1 hard
-    seed: int = 0,
+    seed: int = 0,  # of the data set
     distractors: int = 60,  # gallery photos of no one
     junk: int = 40,  # gallery photos of too little of someone
 ) -> pd.DataFrame:  # path (relative to root), pid, camid from 0, split
@@ -630,7 +721,10 @@ def write_synthetic(
 GENERATOR_VERSION = 1  # raised whenever the same arguments would give other bytes
 
 
-def adopt(part, folder):
+def adopt(
+    part: Path,  # the folder, whole
+    folder: Path,  # the name that it gets
+) -> None:
     "Give a whole folder its name; where another process was faster, its folder stays."
     try:
         os.rename(part, folder)
@@ -644,14 +738,14 @@ def adopt(part, folder):
 
 def prepare_synthetic(
     data_dir: str | Path,  # where data sets live; created
-    train_pids: int = 60,
-    test_pids: int = 30,
-    cameras: int = 6,
-    photos_per_camera: int = 4,
-    difficulty: float = 0.5,
-    seed: int = 0,
-    distractors: int = 60,
-    junk: int = 40,
+    train_pids: int = 60,  # identities 1 … train_pids
+    test_pids: int = 30,  # the identities after them
+    cameras: int = 6,  # 2 or more
+    photos_per_camera: int = 4,  # of each person, in each camera that sees them
+    difficulty: float = 0.5,  # 0 clean … 1 hard
+    seed: int = 0,  # of the data set
+    distractors: int = 60,  # gallery photos of no one
+    junk: int = 40,  # gallery photos of too little of someone
 ) -> Path:  # the finished folder: tree, manifest.csv, manifest.json
     "Draw a data set once; another call with the same arguments finds it ready."
     arguments = dict(

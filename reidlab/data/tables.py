@@ -30,7 +30,7 @@ WHOLE = re.compile(r"([+-]?\d{1,18})(?:[.,]0{1,2}|\.0{4,})?")  # .000 may be tho
 
 
 def plain_spelling(
-    name: str,
+    name: str,  # as it stands in a table
 ) -> str:  # equal for names that differ in blanks, case, accents' form or zeros alone
     "A name without what two spellings of it may differ in."
     text = unicodedata.normalize("NFKC", name)
@@ -42,7 +42,7 @@ def plain_spelling(
 
 
 def is_missing(
-    name: str,
+    name: str,  # as it stands in a table
 ) -> bool:
     "Whether a cell says that it says nothing."
     return plain_spelling(name) in MISSING
@@ -121,7 +121,7 @@ def numbered(
 
 # %% ../../nbs/01_data/03_tables.ipynb #f9a95ffa
 def where_known(
-    column: pd.Series,
+    column: pd.Series,  # of a table, as text or numbers
     what: str,  # camera, track
     where: str = "",  # the file, for messages
 ) -> pd.Series:  # int64
@@ -159,7 +159,7 @@ def split_named(
 
 
 def like_split(
-    name: str,
+    name: str,  # of a folder, or of a cell
     splits: Sequence[str],  # that there are
 ) -> bool:
     "Whether a name is a split's with a number, a year or its kind of files around it."

@@ -22,7 +22,7 @@ from .pixels import read_rgb
 
 # %% ../../nbs/01_data/10_transforms.ipynb #3fa81e9d
 def read_pixels(
-    path: str | Path,
+    path: str | Path,  # of a photo
 ) -> Tensor:  # (3, h, w) uint8, RGB
     "A photo at its own size; one that cannot be read is named."
     return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1)
@@ -37,7 +37,7 @@ def _in_bytes() -> bool:
 def resize(
     photo: Tensor,  # (3, h, w) uint8
     height: int,  # pixels
-    width: int,
+    width: int,  # pixels
 ) -> Tensor:  # (3, height, width) uint8
     "A photo at another size, bilinear and antialiased."
     if photo.shape[-2:] == (height, width):
@@ -52,7 +52,7 @@ def resize(
 
 
 def read_photo(
-    path: str | Path,
+    path: str | Path,  # of a photo
     height: int,  # pixels
     width: int,  # pixels
 ) -> Tensor:  # (3, height, width) uint8, RGB
@@ -71,9 +71,9 @@ class Draw(NamedTuple):
 
 # %% ../../nbs/01_data/10_transforms.ipynb #21b455e3
 def draw_box(
-    random: np.random.Generator,
+    random: np.random.Generator,  # where the numbers come from
     height: int,  # of the photo
-    width: int,
+    width: int,  # of the photo
     area: tuple[float, float] = (0.02, 0.4),  # share of the photo
     aspect: float = 0.3,  # height/width from this to its inverse
 ) -> tuple[int, int, int, int] | None:  # top, left, height, width; None: 100 tries did not fit
@@ -88,16 +88,16 @@ def draw_box(
 
 # %% ../../nbs/01_data/10_transforms.ipynb #26992fea
 def draw_augmentation(
-    seed: int,
-    epoch: int,
+    seed: int,  # of the training
+    epoch: int,  # from 0
     position: int,  # of the photo in the epoch, over all processes
-    height: int = 128,
-    width: int = 64,
+    height: int = 128,  # of the photo, pixels
+    width: int = 64,  # of the photo, pixels
     flip: float = 0.5,  # probability
     pad: int = 10,  # pixels of border before the crop
     erase: float = 0.5,  # probability
-    erase_area: tuple[float, float] = (0.02, 0.4),
-    erase_aspect: float = 0.3,
+    erase_area: tuple[float, float] = (0.02, 0.4),  # share of the photo
+    erase_aspect: float = 0.3,  # height/width of the box from this to its inverse
     brightness: float = 0.0,  # factor from 1−b to 1+b
     spare: tuple[int, int] = (0, 0),  # rows and columns that the photo has beyond the crop
 ) -> Draw:
@@ -113,8 +113,8 @@ def draw_augmentation(
 # %% ../../nbs/01_data/10_transforms.ipynb #7b7857d4
 def normalise(
     images: Tensor,  # (…, 3, H, W) uint8
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float],  # of RGB in 0…1
+    std: Sequence[float],  # of RGB in 0…1
 ) -> Tensor:  # (…, 3, H, W) float32
     "Pixels to numbers of mean 0 and variance 1."
     shape = {"dtype": torch.float32, "device": images.device}
@@ -124,8 +124,8 @@ def normalise(
 
 def denormalise(
     images: Tensor,  # (…, 3, H, W) float32
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float],  # of RGB in 0…1
+    std: Sequence[float],  # of RGB in 0…1
 ) -> Tensor:  # (…, 3, H, W) in 0…1
     "Numbers back to colours, for looking at."
     m, s = (
@@ -145,9 +145,9 @@ def brighten(
 
 def augment(
     photo: Tensor,  # (3, H, W) uint8
-    draw: Draw,
-    mean: Sequence[float],
-    std: Sequence[float],
+    draw: Draw,  # what was drawn
+    mean: Sequence[float],  # of RGB in 0…1
+    std: Sequence[float],  # of RGB in 0…1
     pad: int = 10,  # as drawn with
     size: tuple[int, int] | None = None,  # (height, width) of the crop; None: the photo's own
     recolour: Callable[[Tensor], Tensor] | None = None,  # bytes to bytes, before normalising

@@ -52,7 +52,7 @@ def accuracy(
 
 # %% ../../nbs/08_evaluation/09_accuracy.ipynb #e1f619d0
 def wilson_interval(
-    right: int,
+    right: int,  # photos named rightly
     n: int,  # photos
     level: float = 0.95,  # how often the interval should hold the truth
 ) -> Estimate:
@@ -79,11 +79,11 @@ class Named(NamedTuple):
 
 def name_photos(
     model: nn.Module,  # a ReIDModel with a classifier
-    photos: Photos,
+    photos: Photos,  # with classes as pids
     data: Data,  # a recipe's data section: size, mean, std, resize
-    batch_size: int = 128,
+    batch_size: int = 128,  # photos at a time
     workers: int = 0,  # processes that read images
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu",  # cpu or cuda
     flip: bool = False,  # add the scores of the mirrored photo
 ) -> Named:  # the same on every process
     "Name photos on disk; shared out when torch.distributed runs with several processes."
@@ -106,11 +106,11 @@ def name_photos(
 
 # %% ../../nbs/08_evaluation/09_accuracy.ipynb #c31724be
 def name_split(
-    model: nn.Module,
+    model: nn.Module,  # with a classifier
     recipe: Recipe,  # its data and evaluate sections are read
-    data: ClassSet,
+    data: ClassSet,  # with its held-out photos
     split: str = "val",  # "val" or "test"
-    device: str = "cpu",
+    device: str = "cpu",  # cpu or cuda
     workers: int = 0,  # processes that read images
 ) -> dict[str, float]:  # top1, top5
     "Accuracy of a model on a split."
@@ -127,7 +127,7 @@ def name_split(
 
 # %% ../../nbs/08_evaluation/09_accuracy.ipynb #7ea94fdd
 def class_table(
-    named: Named,
+    named: Named,  # from `name_photos`
     labels: np.ndarray,  # (N,) the right class of each photo
     classes: Sequence[str],  # name of each class
 ) -> pd.DataFrame:  # photos, top1, top5, taken for; the weakest class first
@@ -143,7 +143,7 @@ def class_table(
 
 
 def confused_pairs(
-    named: Named,
+    named: Named,  # from `name_photos`
     labels: np.ndarray,  # (N,) the right class of each photo
     n: int = 5,  # at most so many
 ) -> pd.DataFrame:  # truth, predicted, photos, share of the class; the most frequent first

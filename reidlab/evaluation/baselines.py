@@ -30,7 +30,7 @@ def colour_histogram(
 
 # %% ../../nbs/08_evaluation/03_baselines.ipynb #8364bb04
 def histogram_features(
-    photos: Photos,
+    photos: Photos,  # read one by one
     seed: int = 0,  # not used: colours are not random
 ) -> np.ndarray:  # (N, 512) float32
     "A colour histogram of every photo, at its own size."
@@ -41,8 +41,8 @@ def histogram_features(
 
 
 def random_features(
-    photos: Photos,
-    seed: int = 0,
+    photos: Photos,  # their number alone counts
+    seed: int = 0,  # of the noise
 ) -> np.ndarray:  # (N, 128) float32
     "Normal noise: what chance reaches under this protocol."
     return rng(seed, 404, len(photos.paths)).standard_normal(
@@ -58,9 +58,9 @@ BASELINES: dict[str, Callable[[Photos, int], np.ndarray]] = {
 # %% ../../nbs/08_evaluation/03_baselines.ipynb #a80ee410
 def rank_baseline(
     name: str,  # a name in BASELINES
-    query: Photos,
-    gallery: Photos,
-    seed: int = 0,
+    query: Photos,  # Q photos
+    gallery: Photos,  # G photos
+    seed: int = 0,  # of features that are random
 ) -> RankResult:
     "Rank a test set by a baseline's features, L2-normalised, under the same protocol as a network."
     feats = [l2_normalise(BASELINES[name](photos, seed)) for photos in (query, gallery)]

@@ -43,7 +43,10 @@ class CameraMatrix(NamedTuple):
         return lists
 
     @classmethod
-    def from_plain(cls, said: dict[str, Any]) -> "CameraMatrix":
+    def from_plain(
+        cls,
+        said: dict[str, Any],  # what `plain` wrote
+    ) -> "CameraMatrix":
         "Read what `plain` wrote."
         axes = {"index": said["query_cameras"], "columns": said["gallery_cameras"]}
         return cls(*(pd.DataFrame(said[name], **axes, dtype=float) for name in cls._fields))
@@ -129,10 +132,10 @@ def identity_table(
 
 
 def hardest_queries(
-    result: RankResult,
+    result: RankResult,  # of these queries
     q_pids: np.ndarray,  # (Q,)
     q_camids: np.ndarray,  # (Q,)
-    n: int = 5,
+    n: int = 5,  # at most so many
 ) -> pd.DataFrame:  # index: position of the query; hardest first
     "The queries with the lowest AP, and how far down the first match is."
     worst = worst_queries(result.ap, n)

@@ -99,14 +99,14 @@ def gather_dealt(
 # %% ../../nbs/08_evaluation/01_embed.ipynb #775b07be
 def embed_photos(
     model: nn.Module,  # in evaluation mode (B, 3, H, W) → (B, D)
-    photos: Photos,
+    photos: Photos,  # N of them
     height: int,  # pixels
     width: int,  # pixels
     mean: Sequence[float],  # of RGB in 0…1
-    std: Sequence[float],
-    batch_size: int = 128,
+    std: Sequence[float],  # of RGB in 0…1
+    batch_size: int = 128,  # photos at a time
     workers: int = 0,  # processes that read images
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu",  # cpu or cuda
     flip: bool = False,  # see `embed`
     cache: str = "off",  # of resized photos (data.loaders): auto uses one that is there, on makes it
 ) -> Tensor:  # (N, D) float32 on the CPU, the same on every process

@@ -45,7 +45,7 @@ class Embeddings(NamedTuple):
 
 # %% ../../nbs/08_evaluation/02_evaluate.ipynb #90f5ecf2
 def rank_embeddings(
-    embeddings: Embeddings,
+    embeddings: Embeddings,  # query and gallery, with their labels
     metric: str = "euclidean",  # "euclidean", "sqeuclidean" or "cosine"
     normalise: bool = True,  # put features on the unit sphere first
     max_rank: int = 50,  # length of the CMC curve
@@ -70,7 +70,7 @@ def rank_embeddings(
 # %% ../../nbs/08_evaluation/02_evaluate.ipynb #a048d10b
 def save_embeddings(
     path: str | Path,  # ends in .npz; its folder is made
-    embeddings: Embeddings,
+    embeddings: Embeddings,  # query and gallery, with their labels
 ) -> Path:  # where it was written
     "Write embeddings.npz, atomically and without pickled objects."
     path = Path(path)
@@ -106,7 +106,7 @@ def read_columns(
 
 
 def load_embeddings(
-    path: str | Path,
+    path: str | Path,  # of an embeddings.npz
 ) -> Embeddings:
     "Read embeddings.npz and check that it is whole."
     columns = read_columns(path, Embeddings._fields, "Embed again: run evaluate on that run.")
@@ -119,7 +119,7 @@ def load_embeddings(
 
 # %% ../../nbs/08_evaluation/02_evaluate.ipynb #e6f6eadc
 def split_photos(
-    data: DataSet,
+    data: DataSet,  # an opened data set
     split: str,  # "val" or "test"
 ) -> tuple[Photos, Photos]:  # query, gallery
     "Query and gallery of a split."
@@ -143,8 +143,8 @@ def _keys(photos: Photos) -> list[tuple]:
 
 
 def own_camids(
-    query: Photos,
-    gallery: Photos,
+    query: Photos,  # Q photos
+    gallery: Photos,  # G photos
 ) -> tuple[np.ndarray, np.ndarray]:  # (Q,), (G,) int64
     "Cameras of a query and a gallery under which no file is its own match."
     q_camids, g_camids = (np.array(p.camids, dtype=np.int64) for p in (query, gallery))
@@ -168,11 +168,11 @@ def own_camids(
 
 # %% ../../nbs/08_evaluation/02_evaluate.ipynb #f9e43e82
 def embed_split(
-    model: nn.Module,
+    model: nn.Module,  # gives (B, D) in evaluation mode
     recipe: Recipe,  # its data and evaluate sections are read
-    data: DataSet,
+    data: DataSet,  # an opened data set
     split: str = "val",  # "val" or "test"
-    device: str = "cpu",
+    device: str = "cpu",  # cpu or cuda
     workers: int = 0,  # processes that read images
 ) -> Embeddings:
     "Embed query and gallery of a split; test queries pooled where the rules say so."
@@ -204,10 +204,10 @@ def embed_split(
 
 # %% ../../nbs/08_evaluation/02_evaluate.ipynb #e17787d7
 def evaluate_split(
-    model: nn.Module,
-    recipe: Recipe,
+    model: nn.Module,  # gives (B, D) in evaluation mode
+    recipe: Recipe,  # its data and evaluate sections are read
     split: str = "val",  # "val" or "test"
-    device: str = "cpu",
+    device: str = "cpu",  # cpu or cuda
     data: DataSet | None = None,  # opened from the recipe if not given
     folder: str | Path | None = None,  # where to leave embeddings.npz, if anywhere
     workers: int = 0,  # processes that read images
@@ -223,11 +223,11 @@ def evaluate_split(
 
 # %% ../../nbs/08_evaluation/02_evaluate.ipynb #805a31b6
 def protocol_card(
-    recipe: Recipe,
-    data: DataSet,
+    recipe: Recipe,  # its evaluate section is read
+    data: DataSet,  # for its name and fingerprint
     split: str,  # "val" or "test"
-    embeddings: Embeddings,
-    result: RankResult,
+    embeddings: Embeddings,  # that were ranked
+    result: RankResult,  # of ranking them
     **more: str
     | int
     | bool,  # normalised (if more than the recipe says), rerank, expansion, multi_query, version, checkpoint, chosen, times_opened

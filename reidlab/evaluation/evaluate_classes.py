@@ -49,7 +49,9 @@ from ..training.classify import load_classifier
 from ..training.distributed import barrier, from_rank_zero, rank, world_size
 
 # %% ../../nbs/08_evaluation/10_evaluate_classes.ipynb #3bab0405
-def naming_baselines(data: ClassSet) -> dict[str, dict[str, float]]:
+def naming_baselines(
+    data: ClassSet,  # classes of the training and the test photos
+) -> dict[str, dict[str, float]]:
     "Top-1 and top-5 of guessing, and of the commonest classes always."
     common = np.bincount(data.train.pids, minlength=data.n_pids).argsort(kind="stable")[::-1]
     share = {f"top{k}": float(np.isin(data.test.pids, common[:k]).mean()) for k in TOPS}
@@ -57,7 +59,11 @@ def naming_baselines(data: ClassSet) -> dict[str, dict[str, float]]:
     return {"chance": chance, "largest classes": share}
 
 # %% ../../nbs/08_evaluation/10_evaluate_classes.ipynb #c91d08d4
-def save_predictions(path: Path, named: Named, labels: np.ndarray) -> None:
+def save_predictions(
+    path: Path,  # where the file goes
+    named: Named,  # from `name_photos`
+    labels: np.ndarray,  # (N,) the right class of each photo
+) -> None:
     "Write predictions.npz: ranks, predicted and the right class, one row a photo."
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **named._asdict(), labels=np.asarray(labels, dtype="int64"))
@@ -65,7 +71,7 @@ def save_predictions(path: Path, named: Named, labels: np.ndarray) -> None:
 
 
 def load_predictions(
-    path: str | Path,
+    path: str | Path,  # of a predictions.npz
 ) -> tuple[Named, np.ndarray]:  # what was said, and (N,) the right class
     "Read predictions.npz and check that it is whole."
     columns = read_columns(path, (*Named._fields, "labels"), "Evaluate that run again.")

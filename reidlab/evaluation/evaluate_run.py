@@ -128,8 +128,8 @@ def _shown(query: Photos, gallery: Photos, result: RankResult, q: int) -> dict[s
 
 # %% ../../nbs/08_evaluation/08_evaluate_run.ipynb #d877d44a
 def ranking_record(
-    query: Photos,
-    gallery: Photos,
+    query: Photos,  # Q photos
+    gallery: Photos,  # what the result's `top` counts in
     result: RankResult,  # of that query and gallery
     n: int = 5,  # best and worst queries to keep
     **about: Any,  # run, dataset, …: written in front
@@ -149,8 +149,8 @@ def ranking_record(
 # %% ../../nbs/08_evaluation/08_evaluate_run.ipynb #f1911da6
 def features_key(
     content: Mapping[str, Any],  # a checkpoint's
-    recipe: Recipe,
-    data: DataSet,
+    recipe: Recipe,  # its data and evaluate sections are read
+    data: DataSet,  # for its fingerprint
 ) -> dict[str, Any]:  # plain values
     "What decides an embedding of the test split, down to the bits of the weights."
     size, rules = recipe.data, recipe.evaluate
@@ -167,7 +167,11 @@ def features_key(
     }
 
 # %% ../../nbs/08_evaluation/08_evaluate_run.ipynb #853284bd
-def keep_features(folder: Path, key: Mapping[str, Any], embeddings: Embeddings) -> None:
+def keep_features(
+    folder: Path,  # of the evaluation
+    key: Mapping[str, Any],  # from `features_key`
+    embeddings: Embeddings,  # of just that
+) -> None:
     "Write embeddings.npz, and features.json which says what they are of."
     (folder / "features.json").unlink(missing_ok=True)  # a crash between the two keeps nothing
     file = save_embeddings(folder / "embeddings.npz", embeddings)
@@ -192,7 +196,7 @@ def shown_alike(
 
 
 def kept_features(
-    folder: Path,
+    folder: Path,  # of the evaluation
     key: Mapping[str, Any],  # from `features_key`
     manifest: Manifest,  # of the photos; they are looked at where the features name no reader
 ) -> Embeddings | None:
@@ -218,7 +222,10 @@ def kept_features(
 DONE_BESIDES = ("rerank", "expansion", "multi_query")  # plain in records that do not say
 
 
-def same_content(stored: Mapping, card: Mapping) -> bool:
+def same_content(
+    stored: Mapping,  # a protocol card as it was written
+    card: Mapping,  # and as it is now
+) -> bool:
     "Whether two cards are of the same photos and weights; an older one does not say which weights."
     weights = stored.get("weights") or card["weights"]
     photos = same_data(stored.get("fingerprint", ""), card["fingerprint"])
@@ -260,7 +267,9 @@ def stored_result(
     return read_json(file, needs) if file.is_file() else None
 
 
-def count_opening(folder: Path) -> int:
+def count_opening(
+    folder: Path,  # of the evaluation
+) -> int:
     "Count one more look at the test split, before it is ranked: a crash from here on counts too."
     file, record = folder / "opened.json", folder / "metrics.json"
     if file.is_file():
@@ -271,7 +280,9 @@ def count_opening(folder: Path) -> int:
     return before + 1
 
 
-def put_aside(folder: Path) -> None:
+def put_aside(
+    folder: Path,  # of the evaluation
+) -> None:
     "Keep an earlier result and its ranking under the next free number."
     n = 1
     while (folder / f"metrics-{n}.json").exists():
@@ -288,9 +299,9 @@ def _write_ranking(out: Path, run: str, card: Mapping[str, Any], ranked: tuple) 
 
 # %% ../../nbs/08_evaluation/08_evaluate_run.ipynb #b69d5e46
 def rank_lists(
-    embeddings: Embeddings,
+    embeddings: Embeddings,  # of the test split
     rules: Evaluate,  # a recipe's evaluate section
-    data: DataSet,
+    data: DataSet,  # that they were made of
     protocol: tuple[Protocol, np.ndarray | None],  # from `manifest_protocol`
     result: RankResult | SingleShotResult | None = None,  # the ranking, if it was made already
     top: int = 10,  # how much of each ranked list
@@ -307,7 +318,7 @@ def rank_lists(
 
 # %% ../../nbs/08_evaluation/08_evaluate_run.ipynb #a8881bb3
 def check_test(
-    data: DataSet,
+    data: DataSet,  # an opened data set
     rules: Evaluate,  # a recipe's evaluate section
     protocol: tuple[Protocol, np.ndarray | None],  # from `manifest_protocol`
 ) -> None:

@@ -55,7 +55,7 @@ def protocol_of(
 
 
 def published_counts(
-    protocol: Protocol | str,
+    protocol: Protocol | str,  # or its name
 ) -> dict[str, int]:  # for `write_manifest`
     "A protocol's counts in the words of a manifest."
     p = find_protocol(protocol) if isinstance(protocol, str) else protocol
@@ -63,7 +63,7 @@ def published_counts(
 
 
 def corrected(
-    protocol: Protocol | str,
+    protocol: Protocol | str,  # or its name
     quoted: dict[str, int] | None = None,  # other counts, not checked by anybody here
     without: tuple[str, ...] = (),  # counts that no longer apply
 ) -> Protocol:
@@ -75,7 +75,7 @@ def corrected(
 # %% ../../nbs/08_evaluation/12_prepared.ipynb #abfb22fd
 def compare_set(
     frame: pd.DataFrame,  # path, pid, camid, split
-    protocol: Protocol | str,
+    protocol: Protocol | str,  # or its name
     strict: bool = False,  # raise where a count differs
 ) -> list[Finding]:  # empty: all as published
     "What was read against what is published."

@@ -485,7 +485,7 @@ def _advice(p: Protocol, name: str, counts: dict[str, int]) -> str:
 
 # %% ../../nbs/08_evaluation/07_protocols.ipynb #6c062230
 def check_counts(
-    protocol: Protocol | str,
+    protocol: Protocol | str,  # or its name
     counts: dict[str, int],  # from `protocol_counts`; train, train_pids, … may be added
     tolerance: float = 0.01,  # share by which a merely quoted count may be off and still be "close"
 ) -> list[Finding]:  # empty: all as published
@@ -536,7 +536,7 @@ def _check_rule(p: Protocol, g_tracks, reranking) -> None:
 
 # %% ../../nbs/08_evaluation/07_protocols.ipynb #674dbd91
 def rank_by_protocol(
-    protocol: Protocol | str,
+    protocol: Protocol | str,  # or its name
     query: Tensor | np.ndarray,  # (Q, D) used as given: normalise first if that is wanted
     gallery: Tensor | np.ndarray,  # (G, D)
     q_pids: Tensor | np.ndarray,  # (Q,)
@@ -572,7 +572,7 @@ def rank_by_protocol(
 
 # %% ../../nbs/08_evaluation/07_protocols.ipynb #dad22bd5
 def manifest_protocol(
-    manifest: Manifest,
+    manifest: Manifest,  # of a prepared set
 ) -> tuple[Protocol, np.ndarray | None]:  # and (G,) the gallery's tracks, where it ranks tracks
     "The protocol that a manifest names."
     name = manifest.about.get("protocol") or "market1501"
@@ -595,7 +595,7 @@ def manifest_protocol(
 # %% ../../nbs/08_evaluation/07_protocols.ipynb #8f82031d
 def check_ranking(
     rules: Evaluate,  # a recipe's evaluate section
-    protocol: Protocol,
+    protocol: Protocol,  # of the set
     g_tracks: Tensor | np.ndarray | None = None,  # (G,) from `manifest_protocol`
 ) -> None:
     "Refuse rules of comparison that a protocol has no place for."
@@ -610,7 +610,7 @@ def check_ranking(
 
 # %% ../../nbs/08_evaluation/07_protocols.ipynb #a63bfe26
 def rank_by_manifest(
-    embeddings: Embeddings,
+    embeddings: Embeddings,  # query and gallery, with their labels
     rules: Evaluate,  # a recipe's evaluate section
     protocol: Protocol | str = "market1501",  # from `manifest_protocol`
     g_tracks: Tensor | np.ndarray | None = None,  # (G,) from `manifest_protocol`

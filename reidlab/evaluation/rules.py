@@ -27,7 +27,7 @@ from ..retrieval.scan import find_matches
 
 # %% ../../nbs/08_evaluation/04_rules.ipynb #1eb164d8
 def in_words(
-    rules: Evaluate,
+    rules: Evaluate,  # a recipe's evaluate section
 ) -> dict[str, str]:  # rerank, expansion, multi_query: as they stand on the card
     "What was done beyond plain distances."
     r = rules
@@ -50,7 +50,7 @@ def in_words(
 
 # %% ../../nbs/08_evaluation/04_rules.ipynb #ab972298
 def on_sphere(
-    rules: Evaluate,
+    rules: Evaluate,  # a recipe's evaluate section
 ) -> bool:
     "Whether features are put on the unit sphere: asked for, or part of what a later step means."
     joined_up = rules.gallery_augmentation or rules.query_expansion
@@ -73,7 +73,7 @@ def _blocks(query: Tensor, gallery: Tensor, rules: Evaluate) -> Iterator[tuple[i
 
 # %% ../../nbs/08_evaluation/04_rules.ipynb #2b519c6b
 def rank_by_rules(
-    embeddings: Embeddings,
+    embeddings: Embeddings,  # query and gallery, with their labels
     rules: Evaluate,  # a recipe's evaluate section
     top: int = 10,  # how much of each ranked list to keep
     strict: bool = False,  # refuse queries without a match

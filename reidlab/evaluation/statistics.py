@@ -81,7 +81,7 @@ def resampled_means(
     sums: np.ndarray,  # (m,) or (m, S): of each person, for one data set or S of them
     counts: np.ndarray,  # of the same shape
     n: int = 2000,  # draws
-    seed: int = 0,
+    seed: int = 0,  # of the draws
 ) -> np.ndarray:  # (n,) or (n, S)
     "The mean over queries, each time with as many people drawn with replacement."
     m, g, means = len(sums), rng(seed, 909, len(sums)), []
@@ -153,7 +153,7 @@ def bootstrap_interval(
     values: np.ndarray,  # (Q,) AP, INP or 0/1 for rank-1 of each query; nan where nothing can match
     level: float = 0.95,  # how often the interval should hold the truth
     n: int = 2000,  # draws
-    seed: int = 0,
+    seed: int = 0,  # of the draws
     groups: np.ndarray | None = None,  # (Q,) pids: draw people; None: draw queries
 ) -> Estimate:
     "The mean over queries with its bootstrap interval."
@@ -174,7 +174,7 @@ def bootstrap_interval(
 
 # %% ../../nbs/08_evaluation/05_statistics.ipynb #708f321b
 def per_query(
-    result: RankResult,
+    result: RankResult,  # of ranking
 ) -> dict[str, np.ndarray]:  # name in metrics.json → (Q,) float64, nan without a match
     "Every figure before its mean was taken."
     hits = {
@@ -186,11 +186,11 @@ def per_query(
 
 
 def intervals(
-    result: RankResult,
+    result: RankResult,  # of ranking
     q_pids: np.ndarray,  # (Q,) person of each query; they are drawn
-    level: float = 0.95,
+    level: float = 0.95,  # how often an interval should hold the truth
     n: int = 2000,  # draws
-    seed: int = 0,
+    seed: int = 0,  # of the draws
 ) -> dict[str, Estimate]:  # by the names of metrics.json
     "mAP, mINP, R1 … of a result with their intervals over people."
     columns = per_query(result).items()
@@ -199,8 +199,8 @@ def intervals(
 # %% ../../nbs/08_evaluation/05_statistics.ipynb #9e3c605a
 def flipped_sums(
     sums: np.ndarray,  # (m,) or (m, S): differences summed over each person
-    n: int = 10_000,
-    seed: int = 0,
+    n: int = 10_000,  # tosses
+    seed: int = 0,  # of the tosses
 ) -> np.ndarray:  # (n,) or (n, S)
     "The total, each time with every person's sign tossed."
     g, totals = rng(seed, 910, len(sums)), []
@@ -212,8 +212,8 @@ def flipped_sums(
 
 def flip_p_value(
     sums: np.ndarray,  # (m,) or (m, S)
-    n: int = 10_000,
-    seed: int = 0,
+    n: int = 10_000,  # tosses
+    seed: int = 0,  # of the tosses
 ) -> np.ndarray:  # () or (S,) between 1 / (n + 1) and 1
     "How often chance alone makes a total as far from 0 (two-sided)."
     slack = 1e-12 * np.abs(sums).sum(0)  # equal totals, added up in another order
@@ -249,7 +249,7 @@ def paired_test(
     ap_a: np.ndarray,  # (Q,) AP of each query in run a; nan where nothing can match
     ap_b: np.ndarray,  # (Q,) in run b, the same queries in the same order
     n: int = 10_000,  # sign flips, and draws for the interval
-    seed: int = 0,
+    seed: int = 0,  # of tosses and draws
     groups: np.ndarray | None = None,  # (Q,) pids: people stay together; None: queries stand alone
     level: float = 0.95,  # of the interval
 ) -> PairedTest:

@@ -29,14 +29,20 @@ from ..retrieval.single_shot import rank_single_shot
 
 # %% ../../nbs/08_evaluation/11_validators.ipynb #0aae2076
 def by_market(
-    model: nn.Module, recipe: Recipe, data: DataSet, device: str = "cpu"
+    model: nn.Module,  # gives (B, D) in evaluation mode
+    recipe: Recipe,  # its data and evaluate sections are read
+    data: DataSet,  # with held-out people
+    device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # mAP, mAP_trapezoidal, mINP, R1, R5, R10, queries_without_match
     "Plain distances among held-out people."
     return evaluate_split(model, recipe, "val", device, data)
 
 
 def by_rules(
-    model: nn.Module, recipe: Recipe, data: DataSet, device: str = "cpu"
+    model: nn.Module,  # gives (B, D) in evaluation mode
+    recipe: Recipe,  # its data and evaluate sections are read
+    data: DataSet,  # with held-out people
+    device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # as by_market
     "Held-out people ranked by all that the recipe's evaluate section says."
     return _rules(embed_split(model, recipe, data, "val", device), recipe)
@@ -47,7 +53,10 @@ def _rules(embeddings: Embeddings, recipe: Recipe) -> dict[str, float]:
 
 
 def by_single_shot(
-    model: nn.Module, recipe: Recipe, data: DataSet, device: str = "cpu"
+    model: nn.Module,  # gives (B, D) in evaluation mode
+    recipe: Recipe,  # its data and evaluate sections are read
+    data: DataSet,  # with held-out people
+    device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # mAP, R1, R5, R10, …
     "One random gallery photo a person, ten draws averaged, the same draws every epoch."
     return _single_shot(embed_split(model, recipe, data, "val", device), recipe)
@@ -91,8 +100,8 @@ def validator(
 
 
 def rehearse_judge(
-    recipe: Recipe,
-    data: DataSet,
+    recipe: Recipe,  # train: validator, validate_every
+    data: DataSet,  # with held-out people, or without
 ) -> None:
     "Refuse a validation that cannot be had: nobody to find, or rules that its people do not allow."
     if not data.held_out or not recipe.train.validate_every:

@@ -32,17 +32,25 @@ class Line(NamedTuple):
 Rule = Callable[[Any, Mapping[str, Any]], dict[str, Any] | str]
 
 
-def to(*keys: str) -> Rule:  # dotted keys of a recipe
+def to(
+    *keys: str,  # dotted keys of a recipe
+) -> Rule:  # dotted keys of a recipe
     "The value as it is."
     return lambda value, all_values: dict.fromkeys(keys, value)
 
 
-def none(why: str) -> Rule:
+def none(
+    why: str,  # one line, for the account of the file
+) -> Rule:
     "No effect here, and why."
     return lambda value, all_values: why
 
 
-def only(wanted: Any, why: str, silent: str = "the only value there is here") -> Rule:
+def only(
+    wanted: Any,  # the value that changes nothing
+    why: str,  # another is refused, in one line
+    silent: str = "the only value there is here",  # what is said of the harmless one
+) -> Rule:
     "One harmless value; any other is refused."
 
     def rule(value: Any, all_values: Mapping[str, Any]) -> str:
@@ -53,7 +61,10 @@ def only(wanted: Any, why: str, silent: str = "the only value there is here") ->
     return rule
 
 
-def one_of(key: str, table: Mapping[Any, dict[str, Any]]) -> Rule:
+def one_of(
+    key: str,  # what is chosen, for messages
+    table: Mapping[Any, dict[str, Any]],  # by the file's value, what a recipe says for it
+) -> Rule:
     "A choice among names."
 
     def rule(value: Any, all_values: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +75,10 @@ def one_of(key: str, table: Mapping[Any, dict[str, Any]]) -> Rule:
     return rule
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(
+    values: Mapping[str, Any],  # sections, nested as in the file
+    prefix: str = "",  # of every key
+) -> dict[str, Any]:
     "Sections and their keys with dots between them."
     found = {}
     for key, value in values.items():
@@ -100,7 +114,7 @@ def _fits(
 
 def apply_rules(
     values: Mapping[str, Any],  # of a file, dotted
-    rules: Mapping[str, Rule],
+    rules: Mapping[str, Rule],  # by dotted key of the file
     defaults: Mapping[str, Any],  # what the original takes where the file is silent
     remarks: Mapping[str, str] | None = None,  # said beside what is mapped
     loose: Sequence[str] = (),  # keys whose value may be of another kind than the default
@@ -148,7 +162,10 @@ DATA_NAMES = {
 }
 
 
-def data_name(value: Any, all_values: Mapping[str, Any]) -> dict[str, Any]:
+def data_name(
+    value: Any,  # of the file: a path or a name
+    all_values: Mapping[str, Any],  # of the file; not read
+) -> dict[str, Any]:
     "The data set, where its name stands in a path."
     for word, name in DATA_NAMES.items():
         if word in str(value).lower():

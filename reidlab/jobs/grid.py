@@ -110,7 +110,7 @@ def plan_cells(
     recipe: str,  # a recipe's name
     rows: Sequence[str] = (),  # rows of it; ["all"]: every one; empty: the recipe itself
     grid: Mapping[str, Sequence[Any]] | None = None,  # {"loss.terms.triplet.margin": [0.1, 0.3]}
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] = (0,),  # one run each
     overrides: Mapping[str, Any] | None = None,  # of every cell; not part of a name
     folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
 ) -> list[Cell]:  # rows outermost, seeds innermost; every recipe checked
@@ -151,7 +151,7 @@ def _apart(cells: Sequence[Cell]) -> list[Cell]:
 
 # %% ../../nbs/10_jobs/01_grid.ipynb #2d98bb91
 def plan_table(
-    cells: Iterable[Cell],
+    cells: Iterable[Cell],  # of a plan
 ) -> pd.DataFrame:  # a row a group, what is changed, how many runs
     "The groups of a plan, what each changes, and its seeds."
     rows: dict[str, dict[str, Any]] = {}

@@ -18,7 +18,7 @@ class Start(str):
 
 
 def starting_point(
-    recipe: Recipe,
+    recipe: Recipe,  # model.weights, and the seed
     n_pids: int,  # identities or classes of the classifier
 ) -> Start:
     "Where a recipe's weights come from, in words; a file that does not fit is an error."

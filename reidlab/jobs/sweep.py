@@ -50,9 +50,8 @@ def _progress(run: RunFolder) -> tuple[str, str]:
 
 
 def cell_state(
-    cell: Cell,
+    cell: Cell,  # of a plan
     runs: str | Path = "",  # where run folders lie; empty: settings().runs_dir
-    # waiting, begun, trained, finished, another's or damaged; and what there is to say
 ) -> tuple[str, str]:
     "How far a cell has come, as its run folder tells."
     run = RunFolder(Path(runs or settings().runs_dir) / cell.name)
@@ -113,11 +112,11 @@ class Process(Protocol):
 
 
 def page_command(
-    cell: Cell,
+    cell: Cell,  # of a plan
     step: str,  # train or evaluate
     folder: Path,  # the run's
-    gpus: int = 0,
-    device: str = "auto",
+    gpus: int = 0,  # processes, one a GPU; 0: on the CPU
+    device: str = "auto",  # auto, cpu or cuda
 ) -> list[str]:
     "How papermill is called for a step; the executed page goes into the run folder."
     page = project_root() / "nbs" / f"{step}.ipynb"
@@ -134,13 +133,13 @@ def page_command(
 
 # %% ../../nbs/10_jobs/02_sweep.ipynb #54375e84
 def start_page(
-    cell: Cell,
+    cell: Cell,  # of a plan
     step: str,  # train or evaluate
     slot: int,  # which of the places side by side
     held: int,  # the claim, for the page to inherit
     runs: str | Path = "",  # where run folders lie; empty: settings().runs_dir
     gpus: int = 0,  # GPUs to share out; 0: on the CPU
-    device: str = "auto",
+    device: str = "auto",  # auto, cpu or cuda
 ) -> subprocess.Popen:
     "Start a step of a cell with papermill; what it says goes to <step>.log in the run folder."
     folder = Path(runs or settings().runs_dir) / cell.name
@@ -268,7 +267,7 @@ def rest() -> None:
 
 
 def stop_all(
-    processes: Sequence[Process],
+    processes: Sequence[Process],  # the ones that have ended are passed over
     grace: float = 20.0,  # seconds after the first signal; the later ones get a quarter
     pause: Callable[[], Any] = rest,  # between two looks
 ) -> None:
@@ -284,7 +283,7 @@ def stop_all(
 
 # %% ../../nbs/10_jobs/02_sweep.ipynb #f5295d08
 def run_sweep(
-    cells: Sequence[Cell],
+    cells: Sequence[Cell],  # of a plan
     launch: Launch,  # start_page with its runs and gpus, or anything that starts a process
     at_once: int = 1,  # cells side by side
     runs: str | Path = "",  # where run folders lie; empty: settings().runs_dir
@@ -333,7 +332,7 @@ def _look_again(table: Iterable[Place], runs: Path) -> None:
 
 # %% ../../nbs/10_jobs/02_sweep.ipynb #7831424a
 def sweep_table(
-    table: Iterable[Place],
+    table: Iterable[Place],  # of a sweep
 ) -> pd.DataFrame:  # a row a cell
     "Where every cell of a sweep stands."
     rows = [
@@ -349,7 +348,7 @@ def sweep_table(
 
 
 def standing(
-    cells: Iterable[Cell],
+    cells: Iterable[Cell],  # of a plan
     runs: str | Path = "",  # where run folders lie; empty: settings().runs_dir
 ) -> pd.DataFrame:  # a row a cell
     "Where every cell stands, as the folders tell, with nothing started."
@@ -394,7 +393,7 @@ def check_sweep(
 
 
 def finished_groups(
-    cells: Iterable[Cell],
+    cells: Iterable[Cell],  # of a plan
     runs: str | Path = "",  # where run folders lie; empty: settings().runs_dir
 ) -> dict[str, pd.DataFrame]:  # group → rows of load_runs, of its finished cells
     "What there is to compare: the finished runs of each group."

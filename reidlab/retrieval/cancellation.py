@@ -62,7 +62,10 @@ TINY = np.float32(2.0**-90)
 
 
 @njit(cache=True, nogil=True)
-def cancels(squared, lengths):
+def cancels(
+    squared: float,  # squared distance, from products
+    lengths: float,  # S, sum of the two squared lengths
+) -> bool:
     "Whether a squared distance is small beside the sum S of the two squared lengths."
     return squared <= CANCELS * lengths + TINY
 
@@ -91,7 +94,16 @@ def _finish(row, kind, q_square, g_square, buffer):
 
 
 @njit(cache=True, nogil=True)
-def finish_row(row, kind, q_square, g_square, asked, gallery, buffer, room):
+def finish_row(
+    row: np.ndarray,  # (G,) float32 inner products with the query
+    kind: int,  # a value in KINDS
+    q_square: float,  # squared length of the query
+    g_square: np.ndarray,  # (G,) squared lengths of the gallery
+    asked: np.ndarray,  # (D,) the query as it was before a mean was taken off
+    gallery: np.ndarray,  # (G, D) as it was before
+    buffer: np.ndarray,  # (G,) float32, where the distances go
+    room: np.ndarray,  # (D,) space to work in
+) -> None:
     "Products of one query with a gallery to distances, in the buffer."
     if not _finish(row, kind, q_square, g_square, buffer):
         return

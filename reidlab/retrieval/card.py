@@ -66,7 +66,7 @@ def has_match(
 # %% ../../nbs/04_retrieval/03_card.ipynb #d522ae7e
 def without_match_message(
     unmatched: list[tuple[int, int, int]],  # (position, pid, camid) of queries without a match
-    n_queries: int,
+    n_queries: int,  # Q
 ) -> str:
     "One line for the report, or for an error."
     _, pid, camid = unmatched[0]

@@ -91,7 +91,7 @@ ROWS = 64  # of a block, in one task of a thread
 def by_rows(
     work: Callable[[int], None],  # of the first row; spends its time outside the interpreter's lock
     n: int,  # rows
-    threads: int,
+    threads: int,  # at most so many
 ) -> None:
     "Do some rows at a time, in so many threads."
     starts = range(0, n, ROWS)

@@ -325,9 +325,9 @@ def _check_probe(n_probe: int, n_lists: int) -> None:
 
 # %% ../../nbs/04_retrieval/14_index.ipynb #52b5d0bd
 def recall(
-    index: GalleryIndex,
+    index: GalleryIndex,  # with a gallery in it
     query: Tensor | np.ndarray,  # (Q, dims)
-    k: int = 10,
+    k: int = 10,  # length of the list
     n_probe: int | None = None,  # lists to look into; None: as the index says
 ) -> float:  # 0 … 1
     "Share of the exact top k that the index finds."
@@ -398,7 +398,7 @@ def _read_card(folder: Path) -> dict:
 
 # %% ../../nbs/04_retrieval/14_index.ipynb #44169ba9
 def load_index(
-    folder: str | Path,
+    folder: str | Path,  # that `save` wrote
     dims: int | None = None,  # length of a feature that is asked for; None: any
     on_disk: bool = False,  # of an ivf: leave the lists in their file, read only
 ) -> GalleryIndex:

@@ -16,7 +16,9 @@ from torch import Tensor
 from .card import JUNK_PID, UNKNOWN_CAMID
 
 # %% ../../nbs/04_retrieval/04_matches.ipynb #2da7d935
-def as_array(x: Tensor | np.ndarray | Sequence) -> np.ndarray:
+def as_array(
+    x: Tensor | np.ndarray | Sequence,  # of any shape
+) -> np.ndarray:
     "A numpy array of a tensor (any device, any precision), an array or a list."
     if isinstance(x, Tensor):
         x = x.detach().cpu()
@@ -27,10 +29,10 @@ def as_array(x: Tensor | np.ndarray | Sequence) -> np.ndarray:
 def check_labels(
     n_query: int,  # rows of the distance matrix
     n_gallery: int,  # its columns
-    q_pids: Tensor | np.ndarray,
-    g_pids: Tensor | np.ndarray,
-    q_camids: Tensor | np.ndarray,
-    g_camids: Tensor | np.ndarray,
+    q_pids: Tensor | np.ndarray,  # (Q,) person of each query
+    g_pids: Tensor | np.ndarray,  # (G,) person of each gallery photo; −1 is junk
+    q_camids: Tensor | np.ndarray,  # (Q,) camera of each query; −1 unknown
+    g_camids: Tensor | np.ndarray,  # (G,)
 ) -> list[np.ndarray]:  # the four label vectors as int64
     "Labels as integer vectors of the right lengths."
     if n_query == 0 or n_gallery == 0:
@@ -63,7 +65,10 @@ class ByIdentity(NamedTuple):
         np.ndarray
     )  # (Q + 1,) int64 running count of matches: those of query q get start[q]:start[q+1]
 
-    def part(self, rows: slice) -> "ByIdentity":  # from one query to another, by ones
+    def part(
+        self,
+        rows: slice,  # from one query to another, by ones
+    ) -> "ByIdentity":
         "The same for some of the queries."
         start = self.start[rows.start : rows.stop + 1]
         return ByIdentity(self.order, self.first[rows], self.last[rows], start - start[0])

@@ -107,7 +107,10 @@ class RankResult:
         "Queries that count."
         return int(self.valid.sum())
 
-    def rank(self, k: int) -> float:
+    def rank(
+        self,
+        k: int,  # from 1
+    ) -> float:
         "Share of valid queries with a match among the first k."
         return float(np.mean(self.first_hit[self.valid] < k))
 
@@ -205,7 +208,7 @@ def evaluate_rank(
 # %% ../../nbs/04_retrieval/06_metrics.ipynb #939de408
 def worst_queries(
     ap: np.ndarray,  # (Q,) average precision of each query, nan where nothing could match
-    n: int = 5,
+    n: int = 5,  # at most so many
 ) -> np.ndarray:  # (≤ n,) positions, lowest AP first
     "The queries with the lowest AP; those without a match are passed over."
     ap = np.asarray(ap, dtype=float)
@@ -214,7 +217,7 @@ def worst_queries(
 
 def best_queries(
     ap: np.ndarray,  # (Q,)
-    n: int = 5,
+    n: int = 5,  # at most so many
 ) -> np.ndarray:  # (≤ n,) positions, highest AP first
     "The queries with the highest AP; those without a match are passed over."
     return worst_queries(-np.asarray(ap, dtype=float), n)

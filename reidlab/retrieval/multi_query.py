@@ -22,7 +22,7 @@ def pool_queries(
     feats: np.ndarray,  # (N, D) features of all photos to pool from
     pids: np.ndarray,  # (N,) their persons
     camids: np.ndarray,  # (N,) their cameras
-    how: Literal["mean", "max"] = "mean",
+    how: Literal["mean", "max"] = "mean",  # a name in POOLS
 ) -> np.ndarray:  # (Q, D) float32
     "One feature for each query, of all photos with its person and camera."
     if how not in POOLS:

@@ -237,7 +237,7 @@ def settle(
 # %% ../../nbs/04_retrieval/10_neighbours.ipynb #c36
 def in_threads(
     work: Callable,  # of one argument; spends its time outside the interpreter's lock
-    jobs: Iterable,
+    jobs: Iterable,  # the arguments, one a call
 ) -> list[Any]:  # what came back, in the order of the jobs
     "Do all jobs in as many threads as torch may use, products in each on one."
     threads = torch.get_num_threads()

@@ -152,7 +152,7 @@ def _average(first, last, start, column, value, who, k2):
 
 
 def average_rows(
-    rows: Rows,
+    rows: Rows,  # N rows over N columns
     who: np.ndarray,  # (N, ≥ k2) from `nearest`
     k2: int,  # photos to average over, itself included
 ) -> Rows:  # N rows, each with sum 1
@@ -177,7 +177,7 @@ def _by_column(start, column, value, first):
 
 
 def by_column(
-    rows: Rows,
+    rows: Rows,  # N rows over N columns
     first: int,  # leave out the rows before it, the queries
 ) -> Rows:  # start, row (counted from `first`) and value of each column's entries
     "The inverted index: for each column, which rows hold it."
@@ -198,7 +198,7 @@ def shared_with(
     q: int,  # a query
     rows: Rows,  # of the Q queries and G gallery photos
     holders: Rows,  # the gallery's entries by column, see `by_column`
-    n_gallery: int,
+    n_gallery: int,  # G
 ) -> np.ndarray:  # (G,) float32, 0 … 1
     "The m of the formula, of one query and the whole gallery."
     shared = np.empty(n_gallery, np.float32)
@@ -331,10 +331,10 @@ def rerank(
 def rerank_blocks(
     query: Tensor | np.ndarray,  # (Q, D)
     gallery: Tensor | np.ndarray,  # (G, D)
-    k1: int = 20,
-    k2: int = 6,
-    lambda_value: float = 0.3,
-    power: int = 1,
+    k1: int = 20,  # neighbours that must be mutual
+    k2: int = 6,  # neighbours whose encodings are averaged; 1 leaves them alone
+    lambda_value: float = 0.3,  # share of the original distance
+    power: int = 1,  # of the squared distance; 2 squares twice
 ) -> Iterator[tuple[int, Tensor]]:  # first query of the block, (≤ 128, G) float32
     "The rows of `rerank` a few at a time, for galleries whose (Q, G) matrix is too large as well."
     x, n = _checked(query, gallery, k1, k2, lambda_value, power)

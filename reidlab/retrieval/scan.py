@@ -26,7 +26,16 @@ from .matches import joined, matches_by_sorting
 
 # %% ../../nbs/04_retrieval/05_scan.ipynb #8fca256b
 @njit(cache=True, nogil=True)
-def load(row, kind, squares, asked, gallery, junk, buffer, room):
+def load(
+    row: np.ndarray,  # (G,) distances, or inner products
+    kind: int,  # a value in KINDS; 0: distances already
+    squares: tuple,  # squared length of the query, and (G,) of the gallery
+    asked: np.ndarray,  # (D,) the query
+    gallery: np.ndarray,  # (G, D)
+    junk: np.ndarray,  # (G,) True for what is left out
+    buffer: np.ndarray,  # (G,) where the distances go
+    room: np.ndarray,  # (D,) space to work in
+) -> int:
     "Distances of a row with junk made infinite, into the buffer; returns the number of NaN."
     if kind == 0:
         buffer[:] = row
@@ -41,7 +50,14 @@ def load(row, kind, squares, asked, gallery, junk, buffer, room):
 
 # %% ../../nbs/04_retrieval/05_scan.ipynb #64e027ad
 @njit(cache=True, nogil=True)
-def pull_out(buffer, own, g_camids, camid, d, who):
+def pull_out(
+    buffer: np.ndarray,  # (G,) distances; its matches become infinite
+    own: np.ndarray,  # gallery positions of the query's person
+    g_camids: np.ndarray,  # (G,)
+    camid: int,  # of the query; −1 unknown
+    d: np.ndarray,  # where the matches' distances go, nearest first
+    who: np.ndarray,  # and their gallery positions
+) -> int:
     "Move a query's matches, sorted, from the buffer into d and who; returns how many."
     k, infinite = 0, buffer.dtype.type(np.inf)
     for g in own:
@@ -58,7 +74,12 @@ def pull_out(buffer, own, g_camids, camid, d, who):
 
 
 @njit(cache=True, nogil=True)
-def is_covered(i, value, pid, g_pids):
+def is_covered(
+    i: int,  # gallery position
+    value: float,  # of the buffer there
+    pid: int,  # of the query
+    g_pids: np.ndarray,  # (G,)
+) -> bool:
     "Whether an entry of the buffer was covered, and is not infinitely far by itself."
     return value == np.inf and (g_pids[i] == pid or g_pids[i] == JUNK_PID)
 
@@ -81,7 +102,15 @@ def _four(buffer, d0, d1, d2, d3):
 
 # %% ../../nbs/04_retrieval/05_scan.ipynb #3fb7aeaa
 @njit(cache=True, nogil=True)
-def count_by_comparing(buffer, pid, g_pids, d, who, k, wrong):
+def count_by_comparing(
+    buffer: np.ndarray,  # (G,) distances; matches and junk are infinite
+    pid: int,  # of the query
+    g_pids: np.ndarray,  # (G,)
+    d: np.ndarray,  # (≥ k,) distances of the matches, nearest first
+    who: np.ndarray,  # (≥ k,) their gallery positions
+    k: int,  # matches
+    wrong: np.ndarray,  # (3, ≥ k), where the counts go
+) -> None:
     "Wrong entries before each of k matches, (3, k): in gallery order, at best, at worst."
     for first in range(0, k, 4):
         last = min(first + 4, k) - 1
@@ -102,7 +131,10 @@ BLOCK = 64  # entries looked at together
 
 
 @njit(cache=True, nogil=True)
-def within(buffer, limit):
+def within(
+    buffer: np.ndarray,  # distances
+    limit: float,  # of the same unit
+) -> int:
     "How many entries lie not above a limit."
     n = np.int32(0)
     for i in range(len(buffer)):
@@ -111,7 +143,15 @@ def within(buffer, limit):
 
 # %% ../../nbs/04_retrieval/05_scan.ipynb #f8e88c50
 @njit(cache=True, nogil=True)
-def count_by_slots(buffer, pid, g_pids, d, who, k, wrong):
+def count_by_slots(
+    buffer: np.ndarray,  # (G,) distances; matches and junk are infinite
+    pid: int,  # of the query
+    g_pids: np.ndarray,  # (G,)
+    d: np.ndarray,  # (≥ k,) distances of the matches, nearest first
+    who: np.ndarray,  # (≥ k,) their gallery positions
+    k: int,  # matches
+    wrong: np.ndarray,  # (3, > k), where the counts go
+) -> None:
     "As `count_by_comparing`, from the entries that are near alone."
     wrong[:, : k + 1] = 0
     for first in range(0, len(buffer), BLOCK):
@@ -142,7 +182,14 @@ def count_by_slots(buffer, pid, g_pids, d, who, k, wrong):
 
 # %% ../../nbs/04_retrieval/05_scan.ipynb #3bcf2f6d
 @njit(cache=True, nogil=True)
-def nearest_wrong(buffer, pid, g_pids, n, d, who):
+def nearest_wrong(
+    buffer: np.ndarray,  # (G,) distances; matches and junk are infinite
+    pid: int,  # of the query
+    g_pids: np.ndarray,  # (G,)
+    n: int,  # how many are wanted, 1 or more
+    d: np.ndarray,  # (n,) where their distances go, nearest first
+    who: np.ndarray,  # (n,) and their gallery positions
+) -> int:
     "Sort the n nearest uncovered entries into d and who; returns how many there were."
     found, bar = 0, buffer.dtype.type(np.inf)
     for first in range(0, len(buffer), BLOCK):
@@ -165,7 +212,15 @@ def nearest_wrong(buffer, pid, g_pids, n, d, who):
 
 
 @njit(cache=True, nogil=True)
-def merge_heads(d, who, k, other, others, n, head):
+def merge_heads(
+    d: np.ndarray,  # (≥ k,) distances of the matches, nearest first
+    who: np.ndarray,  # (≥ k,) their gallery positions
+    k: int,  # matches
+    other: np.ndarray,  # (≥ n,) distances of the others, nearest first
+    others: np.ndarray,  # (≥ n,) their gallery positions
+    n: int,  # others
+    head: np.ndarray,  # (top,) where the positions go
+) -> None:
     "The nearest of two sorted lists, into head; −1 where both have ended."
     a = b = 0
     for place in range(len(head)):
@@ -224,7 +279,7 @@ def scan_rows(
     q_camids: np.ndarray,  # (Q,)
     g_camids: np.ndarray,  # (G,)
     top: int = 10,  # how much of each list to keep
-    threads: int = 1,
+    threads: int = 1,  # at most so many
     dear: int = DEAR,  # when to count by slots: 0 always, a large number never
     products: Products | None = None,  # what the rows are to become; None: distances already
 ) -> tuple[Matches, np.ndarray]:  # the matches, and (Q,) numbers of NaN

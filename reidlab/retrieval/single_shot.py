@@ -40,7 +40,7 @@ def group_gallery(
 
 # %% ../../nbs/04_retrieval/12_single_shot.ipynb #3e8fc1a5
 def draw_gallery(
-    groups: Groups,
+    groups: Groups,  # photos by person
     u: np.ndarray,  # (T, I) uniform in 0 … 1, one for each repeat and person
 ) -> np.ndarray:  # (T, I) gallery positions
     "One photo of every person, T times."
@@ -176,7 +176,7 @@ def evaluate_single_shot(
     q_camids: Tensor | np.ndarray,  # (Q,) camera of each query; −1 unknown
     g_camids: Tensor | np.ndarray,  # (G,)
     repeats: int = 10,  # draws that are averaged
-    seed: int = 0,
+    seed: int = 0,  # of the draws
     draw: str = "query",  # "query": each has its own gallery; "gallery": one for all
     max_rank: int = 50,  # length of the CMC curve
     strict: bool = False,  # refuse queries without a match instead of skipping them
@@ -205,7 +205,7 @@ def rank_single_shot(
     g_camids: Tensor | np.ndarray,  # (G,)
     metric: str = "euclidean",  # "euclidean", "sqeuclidean" or "cosine"
     repeats: int = 10,  # draws that are averaged
-    seed: int = 0,
+    seed: int = 0,  # of the draws
     draw: str = "query",  # "query": each has its own gallery; "gallery": one for all
     max_rank: int = 50,  # length of the CMC curve
     tile: int = 128,  # queries in a block; changes memory, never a number

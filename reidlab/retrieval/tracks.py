@@ -71,7 +71,7 @@ def group_tracks(
 # %% ../../nbs/04_retrieval/13_tracks.ipynb #c10b868e
 def track_distances(
     distmat: Tensor | np.ndarray,  # (Q, G) distances to photos
-    found: Tracks,
+    found: Tracks,  # T tracks of the gallery
 ) -> np.ndarray:  # (Q, T) distances to tracks
     "The smallest distance to a photo of each track."
     dist = as_array(distmat)
@@ -84,7 +84,7 @@ def track_distances(
 def track_blocks(
     query: Tensor | np.ndarray,  # (Q, D)
     gallery: Tensor | np.ndarray,  # (G, D)
-    found: Tracks,
+    found: Tracks,  # T tracks of the gallery
     metric: str = "euclidean",  # "euclidean", "sqeuclidean" or "cosine"
     tile: int = 128,  # queries in a block
 ) -> Iterator[tuple[int, np.ndarray]]:  # first query of the block, (≤ tile, T)

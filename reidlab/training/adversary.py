@@ -57,8 +57,8 @@ class Pair:
         self,
         plan: Gan,  # of a recipe
         data: Data,  # size and normalisation of the photos
-        seed: int = 0,
-        device: str = "cpu",
+        seed: int = 0,  # of the first weights
+        device: str = "cpu",  # cpu or cuda
     ):
         seed_all(seed)
         self.plan, self.device = plan, device
@@ -77,7 +77,12 @@ class Pair:
         "The generator and the critic, as one module."
         return nn.ModuleList([self.generator, self.critic])
 
-    def teach_critic(self, real: Tensor, drawn: Tensor, u: Tensor) -> dict[str, Tensor]:
+    def teach_critic(
+        self,
+        real: Tensor,  # (B, 3, H, W) photos
+        drawn: Tensor,  # (B, 3, H, W) drawings, without graph
+        u: Tensor,  # (B,) in 0…1, where the gradient's length is looked at
+    ) -> dict[str, Tensor]:
         "One step of the critic."
         kind = self.plan.loss
         good, bad = self.critic(real), self.critic(drawn)
@@ -92,7 +97,10 @@ class Pair:
         self.optimizers[1].step()
         return {"critic_loss": total.detach(), **said}
 
-    def teach_generator(self, total: Tensor) -> None:
+    def teach_generator(
+        self,
+        total: Tensor,  # scalar, what it pays
+    ) -> None:
         "One step of the generator; the gradients that reach the critic on the way are dropped."
         self.optimizers[0].zero_grad(set_to_none=True)
         total.backward()
@@ -131,7 +139,10 @@ class Pair:
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
 
-    def restore(self, content: dict[str, Any]) -> None:
+    def restore(
+        self,
+        content: dict[str, Any],  # of a checkpoint
+    ) -> None:
         "Take up what `state` gave."
         self.networks.load_state_dict(content["networks"])
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
@@ -142,9 +153,9 @@ STREAM = 77  # keeps this chance apart from the sampler's and the augmentation's
 
 
 def one_pass(
-    pair: Pair,
+    pair: Pair,  # that learns
     batches: Iterable[Any],  # of Batch
-    seed: int,
+    seed: int,  # of the run
     number: int,  # of the pass, from 0
     # source(batch, chance) -> a function that gives (B, input_dim); None: noise
     source: Callable[[Any, torch.Generator], Callable[[], Tensor]] | None = None,

@@ -64,7 +64,7 @@ NEEDED = {"format": int, "architecture": dict, "model": Mapping, "epoch": int, "
 
 
 def read_checkpoint(
-    path: str | Path,
+    path: str | Path,  # of the file
     device: str = "cpu",  # where the tensors go
 ) -> dict[str, Any]:
     "A checkpoint's content; tensors and plain types only."
@@ -91,7 +91,7 @@ def read_checkpoint(
 def check_architecture(
     here: dict[str, Any],  # of the network that would receive the weights
     there: dict[str, Any],  # of the checkpoint
-    name: str = "checkpoint",
+    name: str = "checkpoint",  # of the checkpoint, for messages
 ) -> None:
     "Refuse weights of another architecture, naming every fact that differs."
     keys = [k for k in [*here, *(k for k in there if k not in here)] if here.get(k) != there.get(k)]
@@ -103,7 +103,9 @@ def check_architecture(
 
 
 @contextmanager
-def fitting(name: str) -> Iterator[None]:
+def fitting(
+    name: str,  # of the checkpoint, for messages
+) -> Iterator[None]:
     "Say in one line, and by name, that a checkpoint's content does not fit what takes it up."
     try:
         yield
@@ -121,7 +123,7 @@ def load_weights(
     model: nn.Module,  # not wrapped
     content: dict[str, Any],  # from read_checkpoint
     architecture: dict[str, Any],  # of the model
-    name: str = "checkpoint",
+    name: str = "checkpoint",  # of the checkpoint, for messages
 ) -> None:
     "Put a checkpoint's weights into a model of the same architecture."
     check_architecture(architecture, content["architecture"], name)
@@ -133,7 +135,7 @@ def load_weights(
 def check_origin(
     content: Mapping[str, Any],  # from read_checkpoint
     recipe: Recipe,  # of the run that wants it
-    name: str = "checkpoint",
+    name: str = "checkpoint",  # of the checkpoint, for messages
     data: str = "",  # the fingerprint of the run's photos; empty: not known
     without: Iterable[str] = (),  # sections that do not matter
 ) -> None:
@@ -151,9 +153,9 @@ def check_origin(
 
 
 def check_kept(
-    run: RunFolder,
+    run: RunFolder,  # in whose folder it lies
     content: Mapping[str, Any],  # of one of its checkpoints
-    name: str = "checkpoint",
+    name: str = "checkpoint",  # of the checkpoint, for messages
 ) -> None:
     "Refuse a checkpoint in a run's folder that is another run's."
     data = ""
@@ -163,9 +165,9 @@ def check_kept(
 
 
 def read_kept(
-    run: RunFolder,
+    run: RunFolder,  # in whose folder it lies
     checkpoint: str = "best",  # best or last
-    device: str = "cpu",
+    device: str = "cpu",  # where the tensors go
 ) -> dict[str, Any]:
     "The content of a run's own checkpoint; another's is refused."
     path = run.path / "checkpoints" / f"{checkpoint}.pt"
@@ -181,7 +183,7 @@ def _tell(about: str) -> None:
 
 def read_last(
     folder: Path,  # a run's checkpoints/
-    device: str = "cpu",
+    device: str = "cpu",  # where the tensors go
     # take(content, name): take it up, or raise a ValueError that begins with the name
     take: Callable[[dict[str, Any], str], Any] = lambda content, name: None,
     tell: Callable[[str], Any] = _tell,  # called with a sentence when it is not last.pt

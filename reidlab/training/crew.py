@@ -57,7 +57,10 @@ class Failure(NamedTuple):
     follows: bool = False  # it may be the consequence of another's end
 
 
-def failure_of(rank: int, wrong: BaseException) -> Failure:
+def failure_of(
+    rank: int,  # of the process
+    wrong: BaseException,  # what it met
+) -> Failure:
     "An error on its way to whoever started the process."
     line = f"{type(wrong).__name__}: {wrong}".strip()
     lost = isinstance(wrong, RuntimeError | OSError) and bool(FOLLOWS.search(line))
@@ -65,13 +68,15 @@ def failure_of(rank: int, wrong: BaseException) -> Failure:
     return Failure(rank, line, time.monotonic(), trace, lost)
 
 
-def in_order(failures: Sequence[Failure]) -> list[Failure]:
+def in_order(
+    failures: Sequence[Failure],  # of one job
+) -> list[Failure]:
     "Causes before consequences; of either, the earlier first."
     return sorted(failures, key=lambda failure: (failure.follows, failure.when, failure.rank))
 
 
 def account(
-    failures: Sequence[Failure],
+    failures: Sequence[Failure],  # of one job, one or more
     n: int,  # processes
 ) -> str:  # a line for the first, one for each of the others that says something else
     "What happened, the cause first."
@@ -186,7 +191,11 @@ class Rank:
         what = self.sign.what
         return f"in {what}" if what.startswith("epoch") else f"while {what}"
 
-    def look(self, now: float, table: dict) -> None:
+    def look(
+        self,
+        now: float,  # seconds, by the clock that never goes back
+        table: dict,  # by pid, from `processes`
+    ) -> None:
         "Read its signs, and note which of its processes stand still."
         sign = last_sign(self.seat.place / f"signs{self.seat.rank}")
         if sign.count != self.sign.count:
@@ -231,7 +240,10 @@ def _late_one(ranks: Sequence[Rank], now: float) -> Rank | None:
     return min(working, key=order)
 
 
-def silent(ranks: Sequence[Rank], now: float) -> Failure | None:
+def silent(
+    ranks: Sequence[Rank],  # of one job
+    now: float,  # seconds, by the clock that never goes back
+) -> Failure | None:
     "Who holds up the job, if anyone does."
     if stopped := _stopped_one(ranks, now, ranks[0].seat.patience):
         return stopped
@@ -253,7 +265,9 @@ COME = 10.0  # the same, as long as all that was said may be the consequence of 
 LOOK = 1.0  # seconds between two looks
 
 
-def death(one: Rank) -> Failure:
+def death(
+    one: Rank,  # that has ended
+) -> Failure:
     "How a process ended that said nothing."
     code = one.process.exitcode
     how = f"ended with exit code {code}"
@@ -292,7 +306,7 @@ def _enough(failures: list[Failure], since: float, now: float) -> bool:
 
 
 def watch(
-    ranks: Sequence[Rank],
+    ranks: Sequence[Rank],  # of one job, just started
 ) -> dict[int, Any]:  # by rank: what it returned, or its Failure
     "Wait until all are done, or one has failed or hangs."
     said: dict[int, Any] = {}

@@ -147,7 +147,7 @@ def _by_slurm(env: Mapping[str, str]) -> Member | None:
 
 
 def on_one_machine(
-    member: Member,
+    member: Member,  # of a world that others made
     env: Mapping[str, str],  # os.environ
 ) -> bool:  # False where nobody says so
     "Whether all processes of a world that others made share this machine."
@@ -160,7 +160,9 @@ def on_one_machine(
     return bool(hosts) and len(hosts_of(hosts)) == 1
 
 
-def near_store(member: Member) -> dist.Store:
+def near_store(
+    member: Member,  # of a world on this machine
+) -> dist.Store:
     "A store that can be reached from this machine alone."
     here = ("127.0.0.1", member.port)
     if member.rank:
@@ -229,17 +231,23 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(grad)
 
 
-def sum_over_world(values: Tensor) -> Tensor:
+def sum_over_world(
+    values: Tensor,  # of one shape in every process
+) -> Tensor:
     "The sum of a tensor over all processes, with a gradient."
     return _Sum.apply(values) if world_size() > 1 else values
 
 
-def mean_over_world(values: Tensor) -> Tensor:
+def mean_over_world(
+    values: Tensor,  # of one shape in every process
+) -> Tensor:
     "The mean of a tensor over all processes, for logging."
     return sum_over_world(values.detach()) / world_size()
 
 
-def from_rank_zero(value: Any) -> Any:
+def from_rank_zero(
+    value: Any,  # anything that can be pickled
+) -> Any:
     "What rank 0 holds, on every rank."
     box = [value]
     if world_size() > 1:
@@ -247,7 +255,9 @@ def from_rank_zero(value: Any) -> Any:
     return box[0]
 
 
-def from_every_rank(value: Any) -> list[Any]:
+def from_every_rank(
+    value: Any,  # anything that can be pickled
+) -> list[Any]:
     "Everybody's value, in rank order."
     if world_size() == 1:
         return [value]

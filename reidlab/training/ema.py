@@ -41,7 +41,10 @@ class Average:
         return [own[key] for key in floats], [new[key] for key in floats], rest
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(
+        self,
+        model: nn.Module,  # whose weights are averaged
+    ) -> None:
         "Move the average towards the network after a step."
         averages, weights, rest = self._pairs(model)
         torch._foreach_lerp_(averages, weights, 1 - warm_decay(self.steps, self.decay))
@@ -53,7 +56,10 @@ class Average:
         "What a continued run needs: the averages and how many steps they hold."
         return {"model": self.model.state_dict(), "steps": self.steps}
 
-    def restore(self, content: dict[str, Any]) -> None:
+    def restore(
+        self,
+        content: dict[str, Any],  # of a checkpoint
+    ) -> None:
         "Take up what `state` gave."
         self.model.load_state_dict(content["model"])
         self.steps = content["steps"]

@@ -10,7 +10,7 @@ from torch import nn
 
 # %% ../../nbs/06_training/08_freeze.ipynb #22fb414d
 def learning_weights(
-    model: nn.Module,
+    model: nn.Module,  # with children
     part: str = "backbone",  # name of the child that rests
 ) -> list[nn.Parameter]:
     "The weights of a part that learn when it is open; refuses a network without such a part."
@@ -27,7 +27,7 @@ def learning_weights(
 def rest(
     module: nn.Module,  # the backbone
     weights: list[nn.Parameter],  # of it, that learn when it is open
-    resting: bool,
+    resting: bool,  # True: to rest; False: open
 ) -> bool:  # whether anything changed
     "Put a part to rest, or open it: gradients, batch norm statistics, dropout."
     module.train(not resting)

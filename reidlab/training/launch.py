@@ -118,7 +118,7 @@ def how_many(
 
 
 def device_of(
-    gpus: int,
+    gpus: int,  # processes, one a GPU; 0: on the CPU
     device: str = "auto",  # auto, cpu, cuda
 ) -> str:  # cpu, cuda
     "The device of a job: by its parameters; in a world that others made a GPU, unless told cpu."
@@ -139,11 +139,11 @@ def device_of(
 
 def open_job(
     run: str,  # folder name under runs/; empty: recipe, verb and seed
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     verb: str,  # train, search
     data: str = "",  # the data set's fingerprint
-    gpus: int = 0,
-    device: str = "auto",
+    gpus: int = 0,  # processes, one a GPU; 0: one on the CPU
+    device: str = "auto",  # auto, cpu, cuda
 ) -> RunFolder:
     "Open a job's run. In a world that others made rank 0 does; the others learn its place and touch nothing."
     member, processes = member_of(os.environ), how_many(gpus)

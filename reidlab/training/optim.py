@@ -57,8 +57,8 @@ def learning_rate(
 
 # %% ../../nbs/06_training/01_optim.ipynb #09bd2561
 def parameter_groups(
-    model: nn.Module,
-    weight_decay: float,
+    model: nn.Module,  # whose weights learn
+    weight_decay: float,  # of all but biases, where those have their own
     bias_lr_factor: float = 1.0,  # biases learn this much faster
     head_lr_factor: float = 1.0,  # all but `backbone.*` learns this much faster
     weight_decay_bias: float | None = None,  # None: as weight_decay
@@ -81,15 +81,15 @@ def parameter_groups(
 
 # %% ../../nbs/06_training/01_optim.ipynb #9f0e03fb
 def build_optimizer(
-    model: nn.Module,
+    model: nn.Module,  # whose weights learn
     optimizer: str = "adamw",  # adamw, adam, sgd
-    lr: float = 1e-3,
-    weight_decay: float = 5e-4,
+    lr: float = 1e-3,  # of the backbone's weights
+    weight_decay: float = 5e-4,  # of all but biases, where those have their own
     momentum: float = 0.9,  # sgd
     nesterov: bool = False,  # sgd
-    bias_lr_factor: float = 1.0,
-    head_lr_factor: float = 1.0,
-    weight_decay_bias: float | None = None,
+    bias_lr_factor: float = 1.0,  # biases learn this much faster
+    head_lr_factor: float = 1.0,  # all but `backbone.*` learns this much faster
+    weight_decay_bias: float | None = None,  # None: as weight_decay
 ) -> torch.optim.Optimizer:
     "An optimiser over the model's trainable parameters."
     groups = parameter_groups(
@@ -105,7 +105,7 @@ def build_optimizer(
 
 
 def set_rate(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,  # from `build_optimizer`
     lr: float,  # each group gets it times its own factor
 ) -> None:
     "Give an optimiser the rate for its next step."

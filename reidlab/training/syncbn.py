@@ -68,7 +68,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 # %% ../../nbs/06_training/06_syncbn.ipynb #a46b80c0
 def convert_sync_batchnorm(
-    model: nn.Module,
+    model: nn.Module,  # changed in place
     device: str = "cpu",  # cuda: torch's own layer; cpu: ours
 ) -> nn.Module:  # the same object, its batch norms replaced
     "Let a network's batch norms see the joint batch; nothing happens in a world of one."

@@ -54,7 +54,7 @@ def show_stages(
     photos: np.ndarray,  # (B, H, W, 3) fractions 0…1, or uint8
     maps: Sequence[Tensor],  # from stage_maps
     alpha: float = 0.5,  # share of the map's colour
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "A column a photo: itself, then every stage laid over it."
     photos = np.asarray(photos)

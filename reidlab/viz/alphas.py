@@ -56,8 +56,8 @@ def probabilities(
 
 # %% ../../nbs/09_viz/09_alphas.ipynb #320e669e
 def chosen(
-    genotype: Genotype,
-    kind: str = "normal",
+    genotype: Genotype,  # that names its ops
+    kind: str = "normal",  # or reduce
 ) -> list[tuple[int, int]]:  # (row, column) in the matrix of alphas
     "Where the edges of the derived cell stand among the alphas."
     names = edge_names(len(getattr(genotype, kind)))
@@ -69,9 +69,9 @@ def chosen(
 
 
 def plot_probabilities(
-    genotype: Genotype,
+    genotype: Genotype,  # with its alphas
     kind: str = "normal",  # or reduce
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
     top: float | None = None,  # share drawn darkest; None: the largest
 ) -> Axes:
     "Shares of one epoch, edges × ops, the derived edges framed."
@@ -127,7 +127,7 @@ def _line(op: str, ops: Sequence[str]) -> dict:
 def plot_alphas(
     genotypes: Sequence[Genotype],  # (T,) one an epoch, from epoch 0
     kind: str = "normal",  # or reduce
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "The mean share of each op over the edges, epoch by epoch."
     means = 100 * _series(genotypes, kind).mean(1)
@@ -150,7 +150,7 @@ def plot_alphas(
 def plot_edges(
     genotypes: Sequence[Genotype],  # (T,) one an epoch, from epoch 0
     kind: str = "normal",  # or reduce
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "The shares of every edge, one strip an edge, epochs from left to right."
     shares = _series(genotypes, kind)
@@ -191,10 +191,10 @@ Spans = Sequence[tuple[int, int]]  # of epochs, from … to …
 
 
 def shade_warmup(
-    ax: Axes,
+    ax: Axes,  # with epochs along it
     warmup: int | Spans,  # epochs at the beginning, or several spans
     last: int,  # epoch that the axis shows
-    first: int = 0,
+    first: int = 0,  # epoch that the axis begins with
 ) -> Axes:
     "Grey where only the weights learn."
     for begin, end in [(0, warmup)] if isinstance(warmup, int) else warmup:
@@ -205,7 +205,7 @@ def shade_warmup(
 
 def plot_entropy(
     history: pd.DataFrame,  # one row an epoch: epoch, entropy_normal, entropy_reduce (nats)
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
     warmup: int | Spans = 0,  # epochs in which only the weights learn: so many, or from … to …
     n_ops: int = 7,  # O, operations on offer
 ) -> Axes:
@@ -250,7 +250,7 @@ def plot_entropy(
 # %% ../../nbs/09_viz/09_alphas.ipynb #505544ae
 def plot_changes(
     search: pd.DataFrame | Sequence[Genotype],  # a history with `changed`, or one genotype an epoch
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "Edges of the derived cells that differ from the epoch before."
     if isinstance(search, pd.DataFrame):

@@ -18,7 +18,7 @@ FEW = 12  # cameras up to which every field carries its figure
 def plot_camera_matrix(
     table: pd.DataFrame,  # query camera × gallery camera, fractions; nan where nothing can be found
     name: str = "mAP",  # of the figure
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "A figure for every pair of cameras, in per cent."
     if table.ndim != 2 or not table.size:

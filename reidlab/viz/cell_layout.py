@@ -59,7 +59,7 @@ def _columns(
 def crossings(
     hops: Sequence[tuple[Item, Item]],  # between two neighbouring columns
     left: Sequence[Item],  # items from top to bottom
-    right: Sequence[Item],
+    right: Sequence[Item],  # the same, of the next column
 ) -> int:
     "How often the hops between two columns cross."
     a, b = ({item: i for i, item in enumerate(column)} for column in (left, right))

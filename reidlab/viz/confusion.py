@@ -21,7 +21,7 @@ from .photos import canvas, place, read_thumbs
 # %% ../../nbs/09_viz/15_confusion.ipynb #7dc3ded8
 def plot_class_accuracy(
     table: pd.DataFrame,  # from class_table: columns photos, top1
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "Top-1 of every class, the weakest on the left; the dashed line is the share of all photos."
     if not len(table):
@@ -48,7 +48,7 @@ def show_confused(
     classes: Sequence[str],  # name of each class
     each: int = 5,  # photos on either side
     side: int = 64,  # pixels of a photo's box
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "What was taken for what: mistakes on the left, what they were taken for on the right."
     if not len(pairs):

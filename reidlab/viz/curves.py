@@ -135,7 +135,7 @@ def _plot_validation(history: pd.DataFrame, ax: Axes) -> Axes:
 def plot_cmc(
     curves: dict[str, np.ndarray],  # name → (R,) fraction of queries matched at rank 1, 2, …
     ranks: int = 20,  # how many ranks to draw
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "Cumulative matching curves, each named at its end, in per cent."
     if not curves:
@@ -159,8 +159,8 @@ def plot_cmc(
 # %% ../../nbs/09_viz/03_curves.ipynb #194ae325
 def plot_ap_histogram(
     ap: np.ndarray,  # (Q,) average precision of each query, 0…1; nan where nothing could match
-    ax: Axes | None = None,
-    bins: int = 20,
+    ax: Axes | None = None,  # None: a new figure
+    bins: int = 20,  # between 0 and 1
 ) -> Axes:
     "How the average precision is spread over the queries; the dashed line is mAP."
     ap = np.asarray(ap, dtype=float)

@@ -22,7 +22,7 @@ from .photos import show_person
 
 # %% ../../nbs/09_viz/21_data_set.ipynb #e9e17f3b
 def photos_to_show(
-    manifest: Manifest,
+    manifest: Manifest,  # of a prepared set
 ) -> tuple[Photos, str]:  # the photos, and what they are
     "The training photos of a set; of one that only tests, its queries and gallery without junk."
     if (manifest.frame["split"] == "train").any():
@@ -37,7 +37,7 @@ def photos_to_show(
 
 
 def photo_sizes(
-    photos: Photos,
+    photos: Photos,  # on disk
     n: int = 300,  # photos to open, evenly spread
 ) -> np.ndarray:  # (M, 2) width and height in pixels, M ≤ n; those that open
     "The sizes of some photos; only their headers are read."
@@ -101,8 +101,8 @@ def plot_set(
 
 # %% ../../nbs/09_viz/21_data_set.ipynb #19d44721
 def show_someone(
-    manifest: Manifest,
-    ax: Axes | None = None,
+    manifest: Manifest,  # of a prepared set
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "The identity that most cameras have seen, a panel for each camera."
     photos, _ = photos_to_show(manifest)
@@ -140,7 +140,7 @@ def _left(manifest: Manifest, odd: Sequence[str] | None) -> str:
 
 
 def closing_line(
-    manifest: Manifest,
+    manifest: Manifest,  # as it was written
     odd: Sequence[str] | None = None,  # files that were left out; None: all beside the photos
     findings: Sequence[Finding] = (),  # from compare_set
 ) -> str:  # Markdown

@@ -62,9 +62,9 @@ def _entropy(genotypes: Sequence[Genotype], epoch: int, warmup: int) -> str:
 # %% ../../nbs/09_viz/10_explorers.ipynb #ae58cac4
 def epoch_html(
     genotypes: Sequence[Genotype],  # (T,) one an epoch, from epoch 0
-    epoch: int,
+    epoch: int,  # position in `genotypes`
     warmup: int = 0,  # epochs in which only the weights learn
-    title: str = "",
+    title: str = "",  # in front of the epoch's number
 ) -> str:  # HTML with everything inside, no script, no link
     "One epoch of a search: its cells, its shares, its entropy."
     genotype = genotypes[epoch]
@@ -80,7 +80,7 @@ ORDERS = ("hardest first", "by person")
 
 
 def query_order(
-    query: Photos,
+    query: Photos,  # Q photos
     ap: np.ndarray,  # (Q,) average precision, nan for a query without a match
     order: str = ORDERS[0],  # or by person
 ) -> np.ndarray:  # (Q,) positions
@@ -94,12 +94,12 @@ def query_order(
 
 
 def query_html(
-    query: Photos,
-    gallery: Photos,
-    result: RankResult,
+    query: Photos,  # Q photos
+    gallery: Photos,  # what the result's `top` counts in
+    result: RankResult,  # with its `top` and `ap`
     q: int,  # which query
     place: str = "",  # such as "3 of 40, hardest first"
-    ranks: int = 10,
+    ranks: int = 10,  # entries to show
 ) -> str:  # HTML with everything inside, no script, no link
     "One query and its ranked strip."
     ap = result.ap[q]
@@ -137,7 +137,7 @@ def _slider(words: str, last: int, value: int, first: int = 0) -> widgets.IntSli
 def explore_search(
     genotypes: Sequence[Genotype],  # (T,) one an epoch, from epoch 0
     warmup: int = 0,  # epochs in which only the weights learn
-    title: str = "",
+    title: str = "",  # in front of the epoch's number
 ) -> widgets.VBox:
     "A slider over the epochs of a search, and the picture of that epoch."
     genotypes = list(genotypes)
@@ -149,8 +149,8 @@ def explore_search(
 
 
 def explore_ranking(
-    query: Photos,
-    gallery: Photos,
+    query: Photos,  # Q photos
+    gallery: Photos,  # what the result's `top` counts in
     result: RankResult,  # with its `top` and `ap`
 ) -> widgets.VBox:
     "A slider over the queries, hardest first or by person, and the ranked strip of that query."

@@ -35,7 +35,7 @@ def write_samples(
 # %% ../../nbs/09_viz/18_generated.ipynb #342dff87
 def plot_gap(
     history: pd.DataFrame,  # of a generator's run
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "The critic's score of real photos minus that of drawn ones, an epoch's mean."
     ax = ax or plt.subplots(figsize=look.SINGLE)[1]
@@ -48,7 +48,7 @@ def plot_gap(
 def plot_frechet(
     history: pd.DataFrame,  # of a generator's run
     baselines: Mapping[str, Mapping[str, float]],  # of its metrics.json: name → {"frechet": …}
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "The Fréchet distance to real photos, between what costs nothing."
     if "frechet" not in history:

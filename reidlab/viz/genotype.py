@@ -140,7 +140,7 @@ def _index(text: str) -> tuple[str, str]:
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #2d9a3881
 def cell_words(
-    cell: Cell,
+    cell: Cell,  # for each node from 2 on: ((op, source), …)
     first: int = 2,  # what the cell's first node is called
 ) -> str:
     "A cell as a sentence: node 2 = separable 3×3 of c_{k−2} + skip of c_{k−1}; …"
@@ -172,7 +172,7 @@ def _drawn(layout: Layout, x: float = 0, y: float = 0) -> str:
 def cell_svg(
     cell: Cell,  # for each node from 2 on: ((op, source), …)
     concat: Sequence[int] = (),  # nodes that make the output; empty: all
-    title: str = "",
+    title: str = "",  # above the cell
     first: int = 2,  # what the cell's first node is called
 ) -> str:  # an SVG document
     "One cell as SVG."
@@ -200,8 +200,8 @@ def _layouts(genotype: Genotype, first: int = 2) -> dict[str, Layout]:
 
 
 def genotype_svg(
-    genotype: Genotype | LayerGenotype,
-    title: str = "",
+    genotype: Genotype | LayerGenotype,  # of cells, or of layers
+    title: str = "",  # above it
     first: int = 2,  # what a cell's first node is called: 2 as in genotype.json, 0 as in papers
 ) -> str:  # an SVG document
     "Normal and reduction cell, or a column of layers, as one SVG."
@@ -260,9 +260,9 @@ def _put_box(ax: Axes, box: Box, unit: float) -> None:
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #60422ac3
 def plot_cell(
-    layout: Layout,
-    ax: Axes | None = None,
-    title: str = "",
+    layout: Layout,  # from `layout_cell` or `layout_layers`
+    ax: Axes | None = None,  # None: a new figure
+    title: str = "",  # above the cell
 ) -> Axes:
     "A layout on matplotlib axes."
     if ax is None:
@@ -282,7 +282,7 @@ def plot_cell(
 
 
 def plot_genotype(
-    genotype: Genotype,
+    genotype: Genotype,  # of cells
     axes: Sequence[Axes] | None = None,  # two axes: normal, reduction
 ) -> np.ndarray:  # the two axes
     "Normal and reduction cell, drawn by matplotlib."
@@ -312,7 +312,7 @@ def figure_png(
 
 
 def genotype_png(
-    genotype: Genotype | LayerGenotype,
+    genotype: Genotype | LayerGenotype,  # of cells, or of layers
     scale: float = 1.0,  # picture pixels a layout pixel
 ) -> bytes:
     "Both cells as PNG, one above the other; or a column of layers."
@@ -345,7 +345,7 @@ def layer_words(
 
 
 def layout_layers(
-    genotype: LayerGenotype,
+    genotype: LayerGenotype,  # first layer first
 ) -> Layout:
     "A list of layers as rows of boxes, the first on top."
     block, tall, gap = 112, 28, 8
@@ -368,8 +368,8 @@ def layout_layers(
 
 
 def layers_svg(
-    genotype: LayerGenotype,
-    title: str = "",
+    genotype: LayerGenotype,  # first layer first
+    title: str = "",  # above it
 ) -> str:  # an SVG document
     "A list of layers as SVG."
     layout, head = layout_layers(genotype), 28 if title else 0

@@ -52,8 +52,8 @@ def mean_over_runs(
 # %% ../../nbs/09_viz/14_groups.ipynb #70b906a2
 def gap(
     ours: Sequence[float],  # one figure a run
-    theirs: Sequence[float],
-    level: float = 0.95,
+    theirs: Sequence[float],  # one figure a run
+    level: float = 0.95,  # how often the interval should hold the truth
 ) -> Estimate:  # ours minus theirs; n counts the runs of both
     "How far two groups of runs lie apart, with Welch's interval (Welch, 1947)."
     a, b = _values(ours, "ours"), _values(theirs, "theirs")
@@ -71,8 +71,8 @@ def gap(
 # %% ../../nbs/09_viz/14_groups.ipynb #add5febb
 def verdict(
     apart: Estimate,  # from gap
-    yes: str = "Yes",
-    no: str = "No, it is worse",
+    yes: str = "Yes",  # said where the interval lies above 0
+    no: str = "No, it is worse",  # said where it lies below
 ) -> str:
     "What an interval allows to say: a difference either way, or that none is shown."
     if np.isnan(apart.low):
@@ -83,8 +83,8 @@ def verdict(
 def group_table(
     groups: Mapping[str, pd.DataFrame],  # name → rows of load_runs
     against: str = "",  # the group that the others are compared with; empty: none
-    metric: str = "mAP",
-    level: float = 0.95,
+    metric: str = "mAP",  # column of the runs
+    level: float = 0.95,  # how often an interval should hold the truth
 ) -> pd.DataFrame:  # a row a group; figures in per cent as text
     "Groups of runs side by side: mean, interval, range, and the gap to one of them."
     if against and against not in groups:
@@ -103,8 +103,8 @@ def group_table(
 # %% ../../nbs/09_viz/14_groups.ipynb #f45152e0
 def plot_groups(
     groups: Mapping[str, Sequence[float]],  # name → one figure a run, as a fraction
-    ax: Axes | None = None,
-    label: str = "mAP (%)",
+    ax: Axes | None = None,  # None: the current ones
+    label: str = "mAP (%)",  # of the axis
 ) -> Axes:
     "Every run a mark, every group's mean a bar with its interval."
     ax = ax or plt.gca()

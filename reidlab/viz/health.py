@@ -38,9 +38,9 @@ def _frame(ax: Axes, history: pd.DataFrame, warmup: int | Spans) -> None:
 
 
 def mark_findings(
-    findings: Sequence[Finding],
+    findings: Sequence[Finding],  # from `verdicts`
     codes: Sequence[str],  # the rules that this panel is about
-    ax: Axes,
+    ax: Axes,  # with epochs along it
 ) -> Axes:
     "A line where each finding was made, and a triangle at the last sound epoch."
     above = {"transform": ax.get_xaxis_transform(), "rotation": 90, "va": "top", "ha": "right"}
@@ -56,7 +56,7 @@ def mark_findings(
 def plot_shares(
     history: pd.DataFrame,  # a row an epoch, as health_history gives it
     what: str,  # parameter_free: derived edges; free_mass or p_none: probability
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
     warmup: int | Spans = 0,  # epochs in which only the weights learn: so many, or from … to …
 ) -> Axes:
     "A share of both kinds of cell over the epochs, and where it lies when nothing is decided."
@@ -87,8 +87,8 @@ def plot_shares(
 # %% ../../nbs/09_viz/11_health.ipynb #6c97df11
 def plot_eigenvalue(
     history: pd.DataFrame,  # with the columns eigenvalue and, if known, eigenvalue_error
-    ax: Axes | None = None,
-    warmup: int | Spans = 0,
+    ax: Axes | None = None,  # None: a new figure
+    warmup: int | Spans = 0,  # epochs in which only the weights learn: so many, or from … to …
 ) -> Axes:
     "The largest eigenvalue of the alphas' Hessian over the epochs."
     seen = history.dropna(subset=["eigenvalue"]) if "eigenvalue" in history else history[:0]
@@ -132,8 +132,8 @@ def panels_of(
 def plot_layer_figure(
     history: pd.DataFrame,  # a row an epoch, of a search for layers
     what: str,  # entropy_layers: nats; tried_layers: candidates of a place that ever ran
-    ax: Axes | None = None,
-    warmup: int = 0,
+    ax: Axes | None = None,  # None: a new figure
+    warmup: int = 0,  # epochs in which only the weights learn
 ) -> Axes:
     "One figure of a search for layers over the epochs, and the most it can be."
     n = int(history["n_ops"].iloc[0])
@@ -204,7 +204,7 @@ def write_health(
     path: Path,  # the run folder of a search
     record: Mapping[str, Any],  # one epoch: {"epoch": 3, …}
     rules: Mapping[str, Mapping[str, Any]] | None = None,  # as for nas.health.verdicts
-    warmup: int = 0,
+    warmup: int = 0,  # epochs in which only the weights learn
     spans: Spans = (),  # shaded instead, where stages have warm-ups of their own
 ) -> None:
     "Draw the search's health so far into `path/health.png`."
@@ -238,8 +238,8 @@ SIGNS = {  # marker and colour of a rule's findings
 def plot_verdicts(
     findings: Mapping[str, Sequence[Finding]],  # of each search, by name
     epochs: Mapping[str, int] | int,  # of each search, or of all
-    ax: Axes | None = None,
-    warmup: int = 0,
+    ax: Axes | None = None,  # None: a new figure
+    warmup: int = 0,  # epochs in which only the weights learn
 ) -> Axes:
     "When the rules spoke in each of several searches."
     if not findings:

@@ -100,7 +100,7 @@ def plot_selection(
 # %% ../../nbs/09_viz/13_layers.ipynb #7301a8eb
 def plot_layers(
     genotype: LayerGenotype,  # of an epoch, with its alphas
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "Probabilities of one epoch, places × candidates, the chosen layers framed."
     _checked([genotype])

@@ -25,7 +25,7 @@ from ..data.transforms import denormalise
 
 # %% ../../nbs/09_viz/01_photos.ipynb #f717b80b
 def open_photo(
-    photos: Photos,
+    photos: Photos,  # on disk
     i: int,  # position in `photos`
 ) -> Image.Image:  # RGB, at its own size
     "One photo as it lies on disk; one that cannot be read is named."
@@ -60,7 +60,7 @@ def _shown(photos: Photos, index: Sequence[int]) -> list[Image.Image | None]:
 
 
 def read_thumbs(
-    photos: Photos,
+    photos: Photos,  # on disk
     index: Sequence[int],  # (N,) positions in `photos`
     height: int = 128,  # of the box, in pixels
     width: int | None = None,  # of the box; None: from the median shape of these photos
@@ -82,8 +82,8 @@ def read_thumbs(
 # %% ../../nbs/09_viz/01_photos.ipynb #cb6af885
 def canvas(
     width: float,  # in photo pixels
-    height: float,
-    ax: Axes | None = None,
+    height: float,  # in photo pixels
+    ax: Axes | None = None,  # None: a new figure
     inches: float = look.ROW[0],  # width of a new figure
 ) -> Axes:  # x to the right, y downward, no ticks
     "Empty axes on which photos are placed by their pixels."
@@ -113,9 +113,9 @@ def place(
 # %% ../../nbs/09_viz/01_photos.ipynb #8c99f43b
 def contact_sheet(
     images: np.ndarray,  # (N, H, W, 3) uint8
-    cols: int = 8,
+    cols: int = 8,  # images in a row
     labels: Sequence[str] | None = None,  # (N,) short words under each image
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "Images in rows of `cols`, in their order."
     images = np.asarray(images)
@@ -147,7 +147,7 @@ def show_batch(
     std: Sequence[float],  # (3,)
     rows: int = 4,  # people at most
     cols: int | None = None,  # photos of each at most; None: all, up to 8
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "A batch as the network sees it, one row per person, in the order of the batch."
     pids, camids = np.asarray(batch.pids), np.asarray(batch.camids)
@@ -169,9 +169,9 @@ def show_batch(
 
 # %% ../../nbs/09_viz/01_photos.ipynb #e0ae6d1f
 def show_person(
-    photos: Photos,
+    photos: Photos,  # on disk
     pid: int,  # as the data set names it
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
     max_photos: int = 12,  # shared evenly among the cameras
 ) -> Axes:
     "One person's photos, a panel for each camera."

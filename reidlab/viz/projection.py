@@ -80,8 +80,8 @@ def attentions(
 # %% ../../nbs/09_viz/17_projection.ipynb #9c05c545
 def tsne_plane(
     features: np.ndarray,  # (N, D); a few hundred: every pair is looked at
-    perplexity: float = 15.0,
-    steps: int = 500,
+    perplexity: float = 15.0,  # how many neighbours a point has, roughly
+    steps: int = 500,  # of gradient descent
 ) -> np.ndarray:  # (N, 2)
     "Neighbours kept together in the plane (van der Maaten and Hinton, 2008)."
     p = np.maximum(attentions(features, perplexity), 1e-12)

@@ -58,13 +58,13 @@ def _query_label(query: Photos, q: int, ap: np.ndarray | None) -> str:
 
 # %% ../../nbs/09_viz/02_ranking.ipynb #eb1fc947
 def show_ranks(
-    query: Photos,
-    gallery: Photos,
+    query: Photos,  # Q photos
+    gallery: Photos,  # what `top` counts in
     top: np.ndarray,  # (Q, k) gallery positions, nearest first, junk left out; −1 for none
     queries: Sequence[int] | None = None,  # rows of `top` to show; None: the first five
-    ranks: int = 10,
+    ranks: int = 10,  # entries to show
     ap: np.ndarray | None = None,  # (Q,) fractions, written beside the query
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "Each query and its first ranks: hits framed solid blue, misses dashed orange."
     top = np.asarray(top)[:, :ranks]
@@ -137,11 +137,11 @@ def _figure(photos: Photos, i: int, height: int, name: str, kind: str = "") -> s
 
 # %% ../../nbs/09_viz/02_ranking.ipynb #2ac2e0cd
 def ranks_html(
-    query: Photos,
-    gallery: Photos,
+    query: Photos,  # Q photos
+    gallery: Photos,  # what `top` counts in
     top: np.ndarray,  # (Q, k) gallery positions, nearest first, junk left out; −1 for none
     queries: Sequence[int] | None = None,  # rows of `top` to show; None: the first five
-    ranks: int = 10,
+    ranks: int = 10,  # entries to show
     ap: np.ndarray | None = None,  # (Q,) fractions
     height: int = 96,  # of each photo, in pixels
 ) -> str:  # HTML with everything inside, no script, no link
@@ -210,8 +210,8 @@ def show_recorded_ranks(
     root: str | Path,  # folder that the data set's paths start from
     which: str = "best",  # "best" or "worst"
     n: int = 5,  # queries, the most extreme first
-    ranks: int = 10,
-    ax: Axes | None = None,
+    ranks: int = 10,  # entries to show
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "The strip of `show_ranks` from a run's small record and the photos."
     query, gallery, top, ap = recorded_ranks(record, root, which, n)

@@ -121,7 +121,7 @@ def _cell(value: float, factor: float, base: float | None) -> str:
 
 def compare(
     runs: pd.DataFrame | Iterable[dict],  # from load_runs, or metrics.json contents; fractions
-    metrics: Sequence[str] = ("mAP", "R1", "mINP", "params", "macs"),
+    metrics: Sequence[str] = ("mAP", "R1", "mINP", "params", "macs"),  # as in metrics.json
     baseline: str | None = None,  # a run's name; the others show their distance from it
 ) -> pd.DataFrame:  # of text
     "Runs as rows, the chosen figures as columns, in units for reading."

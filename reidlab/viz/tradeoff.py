@@ -35,7 +35,7 @@ def plot_tradeoff(
     published: pd.DataFrame,  # model, dataset, params and the figure; may be empty
     ours: pd.DataFrame,  # the same columns, from points_of_runs; may be empty
     name: str = "mAP",  # the figure, as in metrics.json
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "Accuracy over parameters: published points hollow, measured ones filled."
     title, factor, _ = figure(name)

@@ -20,7 +20,7 @@ from .groups import gap, mean_over_runs, verdict
 # %% ../../nbs/09_viz/20_tricks.ipynb #0c9202d1
 def by_seed(
     runs: pd.DataFrame,  # rows of load_runs
-    metric: str = "mAP",
+    metric: str = "mAP",  # column of the runs
     name: str = "this group",  # for the message
 ) -> pd.Series:  # seed → figure, as a fraction
     "A group's figures by their seeds; one run a seed."
@@ -37,8 +37,8 @@ def by_seed(
 
 def paired_differences(
     ours: pd.DataFrame,  # rows of load_runs
-    theirs: pd.DataFrame,
-    metric: str = "mAP",
+    theirs: pd.DataFrame,  # rows of load_runs, of the same seeds
+    metric: str = "mAP",  # column of the runs
     names: tuple[str, str] = ("one side", "the other"),  # for the message
 ) -> pd.Series:  # seed → ours minus theirs
     "The difference of two groups, seed by seed."
@@ -54,8 +54,8 @@ def paired_differences(
 def trick_table(
     groups: Mapping[str, pd.DataFrame],  # name → rows of load_runs
     against: str,  # the group with every trick
-    metric: str = "mAP",
-    level: float = 0.95,
+    metric: str = "mAP",  # column of the runs
+    level: float = 0.95,  # how often an interval should hold the truth
 ) -> pd.DataFrame:  # a row a group; figures in per cent, as text
     "Rows of an ablation: mean, and the paired difference to the full recipe."
     if against not in groups:
@@ -77,10 +77,10 @@ def trick_table(
 
 def trick_difference(
     groups: Mapping[str, pd.DataFrame],  # name → rows of load_runs
-    name: str,
-    against: str,
-    metric: str = "mAP",
-    level: float = 0.95,
+    name: str,  # of the group that lacks something
+    against: str,  # the group with every trick
+    metric: str = "mAP",  # column of the runs
+    level: float = 0.95,  # how often the interval should hold the truth
 ) -> Estimate:  # nan ends with a single seed
     "A row's mean paired difference to the full recipe, with Student's interval."
     found = paired_differences(groups[name], groups[against], metric, (name, against))
@@ -90,8 +90,8 @@ def trick_difference(
 def plot_tricks(
     groups: Mapping[str, pd.DataFrame],  # name → rows of load_runs
     against: str,  # the group with every trick
-    ax: Axes | None = None,
-    metric: str = "mAP",
+    ax: Axes | None = None,  # None: the current ones
+    metric: str = "mAP",  # column of the runs
 ) -> Axes:
     "Each row's differences to the full recipe, seed by seed, with mean and interval."
     ax = ax or plt.gca()
