@@ -23,13 +23,14 @@ from rattler import Version as CondaVersion
 from reidlab.core import parameters
 from reidlab.core.recipe import SECTION_NAMES, load_recipe, recipe_card, recipe_names
 from reidlab.core.settings import Settings
-from reidlab.viz.contents import chapters_table, recipes_page
+from reidlab.viz.contents import LINK, chapters_table, recipes_page, right_link
 from reidlab.viz.page import to_readme
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = [p for p in sorted((ROOT / "nbs").glob("*_*/*.ipynb")) if p.name[:2] != "00"]
 FRONTS = sorted((ROOT / "nbs").glob("*_*/00_*.ipynb"))
-JOBS = [p for p in sorted((ROOT / "nbs").glob("*.ipynb")) if p.stem != "index"] + sorted(
+READING = [ROOT / "nbs" / "index.ipynb", ROOT / "nbs" / "tour.ipynb"]  # no job among them
+JOBS = [p for p in sorted((ROOT / "nbs").glob("*.ipynb")) if p not in READING] + sorted(
     (ROOT / "data_prep").glob("*.ipynb")
 )
 PAGES = CHAPTERS + FRONTS + JOBS + sorted((ROOT / "reports").glob("*.ipynb"))
@@ -137,6 +138,22 @@ def test_a_front_page_lists_its_room(page):
         "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in outputs
     )
     assert len(cells(page)) == 3  # imports, an example, a picture: one screen
+
+
+@pytest.mark.parametrize("page", PAGES + READING, ids=shown)
+def test_links_lead_somewhere(page):
+    for cell in cells(page, "markdown"):
+        for found in LINK.finditer(cell.source):
+            assert right_link(found["to"], page.parent, ROOT / "nbs") == found["to"]  # make readme
+
+
+def test_the_tour_has_fourteen_chapters_of_ninety_minutes():
+    text = "".join(c.source for c in cells(READING[1], "markdown"))
+    minutes = [
+        int(m) for m in re.findall(r"^\| \d+ \| \[.+\]\(.+\) \| (\d+) \| .+ \|$", text, re.M)
+    ]
+    assert len(minutes) == 14 and 80 <= sum(minutes) <= 100
+    assert f"{sum(minutes)} in all" in text
 
 
 def test_the_list_of_recipes_is_whole():
