@@ -27,6 +27,7 @@ from reidlab.data.class_loaders import (
 from ..losses.catalogue import weighted_sum
 from ..models.cost import count_macs, count_parameters
 from ..models.fblneck import class_scores
+from ..models.genotype import Genotype, LayerGenotype
 from .checkpoint import load_weights, read_kept
 from .distributed import rank, world_size
 from reidlab.training.loop import (
@@ -34,11 +35,11 @@ from reidlab.training.loop import (
     Work,
     architecture_of,
     check_alone,
+    kept_genotype,
     model_from_recipe,
     note_input,
     note_weights,
     open_together,
-    with_genotype,
     work_through,
 )
 
@@ -46,11 +47,12 @@ from reidlab.training.loop import (
 def classifier_from_recipe(
     recipe: Recipe,  # of task classification
     n_classes: int,
+    genotype: Genotype | LayerGenotype | None = None,  # the run's own; None: the recipe names it
 ) -> nn.Module:  # random weights from the recipe's seed, or those it names
     "The network a recipe describes, with a classifier for its classes."
     if wrong := misplaced(recipe):
         raise ValueError(f"recipe {recipe.name!r}: " + "\n".join(wrong))
-    model = model_from_recipe(recipe, n_classes)
+    model = model_from_recipe(recipe, n_classes, genotype)
     model.architecture["task"] = "classification"
     return model
 
@@ -108,9 +110,9 @@ def fit_classes(
 ) -> dict[str, Any]:  # what metrics.json holds
     "Train a classifier by a recipe, continuing where the folder stands; a finished run is returned as it is."
 
-    def build(whole: Recipe, data: ClassSet) -> Work:
-        model = classifier_from_recipe(whole, data.n_pids)
-        note_weights(RunFolder(folder), whole, data.n_pids)
+    def build(data: ClassSet, genotype: Genotype | LayerGenotype | None) -> Work:
+        model = classifier_from_recipe(recipe, data.n_pids, genotype)
+        note_weights(RunFolder(folder), recipe, model)
         costs = costs_of_classifier(model, recipe)
         trainer = Trainer(model, weighted_sum(recipe.loss.terms), recipe.train, device)
         reading = settings().workers if workers is None else workers
@@ -131,13 +133,14 @@ def load_classifier(
     "A run's network with its weights, ready to name."
     run = RunFolder(folder)
     content = read_kept(run, checkpoint, device)
-    recipe = with_genotype(run.recipe, run.path)
+    recipe = run.recipe
     if recipe.data.task != "classification":
         raise ValueError(
             f"run {run.name!r} learned to find identities again, not to name classes. "
             "Evaluate it as what it is: papermill nbs/evaluate.ipynb."
         )
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": ""})})
-    model = classifier_from_recipe(plain, content["architecture"]["n_pids"])
+    n_classes = content["architecture"]["n_pids"]
+    model = classifier_from_recipe(plain, n_classes, kept_genotype(recipe, run.path))
     load_weights(model, content, architecture_of(model, recipe), f"{checkpoint}.pt of {run.name}")
     return model.to(device).eval(), content
