@@ -17,6 +17,11 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from IPython.core.formatters import DisplayFormatter
+from skips import (  # noqa: F401
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
