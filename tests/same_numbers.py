@@ -167,7 +167,8 @@ def walk(page: str, parameters: Mapping[str, Any]) -> None:
             if "parameters" in cell["metadata"].get("tags", []):
                 names |= parameters
             matplotlib.pyplot.close("all") if hasattr(matplotlib, "pyplot") else None
-    about = machine() | {"code": find_spec("reidlab").origin}
+    package = find_spec("reidlab")
+    about = machine() | {"code": package.origin if package else "nowhere"}
     print("\n" + json.dumps(about))
 
 
@@ -314,7 +315,8 @@ def what_it_left(place: Path, entry: Entry) -> dict[str, Any]:
 
 def one_side(tree: Path, place: Path, names: list[str], full: bool) -> dict[str, Any]:
     "Run the entries in a tree: {commit, machine, entries: {name: facts, or why there are none}}."
-    found: dict[str, Any] = {"commit": git(tree, "rev-parse", "HEAD"), "full": full, "entries": {}}
+    commit = git(tree, "describe", "--always", "--abbrev=12", "--dirty", "--exclude", "*")
+    found: dict[str, Any] = {"commit": commit, "full": full, "entries": {}}
     found["newer"] = (tree / NEWER).is_file()
     for name in names:
         entry, missing, began = ENTRIES[name], None, cpu_seconds()
@@ -328,8 +330,9 @@ def one_side(tree: Path, place: Path, names: list[str], full: bool) -> dict[str,
             found["machine"] = {k: v for k, v in about.items() if k != "code"}
             about = what_it_left(place, entry)
         found["entries"][name] = about
+        kept(found, place.with_suffix(".json"))
         why = about.get("failed") or about.get("skipped") or "done"
-        took = f"{found['commit'][:7]} {cpu_seconds() - began:4.0f} s of CPU"
+        took = f"{commit} {cpu_seconds() - began:4.0f} s of CPU"
         print(f"  {took}  {name}: {why}", file=sys.stderr, flush=True)
     return found
 
@@ -452,6 +455,7 @@ def main() -> int:
     about = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     about.add_argument("--before", help="a commit, run in a worktree of its own")
     about.add_argument("--before-results", type=Path, help="a file of --freeze or --keep instead")
+    about.add_argument("--after-results", type=Path, help="the same, instead of this tree")
     about.add_argument("--freeze", type=Path, metavar="FILE", help="run one side and keep it here")
     about.add_argument("--tree", type=Path, default=ROOT, help="the side after; usually this tree")
     about.add_argument("--only", action="append", default=[], help="entries that begin so")
@@ -480,20 +484,21 @@ def both_sides(said: argparse.Namespace, place: Path, scratch: Path) -> int:
     before = read_json(said.before_results) if said.before_results else None
     if said.before:
         with worktree(said.before, scratch) as tree:
-            before = kept(one_side(tree, place / "before", names, full), place / "before.json")
+            before = one_side(tree, place / "before", names, full)
     if said.freeze:
         kept(before or one_side(said.tree.resolve(), place / "after", names, full), said.freeze)
         return 0
     tree = said.tree.resolve()
-    after = kept(one_side(tree, place / "after", names, full), place / "after.json")
-    if before["full"] != full:
-        raise SystemExit(f"those results were made with full {before['full']}; run with the same.")
+    after = read_json(said.after_results) if said.after_results else None
+    after = after or one_side(tree, place / "after", names, full)
+    if before["full"] != after["full"]:
+        raise SystemExit("one of the two was made with --full; make both with it, or both without.")
     if before.get("machine") != after.get("machine"):
         print(f"ANOTHER MACHINE: {before.get('machine')} → {after.get('machine')}")
     if after["newer"] and not before["newer"]:
         before = upgraded(before, tree)
     rows = table(before, after)
-    print(f"{before['commit'][:12]} → {after['commit'][:12]}, {after.get('machine')}")
+    print(f"{before['commit']} → {after['commit']}, {after.get('machine')}")
     print("\n".join(lines(rows)))
     if said.json:
         kept({"before": before["commit"], "after": after["commit"], "rows": rows}, said.json)

@@ -238,6 +238,15 @@ def test_older_recipes_are_upgraded_by_the_newer_tree(tmp_path, monkeypatch):
     assert found == {"one": {"recipe": {"lr": 2}, "weights": "ab"}, "two": {"failed": "x"}}
 
 
+def test_a_page_that_ran_other_code_is_no_result(tmp_path):
+    page = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["given = 0\n"]}
+    check = {"cell_type": "code", "metadata": {}, "source": ["assert given['run'] == 'one', given"]}
+    (tmp_path / "page.ipynb").write_text(json.dumps({"cells": [page, check]}))
+    entry = Entry("page.ipynb", given={"given": {"run": "one"}})
+    about = same_numbers.called(tmp_path, tmp_path, entry, full=False)  # a tree without a package
+    assert about["failed"].startswith("ran the code of") and str(tmp_path) in about["failed"]
+
+
 def test_it_does_not_import_what_it_compares():
     code = "import same_numbers, sys; print([m for m in sys.modules if m.startswith('reidlab')])"
     words = [sys.executable, "-c", code]
