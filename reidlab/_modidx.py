@@ -327,6 +327,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'reidlab.data.archives._strange': ('01_data/archives.html#_strange', 'reidlab/data/archives.py'),
                                        'reidlab.data.archives._tar_entries': ( '01_data/archives.html#_tar_entries',
                                                                                'reidlab/data/archives.py'),
+                                       'reidlab.data.archives._unpacked_from': ( '01_data/archives.html#_unpacked_from',
+                                                                                 'reidlab/data/archives.py'),
                                        'reidlab.data.archives._write': ('01_data/archives.html#_write', 'reidlab/data/archives.py'),
                                        'reidlab.data.archives._zip_entries': ( '01_data/archives.html#_zip_entries',
                                                                                'reidlab/data/archives.py'),

@@ -12,7 +12,8 @@ import pytest
 
 from reidlab.core.seed import rng
 from reidlab.data import archives as raw
-from reidlab.data.archives import open_raw, unpack
+from reidlab.data.archives import ORIGIN, open_raw, unpack
+from reidlab.data.files import visible, walk_tree
 
 
 def zipped(path, *names, data=b"picture", how=zipfile.ZIP_STORED, edit=lambda info: None):
@@ -200,9 +201,50 @@ def test_two_processes_unpack_once(tmp_path):
         if (child := os.fork()) == 0:
             code = 1
             try:
-                code = 0 if len(list(open_raw(archive, tmp_path / "set").iterdir())) == 200 else 2
+                folder = open_raw(archive, tmp_path / "set")
+                code = 0 if len(visible(folder)) == 200 else 2
             finally:
                 os._exit(code)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children] == [0, 0, 0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["set", "set.zip"]
+
+
+def one_photo(path, data):
+    return tarred(path, "1.jpg") if data == b"tar" else zipped(path, "1.jpg", data=data)
+
+
+@pytest.mark.parametrize("other", [b"changed", b"longer than before", b"tar"])
+def test_another_archive_of_the_name_is_unpacked_beside(other, tmp_path, capsys):
+    archive, target = tmp_path / "set.zip", tmp_path / "out" / "set"
+    old = open_raw(one_photo(archive, b"picture"), target)
+    about = archive.stat()
+    one_photo(archive, other)
+    os.utime(archive, ns=(about.st_atime_ns, about.st_mtime_ns))  # as cp -p or a sync leaves it
+    new = open_raw(archive, target)
+    said = capsys.readouterr().err
+    assert old == target != new and new.parent == target.parent
+    assert (old / "1.jpg").read_bytes() == b"picture"
+    assert (new / "1.jpg").read_bytes() == (b"picture" if other == b"tar" else other)
+    assert said.count("\n") == 1 and all(w in said for w in ("set.zip", str(old), new.name))
+    assert open_raw(archive, target) == new and walk_tree(new).others == []
+    one_photo(archive, b"picture")  # the first one again
+    assert open_raw(archive, target) == old and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_same_archive_copied_or_renamed_is_not_unpacked_again(tmp_path, capsys):
+    old = open_raw(one_photo(tmp_path / "set.zip", b"picture"), tmp_path / "set")
+    os.utime(tmp_path / "set.zip", (1, 1))
+    (tmp_path / "set.zip").rename(tmp_path / "set-v1.zip")
+    (old / "1.jpg").unlink()  # a photo that its owner took out
+    again = open_raw(tmp_path / "set-v1.zip", tmp_path / "set")
+    assert again == old and not (old / "1.jpg").exists() and capsys.readouterr().err == ""
+
+
+def test_a_folder_that_was_unpacked_by_hand_is_read_as_it_lies(tmp_path):
+    (tmp_path / "set").mkdir()
+    archive = one_photo(tmp_path / "set.zip", b"picture")
+    assert open_raw(archive, tmp_path / "set") == tmp_path / "set"
+    (tmp_path / "set" / ORIGIN).write_text("{")
+    with pytest.raises(ValueError, match=r"reidlab-origin.json in .*/set cannot be read"):
+        open_raw(archive, tmp_path / "set")
