@@ -399,7 +399,7 @@ def wrap(
 # %% ../../nbs/01_data/07_people.ipynb #ba5fb7d2
 def checks(
     pen: ImageDraw.ImageDraw,  # of the cloth
-    garment,  # its two colours
+    garment: Garment,  # its two colours
     height: int,  # rows of the cloth
 ) -> None:
     "Two crossing rows of bands, darker where they meet."

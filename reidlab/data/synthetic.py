@@ -180,7 +180,7 @@ def paint_car(
 # %% ../../nbs/01_data/08_synthetic.ipynb #23881f87
 def paint_street(
     pen: ImageDraw.ImageDraw,  # of the scene
-    g,  # where the numbers come from
+    g: np.random.Generator,  # where the numbers come from
 ) -> None:
     "Houses, parked cars, a kerb."
     w, _ = SCENE_SIZE
@@ -199,7 +199,7 @@ def paint_street(
 
 def paint_brick(
     pen: ImageDraw.ImageDraw,  # of the scene
-    g,  # where the numbers come from
+    g: np.random.Generator,  # where the numbers come from
 ) -> None:
     "A brick wall with windows."
     w, _ = SCENE_SIZE
@@ -217,7 +217,7 @@ def paint_brick(
 
 def paint_park(
     pen: ImageDraw.ImageDraw,  # of the scene
-    g,  # where the numbers come from
+    g: np.random.Generator,  # where the numbers come from
 ) -> None:
     "Trees, a hedge, a lawn and a path."
     w, h = SCENE_SIZE
@@ -233,7 +233,7 @@ def paint_park(
 # %% ../../nbs/01_data/08_synthetic.ipynb #e234841d
 def paint_shop(
     pen: ImageDraw.ImageDraw,  # of the scene
-    g,  # where the numbers come from
+    g: np.random.Generator,  # where the numbers come from
 ) -> None:
     "Shop windows under their signs."
     w, _ = SCENE_SIZE
@@ -257,7 +257,7 @@ def paint_shop(
 
 def paint_station(
     pen: ImageDraw.ImageDraw,  # of the scene
-    g,  # where the numbers come from
+    g: np.random.Generator,  # where the numbers come from
 ) -> None:
     "Tiles, a blue band, posters, a platform edge."
     w, _ = SCENE_SIZE
@@ -277,7 +277,7 @@ def paint_station(
 
 def paint_plaza(
     pen: ImageDraw.ImageDraw,  # of the scene
-    g,  # where the numbers come from
+    g: np.random.Generator,  # where the numbers come from
 ) -> None:
     "Glass offices, bollards, open stone."
     w, _ = SCENE_SIZE
