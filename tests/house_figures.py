@@ -386,6 +386,14 @@ def doubles():
     return {"public names with two or more meanings": len(twice)}, {"two meanings": listed}
 
 
+def takes_names(node):
+    "Whether a fourth argument could be named: not of *args, and not of a compiled kernel."
+    if isinstance(node, ast.ClassDef):
+        return True
+    compiled = any("njit" in ast.unparse(d) for d in node.decorator_list)
+    return not compiled and len(node.args.args) > 3
+
+
 def calls():
     "Calls with more than three positional arguments to functions and classes of ours, by where they stand."
     found = defaultdict(list)
@@ -395,7 +403,8 @@ def calls():
             if isinstance(node, ast.Call):
                 given = [a for a in node.args if not isinstance(a, ast.Starred)]
                 hit = len(given) > 3 and target(node.func, names, own)
-                if hit and hit[0] in modules() and hit[1] in defined(hit[0]):
+                known = hit and hit[0] in modules() and defined(hit[0]).get(hit[1])
+                if known and takes_names(known):
                     where = f"{own}:{node.lineno}" if kind == "package" else own or "-"
                     found[kind].append(f"{where} {hit[0]}:{hit[1]} {len(given)}")
     return {
@@ -485,7 +494,7 @@ def main():
     if chosen.list:
         if chosen.list not in lists:
             ask.error(f"no list {chosen.list!r}; there are {', '.join(lists)}")
-        print("\n".join(lists[chosen.list]))
+        print("\n".join(lists[chosen.list]), flush=True)
         return
     for what, value in figures.items():
         print(f"{what:<62} {value!s:>9}  {GOALS.get(what, '')}".rstrip())

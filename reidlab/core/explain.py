@@ -115,7 +115,9 @@ def _usual(value: Any) -> str:
 
 def _option_line(place: str, name: str, kind: Any, usual: Any, meaning: str) -> Line:
     "The line of one option."
-    return Line(f"{place}.{name}", kind_text(kind), _usual(usual), range_text(kind), meaning)
+    return Line(
+        f"{place}.{name}", kind_text(kind), _usual(usual), range=range_text(kind), meaning=meaning
+    )
 
 
 def _sections() -> dict[str, type[Section]]:
@@ -141,20 +143,28 @@ def _of_section(place: str, schema: type[Section]) -> tuple[Line, ...]:
         key, usual = f"{place}.{name}", getattr(values, name)
         if isinstance(usual, Section):
             about = (schema.model_fields[name].annotation.__doc__ or "").strip()
-            lines.append(Line(key, "section", "", "", said.get(name) or about))
+            lines.append(Line(key, "section", "", range="", meaning=said.get(name) or about))
         elif key in KINDS:
             kind = "several of: " if KINDS[key].many else ""
             names = kind + " | ".join(shelf(key))
-            lines.append(Line(key, names, _usual(usual), "", said.get(name, "")))
+            lines.append(Line(key, names, _usual(usual), range="", meaning=said.get(name, "")))
         else:
-            lines.append(_option_line(place, name, hints[name], usual, said.get(name, "")))
+            lines.append(
+                _option_line(place, name, hints[name], usual=usual, meaning=said.get(name, ""))
+            )
     return tuple(lines)
 
 
 def _of_kind(kind: str) -> tuple[Line, ...]:
     "The parts of a kind."
     return tuple(
-        Line(f"{kind}.{name}", "part", "", ", ".join(options_of(builder)), documented(builder))
+        Line(
+            f"{kind}.{name}",
+            "part",
+            "",
+            range=", ".join(options_of(builder)),
+            meaning=documented(builder),
+        )
         for name, builder in shelf(kind).items()
     )
 
@@ -166,7 +176,7 @@ def _of_part(kind: str, name: str) -> tuple[Line, ...]:
         builders.insert(0, resolved(KINDS[kind].also))
     options = {k: o for builder in builders for k, o in options_of(builder).items()}
     return tuple(
-        _option_line(f"{kind}.{name}", o.name, o.kind, o.default, o.meaning)
+        _option_line(f"{kind}.{name}", o.name, o.kind, usual=o.default, meaning=o.meaning)
         for o in options.values()
     )
 
@@ -178,21 +188,22 @@ def explain(
     sections = _sections()
     if not place:
         lines = [
-            Line(name, "section", "", "", inspect.getdoc(s) or "") for name, s in sections.items()
+            Line(name, "section", "", range="", meaning=inspect.getdoc(s) or "")
+            for name, s in sections.items()
         ]
         return Explained(
-            "", "The sections of a recipe; explain('train') tells more.", "", tuple(lines)
+            "", "The sections of a recipe; explain('train') tells more.", "", lines=tuple(lines)
         )
     if place in KINDS:
         about = f"{'Several' if KINDS[place].many else 'One'} of these, under its name."
-        return Explained(place, about, "", _of_kind(place))
+        return Explained(place, about, "", lines=_of_kind(place))
     if place in sections:
         about = inspect.getdoc(sections[place]) or ""
-        return Explained(place, about, paper_of(about), _of_section(place, sections[place]))
+        return Explained(place, about, paper_of(about), lines=_of_section(place, sections[place]))
     holder, _, name = place.rpartition(".")
     if holder in KINDS and name in shelf(holder):
         about = documented(shelf(holder)[name])
-        return Explained(place, about, paper_of(about), _of_part(holder, name))
+        return Explained(place, about, paper_of(about), lines=_of_part(holder, name))
     return _one_line(place, holder, sections)
 
 
@@ -203,7 +214,7 @@ def _one_line(place: str, holder: str, sections: dict[str, type[Section]]) -> Ex
     if not found:
         known = [line.key for line in above.lines] if above else list(sections)
         raise ValueError(unknown("key", place, known))
-    return Explained(place, above.about, above.paper, tuple(found))
+    return Explained(place, above.about, above.paper, lines=tuple(found))
 
 # %% ../../nbs/00_core/09_explain.ipynb #c2265e9b
 def places() -> list[str]:

@@ -106,7 +106,7 @@ def options_of(
         kind = hints.get(name, Any if p.default is None else type(p.default))
         given = "given" in getattr(kind, "__metadata__", ())
         if p.default is not p.empty and not given:
-            found[name] = Option(name, kind, p.default, said.get(name, ""))
+            found[name] = Option(name, kind, p.default, meaning=said.get(name, ""))
     return found
 
 
@@ -229,7 +229,7 @@ def _checked(kind: str, name: str, said: Mapping, base: str) -> dict[str, Any]:
         for error in wrong.errors(include_url=False)[:5]:
             key = ".".join(map(str, error["loc"]))
             if error["type"] == "extra_forbidden":
-                lines.append(_no_option(place, key, kind, model.model_fields))
+                lines.append(_no_option(place, key, kind, own=model.model_fields))
             else:
                 lines.append(told(error, f"{place}.{key}".rstrip(".")))
         raise PartError("\n".join(lines)) from None
@@ -242,7 +242,7 @@ def part(
 ) -> Part:
     "The part that was chosen for a slot, complete and checked."
     name, said = as_said(value, kind)
-    return Part(name, _checked(kind, name, said, name))
+    return Part(name, _checked(kind, name, said, base=name))
 
 # %% ../../nbs/00_core/07_parts.ipynb #6a719811
 MEMBERS = 64  # parts of a set, at most
@@ -263,7 +263,7 @@ def parts(
         base, at, branch = str(name).partition("@")
         if at and not branch:
             raise PartError(f"{kind}.{name} names no branch. Write {base}, or {base}@global.")
-        found[str(name)] = _checked(kind, str(name), said or {}, base)
+        found[str(name)] = _checked(kind, str(name), said or {}, base=base)
     return found
 
 # %% ../../nbs/00_core/07_parts.ipynb #8a3347f7
@@ -339,7 +339,7 @@ def _changed(base: Any, path: list[str], value: Any, place: str, usual: Mapping)
     if not KINDS[place].many:
         had, mine = (None, {}) if there is None else as_said(there, place)
         if name != had:
-            raise PartError(_which(place, had, name, rest, value))
+            raise PartError(_which(place, had, name, path=rest, value=value))
         return {had: {**mine, **(over or {})}}
     if over is None:
         raise PartError(
@@ -359,19 +359,19 @@ def _in_set(base: Any, over: Any, place: str, usual: Mapping) -> Any:
     whole = {key: value for key, value in over.items() if "." not in str(key)}
     found = whole if whole or not over else _there(base, place, usual)
     for dotted in over.keys() - whole.keys():
-        found = _changed(found, str(dotted).split("."), over[dotted], place, usual)
+        found = _changed(found, str(dotted).split("."), over[dotted], place=place, usual=usual)
     return found
 
 # %% ../../nbs/00_core/07_parts.ipynb #3bfcb229
 def _put(base: Any, path: list[str], value: Any, usual: Mapping, place: str) -> Any:
     "A value at a dotted place."
     if not path:
-        return laid(base, value, usual, place)
+        return laid(base, value, usual, place=place)
     if place in KINDS:
-        return _changed(base, path, value, place, usual)
+        return _changed(base, path, value, place=place, usual=usual)
     head, *rest = path
     base = base if isinstance(base, Mapping) else {}
-    inner = _put(base.get(head), rest, value, usual, f"{place}.{head}".lstrip("."))
+    inner = _put(base.get(head), rest, value, usual=usual, place=f"{place}.{head}".lstrip("."))
     return {**base, head: inner}
 
 
@@ -391,5 +391,5 @@ def laid(
         return over
     found = dict(base) if isinstance(base, Mapping) else {}
     for key in sorted(over, key=lambda key: str(key).count(".")):  # wholes before members
-        found = _put(found, str(key).split("."), over[key], usual, place)
+        found = _put(found, str(key).split("."), over[key], usual=usual, place=place)
     return found

@@ -673,7 +673,7 @@ def _put(base: Any, path: list[str], value: Any, place: str = "") -> Any:
         return _laid(base, value, place)
     base = base if isinstance(base, Mapping) else SETS.get(place, {})
     head, *rest = path
-    inner = _put(base.get(head), rest, value, f"{place}.{head}".lstrip("."))
+    inner = _put(base.get(head), rest, value, place=f"{place}.{head}".lstrip("."))
     return {**base, head: inner}
 
 

@@ -426,7 +426,7 @@ def _known(
             )
         return False
     status = _pulse(folder)
-    if change := _another(folder, status, recipe, verb, data, processes):
+    if change := _another(folder, status, recipe, verb=verb, data=data, processes=processes):
         raise ValueError(
             f"run {folder.name!r} is another's ({status.get('state', 'unfinished')}): {change}. "
             "Choose a name with -p run NAME, or move that folder away."
@@ -457,7 +457,7 @@ def open_run(
     root: str | Path = "",  # where run folders lie; empty: settings().runs_dir
 ) -> RunFolder:  # new, to be continued, or finished
     "Open a run: create it, continue an unfinished one, show a finished one, refuse another's."
-    folder = RunFolder(run_path(run, recipe, verb, root))
+    folder = RunFolder(run_path(run, recipe, verb, root=root))
     asked = (recipe, verb, data, processes)
     if _known(folder, *asked) and _pulse(folder).get("state") == "finished":
         return folder

@@ -115,11 +115,11 @@ def _seconds(key: str, text: str, where: str) -> float:
 def _typed(key: str, text: str, where: str, root: Path):
     "One value in its type, or an error that names the line to mend."
     if key == "raw_dirs":
-        return tuple(_folder(key, p, where, root) for p in text.split(",") if p.strip())
+        return tuple(_folder(key, p, where, root=root) for p in text.split(",") if p.strip())
     if key == "cache_dir" and not text.strip():
         return None
     if key.endswith("_dir"):
-        return _folder(key, text, where, root)
+        return _folder(key, text, where, root=root)
     if key == "workers":
         if not text.strip().isdecimal() or len(text) > 9 or int(text) > MOST_WORKERS:
             raise ValueError(

@@ -310,7 +310,7 @@ def unpack(
     entries = _zip_entries if zipfile.is_zipfile(archive) else _tar_entries
     allowed = min(max_bytes, max(MAX_RATIO * archive.stat().st_size, 2**24))
     try:
-        survey(archive, entries(archive), allowed, max_files)
+        survey(archive, entries(archive), allowed, max_files=max_files)
         with only_one(target.with_name(f".{target.name}.lock"), f"unpacking {archive.name}"):
             if target.exists():
                 raise taken

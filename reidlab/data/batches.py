@@ -50,7 +50,7 @@ def balanced_batches(
 ) -> np.ndarray:  # (batches, p·k) photo positions; each k in a row show one person
     "One epoch of P×K batches in which every person comes up at most once."
     random = rng(seed, 305, epoch)
-    members, owner = groups(pids, k, "drop", random)
+    members, owner = groups(pids, k, "drop", random=random)
     first = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])  # a group each
     chosen = random.permutation(first)[: len(first) // p * p]
     return members[chosen].reshape(-1, p * k)
@@ -105,7 +105,7 @@ def camera_batches(
     cameras = count_people(np.asarray(camids))
     order = shuffled_within(random.random(len(pids)), labels, np.cumsum(counts) - counts)
     order = spread_cameras(order, counts, cameras[1], len(cameras[0]), k)
-    members, n = cut_groups(order, counts, k, remainder, random)
+    members, n = cut_groups(order, counts, k, remainder=remainder, random=random)
     chosen = take_turns(random, n, p)
     return members[chosen].reshape(len(chosen), p * k)
 
@@ -132,7 +132,7 @@ class RandomSampler(PKSampler):
         epoch: int,  # from 0
     ) -> np.ndarray:  # (batches, p·k) photo positions
         "The batches of one epoch, over all ranks."
-        return random_batches(len(self.pids), self.p * self.k, self.seed, epoch)
+        return random_batches(len(self.pids), self.p * self.k, self.seed, epoch=epoch)
 
 
 class BalancedSampler(PKSampler):
@@ -148,7 +148,7 @@ class BalancedSampler(PKSampler):
         epoch: int,  # from 0
     ) -> np.ndarray:  # (batches, p·k) photo positions
         "The batches of one epoch, over all ranks."
-        return balanced_batches(self.pids, self.p, self.k, self.seed, epoch)
+        return balanced_batches(self.pids, self.p, self.k, seed=self.seed, epoch=epoch)
 
 
 def no_remainder(

@@ -44,13 +44,13 @@ CIFAR = {
             "test": ("test_batch.bin",),
         },
         "batches.meta.txt",
-        0,
+        before=0,
     ),
     "cifar100": Cifar(
         "cifar-100-binary.tar.gz",
         {"train": ("train.bin",), "test": ("test.bin",)},
         "fine_label_names.txt",
-        1,
+        before=1,
     ),
 }
 PUBLISHED = {"train photos": 50_000, "test photos": 10_000}
@@ -86,11 +86,11 @@ def find_cifar(
     about = CIFAR[name]
     try:
         own = about.archive.removesuffix(".tar.gz")
-        raw = find_raw(own, source, about.what, raw_dirs)
+        raw = find_raw(own, source, about.what, raw_dirs=raw_dirs)
     except FileNotFoundError:
         if source:
             raise
-        raw = find_raw(name, "", about.what, raw_dirs)
+        raw = find_raw(name, "", about.what, raw_dirs=raw_dirs)
     if raw.is_dir() and not find_named(raw, about.names):
         raw = next(iter(find_named(raw, about.archive)), raw)
     if "python" in raw.name or (raw.is_dir() and find_named(raw, "*-python*")):

@@ -237,8 +237,8 @@ class ClassPhotos(Dataset):
         draw = draw_augmentation(self.seed, key.epoch, key.position, **self.options)
         if data.cutout:
             random = rng(self.seed, 204, key.epoch, key.position)
-            draw = draw._replace(box=draw_square(random, data.height, data.width, data.cutout))
-        image = augment(self._read(key), draw, data.mean, data.std, self.pad)
+            draw = draw._replace(box=draw_square(random, data.height, data.width, side=data.cutout))
+        image = augment(self._read(key), draw, data.mean, std=data.std, pad=self.pad)
         return image, int(self.labels[key.index]), -1, key.index
 
 # %% ../../nbs/01_data/22_class_loaders.ipynb #10e9095b
@@ -253,8 +253,10 @@ def class_loader(
 ) -> Loader:  # of Batch; `loader.batch_sampler.set_epoch(e)` before each epoch
     "Shuffled training batches; pids are class labels 0…C−1."
     return Loader(
-        ClassPhotos(photos, data, seed, keep),
-        batch_sampler=ShuffledSampler(len(photos.paths), data.batch_size, seed, rank, world),
+        ClassPhotos(photos, data, seed, keep=keep),
+        batch_sampler=ShuffledSampler(
+            len(photos.paths), data.batch_size, seed, rank=rank, world=world
+        ),
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,

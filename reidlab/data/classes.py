@@ -100,7 +100,7 @@ def prepare_classes(
     root, folders = class_folders(source, what)
     frame, classes = folder_rows(root, folders)
     about = {"version": version, "published": published, "classes": classes, "more": more}
-    return write_manifest(out, name, frame, root, examine=examine, **about)
+    return write_manifest(out, name, frame, root=root, examine=examine, **about)
 
 # %% ../../nbs/01_data/19_classes.ipynb #cfd83e45
 def hold_out_photos(

@@ -64,7 +64,14 @@ def look(
     else:
         with open(file, "rb", buffering=0) as opened:
             digest = hashlib.sha256(opened.read()).hexdigest()
-    return Seen(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, at, digest)
+    return Seen(
+        about.st_size,
+        about.st_mtime_ns,
+        about.st_ctime_ns,
+        inode=about.st_ino,
+        at=at,
+        sha256=digest,
+    )
 
 # %% ../../nbs/01_data/04_contents.ipynb #6ef34cb4
 def _named(root: Path, path: str, before: Seen | None) -> Seen:

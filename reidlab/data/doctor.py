@@ -157,7 +157,7 @@ class Finding:
 def _finding(code: str, rows: pd.DataFrame, seen: str) -> list[Finding]:
     "One finding about these rows; none when there are none."
     paths = tuple(rows["path"])
-    return [Finding(code, seen.format(n=len(paths)), len(paths), paths)] if paths else []
+    return [Finding(code, seen.format(n=len(paths)), len(paths), paths=paths)] if paths else []
 
 
 def open_queries(
@@ -279,12 +279,12 @@ def _versions(manifest: Manifest) -> list[Finding]:
     if masked.any() and not masked.all():
         fewer = masked if masked.mean() < 0.5 else ~masked
         seen = f"{masked.sum()} photos of V2 beside {(~masked).sum()} of V1"
-        return [Finding("version-mixed", seen, int(fewer.sum()), tuple(paths[fewer]))]
+        return [Finding("version-mixed", seen, int(fewer.sum()), paths=tuple(paths[fewer]))]
     versions = set(re.findall(r"v([12])", told.lower()))
     if not versions or versions == {"2" if masked.all() else "1"}:
         return []
     seen = f"called V{'/V'.join(sorted(versions))}, but the folders are V{1 + masked.all()}'s"
-    return [Finding("version-folders", seen, len(paths), tuple(paths[:5]))]
+    return [Finding("version-folders", seen, len(paths), paths=tuple(paths[:5]))]
 
 # %% ../../nbs/01_data/24_doctor.ipynb #e5519bca
 def _beside(manifest: Manifest) -> list[Finding]:
@@ -330,7 +330,7 @@ def _lists(manifest: Manifest, lists: Sequence[str]) -> list[Finding]:
         gone = sorted(_listed(manifest.root / name) - have)
         if gone:
             seen = f"{name} names {len(gone)} photos that the manifest lacks"
-            found.append(Finding("listed-photo-missing", seen, len(gone), tuple(gone)))
+            found.append(Finding("listed-photo-missing", seen, len(gone), paths=tuple(gone)))
     return found
 
 
@@ -445,7 +445,9 @@ def _changed(manifest: Manifest) -> list[Finding]:
     except (OSError, ValueError):  # found already, as a file that cannot be read
         return []
     return (
-        [Finding("files-changed", seen, len(paths) or len(manifest.frame), paths)] if seen else []
+        [Finding("files-changed", seen, len(paths) or len(manifest.frame), paths=paths)]
+        if seen
+        else []
     )
 
 
@@ -456,7 +458,7 @@ def examine_files(
 ) -> list[Finding]:
     "What the files show, each opened once."
     frame = manifest.frame
-    files = open_pictures(manifest.root, list(frame["path"]), deep, threads)
+    files = open_pictures(manifest.root, list(frame["path"]), deep, threads=threads)
     files[["pid", "camid", "split"]] = frame[["pid", "camid", "split"]].to_numpy()
     files = files.astype({"pid": "int64", "camid": "int64"})
     found = [

@@ -68,7 +68,7 @@ def fingerprints(
 ) -> dict:  # fingerprint, rows, contents, marks: for manifest.json
     "What a manifest says of its own rows and photos."
     rows, held = rows_digest(frame), contents_digest(frame, seen)
-    line = _line(rows, held, by_sizes(frame, seen), drawn)
+    line = _line(rows, held, by_sizes(frame, seen), drawn=drawn)
     marks = "".join(seen[path].sha256[:MARK] for path in frame["path"])
     about = {"fingerprint": line, "rows": {"count": len(frame), "sha256": rows}}
     return about | {"contents": held, "marks": marks}

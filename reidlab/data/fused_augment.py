@@ -154,7 +154,7 @@ def fused_batch(
             f"fused_batch needs photos of shape (N, 3, H, W) and type uint8, got {photos.shape} "
             f"of {photos.dtype}. Hand in what pack_photos gives."
         )
-    rows, (flip, corner, box, brightness) = _placed(len(photos), index, draws, pad)
+    rows, (flip, corner, box, brightness) = _placed(len(photos), index, draws, pad=pad)
     if out is None:
         out = torch.empty(len(rows), 3, height, width)
     written = out.numpy()
@@ -176,7 +176,7 @@ def fused_bytes(
     pad: int = 10,  # as drawn with
 ) -> Tensor:  # (B, 3, H, W) uint8, nothing erased yet
     "A training batch as bytes, to be normalised and blanked where it is used."
-    rows, (flip, corner, box, brightness) = _placed(len(photos), index, draws, pad)
+    rows, (flip, corner, box, brightness) = _placed(len(photos), index, draws, pad=pad)
     out = torch.empty(len(rows), *photos.shape[1:], dtype=torch.uint8)
     written, same = out.numpy(), np.arange(256, dtype=np.uint8)
     for b, i in enumerate(rows):

@@ -143,7 +143,7 @@ def join(
         folder,
         name or Path(folder).name,
         pd.concat(frames, ignore_index=True),
-        common,
+        root=common,
         protocol=parts[0].about.get("protocol", "market1501"),
         version=parts[0].about.get("version", ""),
         more={"parts": said},

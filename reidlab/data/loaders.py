@@ -167,7 +167,9 @@ def open_test(
     "A data set for its test alone, with training photos or without."
     manifest = unchanged(find_manifest(data, data_dir))
     nobody = np.empty(0, "int64")
-    return DataSet(manifest, Photos(manifest.root, [], nobody, nobody), None, None)
+    return DataSet(
+        manifest, Photos(manifest.root, [], nobody, camids=nobody), None, val_gallery=None
+    )
 
 # %% ../../nbs/01_data/18_loaders.ipynb #06ef13e5
 class Batch(NamedTuple):
@@ -328,8 +330,8 @@ class TrainPhotos(Dataset):
     def _images(self, pixels: np.ndarray, rows: Sequence[int], draws: Draws) -> Tensor:
         data = self.data
         if self.on_device:
-            return fused_bytes(pixels, rows, draws, data.pad)
-        return fused_batch(pixels, rows, draws, data.mean, data.std, data.pad)
+            return fused_bytes(pixels, rows, draws, pad=data.pad)
+        return fused_batch(pixels, rows, draws, mean=data.mean, std=data.std, pad=data.pad)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
         "One photo, step by step."
@@ -364,7 +366,9 @@ def collate(
     if not isinstance(items, list):
         return items
     images, pids, camids, index = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.tensor(pids), torch.tensor(camids), torch.tensor(index))
+    return Batch(
+        torch.stack(images), torch.tensor(pids), torch.tensor(camids), index=torch.tensor(index)
+    )
 
 # %% ../../nbs/01_data/18_loaders.ipynb #fde23e9d
 class Loader(Reading):
@@ -402,7 +406,7 @@ def finished(
     "Normalise and erase on the device what came there as bytes."
     images = batch.images.to(device, non_blocking=True)
     images = blank(normalise(images, mean, std), batch.boxes.to(device))
-    return Batch(images, batch.pids, batch.camids, batch.index)
+    return Batch(images, batch.pids, batch.camids, index=batch.index)
 
 # %% ../../nbs/01_data/18_loaders.ipynb #68481d4c
 def recipe_sampler(
@@ -433,10 +437,10 @@ def train_loader(
     device: str = "",  # normalise there (train.normalise_on); empty: here
 ) -> DataLoader:  # of Batch; `loader.batch_sampler.set_epoch(e)` before each epoch
     "Training batches as data.sampler draws them; pids are class labels 0…C−1."
-    sampler = recipe_sampler(photos, data, seed, rank, world)
+    sampler = recipe_sampler(photos, data, seed, rank=rank, world=world)
     there = partial(finished, mean=data.mean, std=data.std, device=device) if device else None
     return Loader(
-        TrainPhotos(photos, data, seed, keep, bool(device)),
+        TrainPhotos(photos, data, seed, keep=keep, on_device=bool(device)),
         finish=there,
         batch_sampler=sampler,
         num_workers=workers,
@@ -461,7 +465,7 @@ class PlainPhotos(Dataset):
         std: Sequence[float],  # of RGB in 0…1
         cache: str = "off",  # auto, on or off
     ):
-        self.files = open_photos(photos, height, width, cache, keep=cache == "on")
+        self.files = open_photos(photos, height, width, cache=cache, keep=cache == "on")
         self.photos, self.colours = photos, (tuple(mean), tuple(std))
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int, int]:
@@ -493,7 +497,7 @@ def eval_loader(
     "Photos in their order, without augmentation."
     order = list(range(len(photos.paths)) if indices is None else indices)
     return Loader(
-        PlainPhotos(photos, height, width, mean, std, cache),
+        PlainPhotos(photos, height, width, mean=mean, std=std, cache=cache),
         batch_sampler=[order[i : i + batch_size] for i in range(0, len(order), batch_size)],
         num_workers=workers,
         collate_fn=collate,

@@ -87,7 +87,7 @@ class Manifest:
             self.root,
             list(rows["path"]),
             rows["pid"].to_numpy("int64"),
-            rows["camid"].to_numpy("int64"),
+            camids=rows["camid"].to_numpy("int64"),
             folder=self.folder,
         )
 
@@ -160,12 +160,12 @@ def write_manifest(
     plain_name(name, "data set")
     frame, memory = _sorted_rows(frame, classes), memory_of(folder)
     seen = contents(root, list(frame["path"]), recall(memory))
-    counts = _beside(Manifest(name, root, frame, {}), published)
+    counts = _beside(Manifest(name, root, frame, about={}), published)
     about = {"name": name, "version": version, "protocol": protocol, "counts": counts}
     about |= {} if classes is None else {"protocol": "classification", "classes": list(classes)}
     about |= fingerprints(frame, seen, more.get("drawn", ""))
     about |= {"root": os.path.relpath(root, folder.resolve()), "findings": []} | more
-    made = Manifest(name, root, frame, about, folder)
+    made = Manifest(name, root, frame, about=about, folder=folder)
     if examine:  # without the fingerprint, which was made this moment and need not be asked again
         fresh = replace(made, about={k: v for k, v in about.items() if k != "fingerprint"})
         about["findings"] = [finding.plain() for finding in examine(fresh)]
@@ -236,7 +236,9 @@ def read_manifest(
         wrong = f"{len(frame):,} rows, and manifest.json does not say how many were prepared"
     if wrong:
         raise ValueError(f"{folder / 'manifest.csv'} has {wrong}. {AGAIN}")
-    return Manifest(about["name"], (folder / about["root"]).resolve(), frame, about, folder)
+    return Manifest(
+        about["name"], (folder / about["root"]).resolve(), frame, about=about, folder=folder
+    )
 
 # %% ../../nbs/01_data/06_manifest.ipynb #c2dd1be8
 def tree_rows(

@@ -95,12 +95,12 @@ def pack_photos(
     "The photos as resized bytes: built by the first who asks, mapped by everyone else."
     if not len(photos.paths):
         raise ValueError("there are no photos to pack; got an empty list of them.")
-    path = packed_path(photos, height, width, folder)
+    path = packed_path(photos, height, width, folder=folder)
     if not path.exists():
         with only_one(path.with_suffix(".lock"), f"packing {len(photos.paths):,} photos"):
             clear_parts(path.parent, "*.npy", below=False)
             if not path.exists():  # somebody else may have been first
-                _build(photos, height, width, path, spare)
+                _build(photos, height, width, path=path, spare=spare)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 # %% ../../nbs/01_data/11_packed.ipynb #570d3fdd

@@ -153,7 +153,7 @@ def draw_person(
     cuts = ("trousers", "trousers", "wide", "shorts") + ("skirt", "long_skirt") * soft
     styles = ("short", "curly", "bob", "long", "ponytail", "bun")
     hats = ("brim", "beanie", "scarf") if soft else ("cap", "cap", "beanie")
-    coat = pick_garment(g, colours, ("two_tone", "band", "checks"), 0.6)
+    coat = pick_garment(g, colours, ("two_tone", "band", "checks"), plain=0.6)
     return Person(
         pid=pid,
         girth=float(np.clip(g.normal(1.0, 0.13), 0.8, 1.4)),
@@ -165,12 +165,12 @@ def draw_person(
         glasses=bool(g.random() < 0.2),
         hat=pick(g, ("none",) * 8 + hats),
         hat_colour=pick(g, colours),
-        top=pick_garment(g, colours, PATTERNS, 0.2 + 0.4 * difficulty),
+        top=pick_garment(g, colours, PATTERNS, plain=0.2 + 0.4 * difficulty),
         sleeves=pick(g, (0.0, 0.35, 0.35, 0.4, 1.0, 1.0, 1.0)),
         coat=coat if g.random() < 0.4 else None,
         coat_hem=pick(g, (0.03, 0.03, 0.14, 0.22)),
         coat_open=bool(g.random() < 0.6),
-        bottom=pick_garment(g, colours, ("seam", "checks", "cuffs"), 0.6),
+        bottom=pick_garment(g, colours, ("seam", "checks", "cuffs"), plain=0.6),
         cut=pick(g, cuts),
         shoes=pick(g, colours),
         bag=pick(g, ("none", "none", "backpack") + BAGS),
@@ -230,8 +230,8 @@ def walk(
     joints = {"hips": (0.0, 0.0, 0.0), "neck": (0.0, 0.3, 0.0), "head": (0.0, 0.39, 0.012)}
     for side, name in ((1, "l"), (-1, "r")):
         turn = phase if side > 0 else phase + pi
-        joints |= leg_joints(turn, stride, side, name)
-        joints |= arm_joints(turn, stride, side, name, shoulders, raised)
+        joints |= leg_joints(turn, stride, side, name=name)
+        joints |= arm_joints(turn, stride, side, name=name, shoulders=shoulders, raised=raised)
     floor = min(joints[j][1] for j in ("ankle_l", "ankle_r", "toe_l", "toe_r")) - 0.028
     return {name: (x, y - floor, z) for name, (x, y, z) in joints.items()}
 
@@ -308,7 +308,9 @@ def limb(
     for k, thin, shift in ((0.74, 1.0, 0.0), (0.94, 0.72, 0.25), (1.04, 0.36, 0.45)):
         fill, shift = tone(colour, k), shift * view.light
         for (x0, y0, r0), (x1, y1, r1) in pairwise(knots):
-            outline = capsule(x0 + shift * r0, y0, r0 * thin, x1 + shift * r1, y1, r1 * thin)
+            outline = capsule(
+                x0 + shift * r0, y0, r0 * thin, x1=x1 + shift * r1, y1=y1, r1=r1 * thin
+            )
             pen.polygon(outline, fill=fill)
 
 
@@ -548,13 +550,13 @@ def draw_torso(
         (hip - 0.045, 0.097 * g, 0.07 * g),
         (hip - hem, low * g, low),
     ]
-    wrap(canvas, view, rows, skirt_cloth(person))
+    wrap(canvas, view, rows, cloth=skirt_cloth(person))
     k = 1.0
     if person.coat:
         k = 1.06
         if person.coat_hem > 0.1:
             rows = [(hip, 0.1 * g, 0.075 * g), (hip - person.coat_hem, 0.118 * g, 0.105 * g)]
-            wrap(canvas, view, rows, tails_cloth(person))
+            wrap(canvas, view, rows, cloth=tails_cloth(person))
     end = hip - 0.035 if person.coat or person.pid % 2 else hip + 0.005  # worn out, or tucked in
     rows = [
         (hip + 0.315, 0.036, 0.034),
@@ -565,7 +567,7 @@ def draw_torso(
         (hip + 0.02, 0.092 * g * k, 0.064 * g * k),
         (end, 0.095 * g * k, 0.066 * g * k),
     ]
-    wrap(canvas, view, rows, torso_cloth(person))
+    wrap(canvas, view, rows, cloth=torso_cloth(person))
 
 # %% ../../nbs/01_data/07_people.ipynb #8ff619ef
 HAIRLINES = {  # lower edge of the hair (0 crown, 1 chin) in front, at 50°, 85°, 120° and behind
@@ -643,7 +645,7 @@ def draw_hair(
     if style == "ponytail":
         limb(pen, view, colour, ((x, y + 0.03, z - 0.065), 0.024), ((x, y - 0.1, z - 0.08), 0.012))
     if style == "bun":
-        ellipse(pen, view, (x, y + 0.045, z - 0.06), 0.03, 0.03, tone(colour, 0.9))
+        ellipse(pen, view, (x, y + 0.045, z - 0.06), rx=0.03, ry=0.03, colour=tone(colour, 0.9))
 
 
 def draw_visor(
@@ -679,15 +681,15 @@ def draw_hat(
     x, y, z = head
     colour = person.hat_colour
     if person.hat == "cap":
-        ellipse(pen, view, (x, y + 0.04, z), 0.052, 0.034, colour)
+        ellipse(pen, view, (x, y + 0.04, z), rx=0.052, ry=0.034, colour=colour)
         if cos(view.yaw) > -0.3:
-            draw_visor(pen, view, head, colour)
+            draw_visor(pen, view, head, colour=colour)
     if person.hat == "beanie":
-        ellipse(pen, view, (x, y + 0.045, z - 0.004), 0.056, 0.038, colour)
+        ellipse(pen, view, (x, y + 0.045, z - 0.004), rx=0.056, ry=0.038, colour=colour)
     if person.hat == "brim":
-        ellipse(pen, view, (x, y + 0.034, z), 0.1, 0.018, tone(colour, 0.75))
-        ellipse(pen, view, (x, y + 0.055, z), 0.052, 0.036, colour)
-        ellipse(pen, view, (x, y + 0.04, z), 0.054, 0.01, tone(colour, 0.55))
+        ellipse(pen, view, (x, y + 0.034, z), rx=0.1, ry=0.018, colour=tone(colour, 0.75))
+        ellipse(pen, view, (x, y + 0.055, z), rx=0.052, ry=0.036, colour=colour)
+        ellipse(pen, view, (x, y + 0.04, z), rx=0.054, ry=0.01, colour=tone(colour, 0.55))
 
 
 def draw_head(
@@ -704,19 +706,26 @@ def draw_head(
     elif person.hair_style in VOLUME:
         big = VOLUME[person.hair_style]
         ellipse(
-            pen, view, (x, y + 0.012, z - 0.012), 0.052 * big, 0.06 * big, tone(person.hair, 0.8)
+            pen,
+            view,
+            (x, y + 0.012, z - 0.012),
+            rx=0.052 * big,
+            ry=0.06 * big,
+            colour=tone(person.hair, 0.8),
         )
     if abs(sin(view.yaw)) > 0.5:  # a nose in profile
-        ellipse(pen, view, (x, y - 0.012, z + 0.058), 0.009, 0.013, tone(person.skin, 0.92))
+        ellipse(
+            pen, view, (x, y - 0.012, z + 0.058), rx=0.009, ry=0.013, colour=tone(person.skin, 0.92)
+        )
     rows = []
     for i in range(13):
         v = 1 - i / 6
         r = (1 - v * v) ** 0.5 * (1 - 0.16 * max(0.0, -v))
         rows.append((y + 0.066 * v, 0.05 * r, 0.059 * r))
-    wrap(canvas, view, rows, head_cloth(person), z)
+    wrap(canvas, view, rows, cloth=head_cloth(person), z=z)
     if cos(view.yaw) <= 0:
-        draw_hair(pen, view, person, head)
-    draw_hat(pen, view, person, head)
+        draw_hair(pen, view, person, head=head)
+    draw_hat(pen, view, person, head=head)
 
 # %% ../../nbs/01_data/07_people.ipynb #61ef76e5
 def draw_shoe(
@@ -730,7 +739,7 @@ def draw_shoe(
     heel = (ankle[0], ankle[1] - 0.012, ankle[2] - 0.012)
     (x0, y0, _), (x1, y1, _) = (view.place((x, y - 0.012, z)) for x, y, z in (heel, toe))
     sole, r = tone(colour, 1.6 if sum(colour) < 300 else 0.55), view.unit * 0.02
-    pen.polygon(capsule(x0, y0, r, x1, y1, r * 0.85), fill=sole)
+    pen.polygon(capsule(x0, y0, r, x1=x1, y1=y1, r1=r * 0.85), fill=sole)
     limb(pen, view, colour, (heel, 0.026), (toe, 0.017))
 
 
@@ -745,7 +754,7 @@ def draw_leg(
     pen, bottom, g = ImageDraw.Draw(canvas), person.bottom, person.girth
     name = "l" if side > 0 else "r"
     hip, knee, ankle, toe = (joints[j + name] for j in ("hip_", "knee_", "ankle_", "toe_"))
-    draw_shoe(pen, view, ankle, toe, person.shoes)
+    draw_shoe(pen, view, ankle, toe=toe, colour=person.shoes)
     if person.cut not in ("trousers", "wide"):
         limb(pen, view, person.skin, (hip, 0.052), (knee, 0.036), (ankle, 0.02))
         if person.cut == "shorts":
@@ -790,7 +799,7 @@ def draw_arm(
             (elbow, wrist, 0.3, 0.028),
             (elbow, wrist, 0.75, 0.025),
         ):
-            ring(pen, view, over.second, between(a, b, t), between(a, b, t + 0.22), thick * r)
+            ring(pen, view, over.second, a=between(a, b, t), b=between(a, b, t + 0.22), r=thick * r)
 
 # %% ../../nbs/01_data/07_people.ipynb #1e8facba
 def box(
@@ -843,7 +852,7 @@ def draw_bag(
     for a, b in lines.get(person.bag, ()):
         pen.line((*view.place(a)[:2], *view.place(b)[:2]), fill=strap, width=width)
     sizes = {"backpack": (0.075, 0.105, 0.04), "tote": (0.025, 0.065, 0.075)}
-    box(pen, view, spot, sizes.get(person.bag, (0.03, 0.055, 0.08)), colour)
+    box(pen, view, spot, size=sizes.get(person.bag, (0.03, 0.055, 0.08)), colour=colour)
 
 # %% ../../nbs/01_data/07_people.ipynb #8f9a45de
 def draw_figure(
@@ -858,9 +867,9 @@ def draw_figure(
         for s in (-1, 1)
     }
     for side in sorted(legs, key=legs.get):
-        draw_leg(canvas, view, person, joints, side)
+        draw_leg(canvas, view, person, joints=joints, side=side)
     if cos(view.yaw) > 0:
-        draw_hair(ImageDraw.Draw(canvas), view, person, joints["head"])
+        draw_hair(ImageDraw.Draw(canvas), view, person, head=joints["head"])
     parts = [(0.0, draw_torso, ()), (0.005, draw_head, ())]
     for side, elbow in ((1, "elbow_l"), (-1, "elbow_r")):
         parts.append((view.place(joints[elbow])[2], draw_arm, (side,)))

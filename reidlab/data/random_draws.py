@@ -203,7 +203,10 @@ def draw_batch(
         raise ValueError(f"draw_batch needs seed, epoch and positions from 0, got {seed, epoch}.")
     n = len(positions)
     draws = Draws(
-        np.empty(n, bool), np.empty((n, 2), np.int64), np.zeros((n, 4), np.int64), np.empty(n)
+        np.empty(n, bool),
+        np.empty((n, 2), np.int64),
+        np.zeros((n, 4), np.int64),
+        brightness=np.empty(n),
     )
     rooms = np.array([2 * pad + 1 + s for s in spare])
     chances, area = np.array([flip, erase, brightness]), np.array(erase_area, np.float64)

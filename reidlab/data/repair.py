@@ -82,7 +82,7 @@ def fix(
         folder,
         name or folder.name,
         rest.frame,
-        manifest.root,
+        root=manifest.root,
         protocol=about.get("protocol", "market1501"),
         version=about.get("version", ""),
         published={k: v["published"] for k, v in counts if v["published"] is not None},

@@ -90,7 +90,7 @@ def groups(
     people, labels, counts = count_people(np.asarray(pids))
     starts = np.cumsum(counts) - counts
     order = shuffled_within(random.random(len(pids)), labels, starts)
-    members, n = cut_groups(order, counts, k, remainder, random)
+    members, n = cut_groups(order, counts, k, remainder=remainder, random=random)
     return members, np.repeat(people, n)
 
 # %% ../../nbs/01_data/14_samplers.ipynb #1582e12a
@@ -130,7 +130,7 @@ def epoch_batches(
 ) -> np.ndarray:  # (batches, p·k) photo positions; each k in a row show one person
     "One epoch of P×K batches: a pure function of its arguments."
     random = rng(seed, 303, epoch)
-    members, owner = groups(pids, k, remainder, random)
+    members, owner = groups(pids, k, remainder, random=random)
     n = np.diff(np.flatnonzero(np.r_[True, owner[1:] != owner[:-1], True]))
     chosen = take_turns(random, n, p)
     return members[chosen].reshape(len(chosen), p * k)
@@ -181,7 +181,9 @@ class PKSampler:
         epoch: int,  # from 0
     ) -> np.ndarray:  # (batches, p·k) photo positions
         "The batches of one epoch, over all ranks; other samplers differ in this alone."
-        return epoch_batches(self.pids, self.p, self.k, self.seed, epoch, self.remainder)
+        return epoch_batches(
+            self.pids, self.p, self.k, seed=self.seed, epoch=epoch, remainder=self.remainder
+        )
 
     def set_epoch(
         self,

@@ -92,7 +92,7 @@ def write_shapes(
             folder = Path(root) / split / kind
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(n):
-                picture = draw_shape(kind, rng(seed, 12, c, s, i), size, difficulty)
+                picture = draw_shape(kind, rng(seed, 12, c, s, i), size, difficulty=difficulty)
                 Image.fromarray(picture).save(folder / f"{i:04d}.png")
 
 # %% ../../nbs/01_data/21_shapes.ipynb #7b79af2f

@@ -188,12 +188,16 @@ def paint_street(
     for x in range(0, w, 160):
         pen.rectangle((x, 0, x + 150, 150), fill=muted(g, 90, 200))
         paint_windows(
-            pen, g, (x + 10, 6, x + 140, 120), 26, ((70, 84, 100), (96, 104, 112), (220, 206, 160))
+            pen,
+            g,
+            (x + 10, 6, x + 140, 120),
+            step=26,
+            colours=((70, 84, 100), (96, 104, 112), (220, 206, 160)),
         )
-    paint_floor(pen, 168, (112, 114, 118), 0)
+    paint_floor(pen, 168, (112, 114, 118), slabs=0)
     for x in (30, 250, 450):
-        paint_car(pen, g, x + g.uniform(-20, 20), 196, g.uniform(120, 150))
-    paint_floor(pen, 204, (158, 156, 152), 120)
+        paint_car(pen, g, x + g.uniform(-20, 20), y=196, size=g.uniform(120, 150))
+    paint_floor(pen, 204, (158, 156, 152), slabs=120)
     pen.rectangle((0, 200, w, 206), fill=(188, 186, 180))
 
 
@@ -212,7 +216,7 @@ def paint_brick(
         pen.rectangle((x, 20, x + 90, 120), fill=(206, 200, 190))
         pen.rectangle((x + 8, 28, x + 82, 112), fill=(76, 88, 100))
         pen.line((x + 45, 28, x + 45, 112), fill=(206, 200, 190), width=5)
-    paint_floor(pen, 208, (142, 138, 134), 90)
+    paint_floor(pen, 208, (142, 138, 134), slabs=90)
 
 
 def paint_park(
@@ -222,12 +226,12 @@ def paint_park(
     "Trees, a hedge, a lawn and a path."
     w, h = SCENE_SIZE
     pen.rectangle((0, 0, w, 150), fill=(176, 198, 214))
-    paint_leaves(pen, g, (0, 10, w, 150), (70, 112, 62), 420)
+    paint_leaves(pen, g, (0, 10, w, 150), colour=(70, 112, 62), n=420)
     for x in (60, 230, 390, 560):
         pen.rectangle((x, 70, x + 18, 190), fill=(96, 76, 58))
-    paint_leaves(pen, g, (0, 130, w, 190), (60, 100, 52), 260)
+    paint_leaves(pen, g, (0, 130, w, 190), colour=(60, 100, 52), n=260)
     pen.rectangle((0, 184, w, h), fill=(118, 150, 78))
-    paint_leaves(pen, g, (0, 190, w, 240), (118, 148, 78), 320)
+    paint_leaves(pen, g, (0, 190, w, 240), colour=(118, 148, 78), n=320)
     pen.polygon([(0, 236), (w, 226), (w, h), (0, h)], fill=(196, 180, 150))
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #e234841d
@@ -252,7 +256,7 @@ def paint_shop(
             [(x + 20, 52), (x + 60, 52), (x + 30, 196), (x + 6, 196), (x + 6, 110)],
             fill=(140, 154, 160),
         )
-    paint_floor(pen, 208, (176, 170, 160), 80)
+    paint_floor(pen, 208, (176, 170, 160), slabs=80)
 
 
 def paint_station(
@@ -270,7 +274,7 @@ def paint_station(
     for x in (50, 300, 520):
         pen.rectangle((x, 24, x + 92, 74), fill=(40, 44, 52))
         pen.rectangle((x + 5, 29, x + 87, 69), fill=muted(g, 120, 220))
-    paint_floor(pen, 206, (150, 152, 158), 64)
+    paint_floor(pen, 206, (150, 152, 158), slabs=64)
     pen.rectangle((0, 200, w, 208), fill=(96, 98, 104))
     pen.rectangle((0, 300, w, 310), fill=(214, 186, 60))
 
@@ -288,10 +292,10 @@ def paint_plaza(
             pen,
             g,
             (x + 4, 24, x + 186, 150),
-            18,
-            ((120, 144, 162), (156, 178, 190), (98, 120, 138)),
+            step=18,
+            colours=((120, 144, 162), (156, 178, 190), (98, 120, 138)),
         )
-    paint_floor(pen, 150, (192, 186, 176), 70)
+    paint_floor(pen, 150, (192, 186, 176), slabs=70)
     for x in range(40, w, 150):
         pen.rectangle((x, 130, x + 9, 200), fill=(70, 72, 76))
         pen.ellipse((x - 3, 118, x + 12, 134), fill=(232, 226, 206))
@@ -329,7 +333,11 @@ def paint_scene(
     scene = Image.new("RGB", SCENE_SIZE)
     PAINTERS[camera.scene](ImageDraw.Draw(scene), g)
     seen = np.asarray(scene.filter(ImageFilter.GaussianBlur(1.2)), np.float32)
-    seen = seen * mottle(g, SCENE_SIZE, (9, 5), 0.1) * mottle(g, SCENE_SIZE, (160, 80), 0.04)
+    seen = (
+        seen
+        * mottle(g, SCENE_SIZE, (9, 5), strength=0.1)
+        * mottle(g, SCENE_SIZE, (160, 80), strength=0.04)
+    )
     studio = np.full_like(seen, 196.0)
     studio[210:] = 176.0
     share = min(1.0, 2 * camera.difficulty)
@@ -377,7 +385,7 @@ def block_bush(
     pen, (w, h) = ImageDraw.Draw(canvas), canvas.size
     top = h * (1 - (0.16 + 0.2 * g.random()) * reach)
     pen.rectangle((0, top + 14, w, h), fill=(46, 76, 42))
-    paint_leaves(pen, g, (-8, top, w + 8, h), (66, 104, 56), 110)
+    paint_leaves(pen, g, (-8, top, w + 8, h), colour=(66, 104, 56), n=110)
 
 
 def block_car(
@@ -438,8 +446,8 @@ def block_passer(
     (w, h), u = canvas.size, g.random(4)
     other = draw_person(camera.seed, 20_000 + int(g.integers(40)), camera.difficulty)
     x = w * (0.5 + (0.62 - 0.2 * u[0] * reach) * (1 if u[1] < 0.5 else -1))
-    view = View(u[2] * 2 * pi, x, h * 1.08, h * 0.98, camera.pitch, camera.light)
-    draw_figure(canvas, other, view, walk(2 * pi * u[3], 0.8, other.shoulders))
+    view = View(u[2] * 2 * pi, x, h * 1.08, unit=h * 0.98, pitch=camera.pitch, light=camera.light)
+    draw_figure(canvas, other, view, joints=walk(2 * pi * u[3], 0.8, other.shoulders))
 
 
 OCCLUDERS: dict[str, Callable] = {
@@ -517,11 +525,11 @@ def draw_photo(
     canvas, x, y, unit = aim(camera, g)
     u = g.random(6)
     yaw = orientation * pi / 4 + (u[0] - 0.5) * 0.5
-    view = View(yaw, x, y, unit, camera.pitch, camera.light)
+    view = View(yaw, x, y, unit=unit, pitch=camera.pitch, light=camera.light)
     raised = 0 if u[3] > 0.12 else (1 if u[4] < 0.5 else -1)
-    joints = walk(2 * pi * u[1], 0.25 + 0.75 * u[2], person.shoulders, raised)
+    joints = walk(2 * pi * u[1], 0.25 + 0.75 * u[2], person.shoulders, raised=raised)
     cast_shadow(canvas, view)
-    draw_figure(canvas, person, view, joints)
+    draw_figure(canvas, person, view, joints=joints)
     if u[5] < camera.crowd:
         occlude(canvas, camera, g)
     return develop(canvas, camera, g)
@@ -539,8 +547,8 @@ def draw_junk(
         x += w * (0.45 if u[1] < 0.5 else -0.45)
     else:
         y, unit = h * (1.5 + 0.5 * u[2]), unit * 1.8
-    view = View(2 * pi * u[3], x, y, unit, camera.pitch, camera.light)
-    draw_figure(canvas, person, view, walk(2 * pi * u[4], 0.8, person.shoulders))
+    view = View(2 * pi * u[3], x, y, unit=unit, pitch=camera.pitch, light=camera.light)
+    draw_figure(canvas, person, view, joints=walk(2 * pi * u[4], 0.8, person.shoulders))
     return develop(canvas, camera, g)
 
 
@@ -598,9 +606,11 @@ def plan_person(
             split = "train" if train else ("query" if i == query else "gallery")
             turn = (heading + int(g.choice([-1, 0, 0, 1]))) % 8
             name = market_name(
-                pid, camid, start + 40 * i + int(g.integers(40)), int(g.integers(1, 6))
+                pid, camid, start + 40 * i + int(g.integers(40)), box=int(g.integers(1, 6))
             )
-            shots.append(Shot(pid, camid, split, i, turn, f"{FOLDERS[split]}/{name}"))
+            shots.append(
+                Shot(pid, camid, split, index=i, orientation=turn, path=f"{FOLDERS[split]}/{name}")
+            )
     return shots
 
 
@@ -616,9 +626,11 @@ def plan_others(
         camid = i % cameras
         g = rng(seed, 10, pid, i)
         name = market_name(
-            pid, camid, 40 * (i // cameras) + int(g.integers(40)), int(g.integers(1, 6))
+            pid, camid, 40 * (i // cameras) + int(g.integers(40)), box=int(g.integers(1, 6))
         )
-        shots.append(Shot(pid, camid, "gallery", i, 0, f"{FOLDERS['gallery']}/{name}"))
+        shots.append(
+            Shot(pid, camid, "gallery", index=i, orientation=0, path=f"{FOLDERS['gallery']}/{name}")
+        )
     return shots
 
 
@@ -634,8 +646,14 @@ def plan(
     "Who is photographed where, and under which name."
     shots = []
     for pid in range(1, train_pids + test_pids + 1):
-        shots += plan_person(seed, pid, pid <= train_pids, cameras, photos_per_camera)
-    return shots + plan_others(seed, 0, distractors, cameras) + plan_others(seed, -1, junk, cameras)
+        shots += plan_person(
+            seed, pid, pid <= train_pids, cameras=cameras, photos_per_camera=photos_per_camera
+        )
+    return (
+        shots
+        + plan_others(seed, 0, distractors, cameras=cameras)
+        + plan_others(seed, -1, junk, cameras=cameras)
+    )
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #f1054ad7
 def take(
@@ -651,7 +669,7 @@ def take(
         return draw_distractor(camera, g)
     if shot.pid == -1:
         return draw_junk(draw_person(seed, 1 + int(g.integers(people)), difficulty), camera, g)
-    return draw_photo(draw_person(seed, shot.pid, difficulty), camera, shot.orientation, g)
+    return draw_photo(draw_person(seed, shot.pid, difficulty), camera, shot.orientation, g=g)
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #bc335a20
 RANGES = {
@@ -708,11 +726,19 @@ def write_synthetic(
         distractors=distractors,
         junk=junk,
     )
-    shots = plan(train_pids, test_pids, cameras, photos_per_camera, seed, distractors, junk)
+    shots = plan(
+        train_pids,
+        test_pids,
+        cameras,
+        photos_per_camera=photos_per_camera,
+        seed=seed,
+        distractors=distractors,
+        junk=junk,
+    )
     for folder in FOLDERS.values():
         (Path(root) / folder).mkdir(parents=True, exist_ok=True)
     for shot in shots:
-        photo = Image.fromarray(take(shot, seed, difficulty, train_pids + test_pids))
+        photo = Image.fromarray(take(shot, seed, difficulty, people=train_pids + test_pids))
         photo.save(Path(root) / shot.path, "JPEG", quality=92, subsampling=0)
     rows = [(s.path, s.pid, s.camid, s.split) for s in shots]
     return pd.DataFrame(rows, columns=["path", "pid", "camid", "split"])
@@ -767,6 +793,6 @@ def prepare_synthetic(
         return folder
     with part_of(folder, folder=True) as part:
         frame = write_synthetic(part, **arguments)
-        write_manifest(part, "synthetic", frame, part, more={"drawn": folder.name})
+        write_manifest(part, "synthetic", frame, root=part, more={"drawn": folder.name})
         adopt(part, folder)
     return folder

@@ -107,8 +107,8 @@ def draw_augmentation(
     top, left = (int(v) for v in random.integers([2 * pad + 1 + s for s in spare]))
     factor = float(random.uniform(1 - brightness, 1 + brightness))
     erased = random.random() < erase
-    box = draw_box(random, height, width, erase_area, erase_aspect) if erased else None
-    return Draw(mirrored, top, left, box, factor)
+    box = draw_box(random, height, width, area=erase_area, aspect=erase_aspect) if erased else None
+    return Draw(mirrored, top, left, box=box, brightness=factor)
 
 # %% ../../nbs/01_data/10_transforms.ipynb #7b7857d4
 def normalise(

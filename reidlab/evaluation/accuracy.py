@@ -67,7 +67,7 @@ def wilson_interval(
     reach = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low = float(middle - reach) if right else 0.0
     high = float(middle + reach) if right < n else 1.0
-    return Estimate(share, low, high, n, level=level)
+    return Estimate(share, low, high, n=n, level=level)
 
 # %% ../../nbs/08_evaluation/09_accuracy.ipynb #5097f1fa
 class Named(NamedTuple):
@@ -90,10 +90,10 @@ def name_photos(
     if isinstance(model, DistributedDataParallel):
         model = model.module
     n, shared, rows = len(photos.pids), world_size() > 1, [torch.empty(0, 2)]
-    hands = [dealt(n, batch_size, r, world_size()) for r in range(world_size())]
+    hands = [dealt(n, batch_size, r, world=world_size()) for r in range(world_size())]
     own = hands[rank()] if shared else None
     with evaluating(model), torch.inference_mode():
-        for batch in middle_loader(photos, data, batch_size, workers, own):
+        for batch in middle_loader(photos, data, batch_size, workers=workers, indices=own):
             images, pids = batch.images.to(device), batch.pids.to(device)
             scores = class_scores(model, images).float()
             if flip:
@@ -122,7 +122,15 @@ def name_split(
             f"{data.name} has no photos to validate with. Set data.val_fraction above 0."
         )
     rules = recipe.evaluate
-    named = name_photos(model, photos, recipe.data, rules.batch_size, workers, device, rules.flip)
+    named = name_photos(
+        model,
+        photos,
+        recipe.data,
+        batch_size=rules.batch_size,
+        workers=workers,
+        device=device,
+        flip=rules.flip,
+    )
     return accuracy(named.ranks)
 
 # %% ../../nbs/08_evaluation/09_accuracy.ipynb #7ea94fdd

@@ -114,7 +114,7 @@ def camera_matrix_features(
 ) -> CameraMatrix:
     "mAP and rank-1 from each camera to each other, of features; no whole matrix in memory."
     labels = check_labels(len(query), len(gallery), q_pids, g_pids, q_camids, g_camids)
-    return _camera_matrix(distance_blocks(query, gallery, metric, tile, reuse=True), labels)
+    return _camera_matrix(distance_blocks(query, gallery, metric, tile=tile, reuse=True), labels)
 
 # %% ../../nbs/08_evaluation/06_breakdown.ipynb #414b0c0e
 def identity_table(

@@ -115,12 +115,12 @@ def embed_photos(
     if n == 0:
         raise ValueError("nothing to embed: no photos. Is the split empty?")
     shared = world_size() > 1
-    hands = [dealt(n, batch_size, r, world_size()) for r in range(world_size())]
+    hands = [dealt(n, batch_size, r, world=world_size()) for r in range(world_size())]
     mine = hands[rank()]
     feats = torch.empty(0, 0)
     if mine:
         own = mine if shared else None
         how = (height, width, mean, std, batch_size, workers, own, cache)
         loader = eval_loader(photos, *how)
-        feats = embed(model, loader, device, flip)
+        feats = embed(model, loader, device, flip=flip)
     return gather_dealt(feats, hands, device) if shared else feats

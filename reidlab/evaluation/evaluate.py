@@ -214,11 +214,11 @@ def evaluate_split(
 ) -> dict[str, float]:  # mAP, mAP_trapezoidal, mINP, R1, R5, R10, queries_without_match
     "Score a model on a split by plain distances: the recipe's metric and normalisation, no re-ranking."
     data = open_data(recipe.data, recipe.seed) if data is None else data
-    embeddings = embed_split(model, recipe, data, split, device, workers)
+    embeddings = embed_split(model, recipe, data, split=split, device=device, workers=workers)
     if folder is not None and rank() == 0:
         save_embeddings(Path(folder) / "embeddings.npz", embeddings)
     rules = recipe.evaluate
-    result = rank_embeddings(embeddings, rules.metric, rules.normalise, rules.max_rank)
+    result = rank_embeddings(embeddings, rules.metric, rules.normalise, max_rank=rules.max_rank)
     return result.summary()
 
 # %% ../../nbs/08_evaluation/02_evaluate.ipynb #805a31b6

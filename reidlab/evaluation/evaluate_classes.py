@@ -116,7 +116,7 @@ def evaluate_classes(
     recipe = evaluation_recipe(run.recipe, dataset, overrides)
     data = open_classes(recipe.data, recipe.seed, data_dir)
     model, content = load_classifier(run.path, recipe.evaluate.checkpoint, device)
-    _same_classes(run, data, content["architecture"]["n_pids"], data_dir)
+    _same_classes(run, data, content["architecture"]["n_pids"], data_dir=data_dir)
     rules = _rules(recipe, data, content)
     out = run.path / "evaluate" / data.name
     stored = stored_result(out)
@@ -127,7 +127,9 @@ def evaluate_classes(
     began = time.monotonic()
     workers = settings().workers if workers is None else workers
     size, flip = recipe.evaluate.batch_size, recipe.evaluate.flip
-    named = name_photos(model, data.test, recipe.data, size, workers, device, flip)
+    named = name_photos(
+        model, data.test, recipe.data, batch_size=size, workers=workers, device=device, flip=flip
+    )
     alive("writing what was named", limit=LONG)
     record = None
     if rank() == 0:
@@ -138,7 +140,7 @@ def evaluate_classes(
                 "chosen": content["selection"],
                 "times_opened": count_opening(out),
             }
-            record = _record(run, recipe, card, named, data, device)
+            record = _record(run, recipe, card, named=named, data=data, device=device)
             record["seconds"] = round(time.monotonic() - began, 2)
             if (out / "metrics.json").is_file():
                 put_aside(out)

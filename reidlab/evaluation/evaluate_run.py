@@ -142,7 +142,9 @@ def ranking_record(
         "n": n,
         "queries": len(ap),
         "mAP": result.mAP,
-        **{end: [_shown(query, gallery, result, q) for q in which] for end, which in ends.items()},
+        **{
+            end: [_shown(query, gallery, result, q=q) for q in which] for end, which in ends.items()
+        },
         "ap": ap if len(ap) <= AP_QUERIES else None,
     }
 
@@ -310,7 +312,11 @@ def rank_lists(
     p, g_tracks = protocol
     if p.rule == "single_shot":
         return data.query, data.gallery, rank_by_rules(embeddings, rules, top)
-    result = rank_by_manifest(embeddings, rules, p, g_tracks, top) if result is None else result
+    result = (
+        rank_by_manifest(embeddings, rules, p, g_tracks=g_tracks, top=top)
+        if result is None
+        else result
+    )
     if g_tracks is None:
         return data.query, data.gallery, result
     found = group_tracks(g_tracks, data.gallery.pids, data.gallery.camids)
@@ -380,9 +386,9 @@ def evaluate_run(
     if from_rank_zero(answered):
         if not ranked and rank() == 0:
             listed = rank_lists(
-                load_embeddings(out / "embeddings.npz"), recipe.evaluate, data, protocol
+                load_embeddings(out / "embeddings.npz"), recipe.evaluate, data, protocol=protocol
             )
-            _write_ranking(out, run.name, rules, listed)
+            _write_ranking(out, run.name, rules, ranked=listed)
         if recipe.evaluate.baselines and "baselines" not in stored and rank() == 0:
             stored["baselines"] = _baselines(data, protocol)
             write_json(out / "metrics.json", stored, sealed=True)
@@ -390,7 +396,11 @@ def evaluate_run(
     began = time.monotonic()
     workers = settings().workers if workers is None else workers
     again = not from_rank_zero(bool(kept))
-    embeddings = embed_split(model, recipe, data, "test", device, workers) if again else kept
+    embeddings = (
+        embed_split(model, recipe, data, split="test", device=device, workers=workers)
+        if again
+        else kept
+    )
     record = None
     if rank() == 0:
         with holding(run.path / ".lock"):  # others with other rules wait, and put ours aside
@@ -404,8 +414,8 @@ def evaluate_run(
                 recipe,
                 data,
                 "test",
-                embeddings,
-                result,
+                embeddings=embeddings,
+                result=result,
                 **in_words(recipe.evaluate),
                 normalised=rules["normalised"],
                 checkpoint=rules["checkpoint"],
@@ -416,7 +426,7 @@ def evaluate_run(
                 trained_on=trained_on,
                 version=data.manifest.about.get("version", ""),
             )
-            record = _record(run, recipe, card.to_dict(), result, device)
+            record = _record(run, recipe, card.to_dict(), result=result, device=device)
             record["seconds"] = round(time.monotonic() - began, 2)
             if recipe.evaluate.baselines:
                 record["baselines"] = _baselines(data, protocol)
@@ -424,8 +434,8 @@ def evaluate_run(
             record["cameras"] = _cameras(embeddings, recipe.evaluate)
             if (out / "metrics.json").is_file():
                 put_aside(out)  # only now: a crash leaves the earlier result where it was
-            listed = rank_lists(embeddings, recipe.evaluate, data, protocol, result)
-            _write_ranking(out, run.name, rules, listed)
+            listed = rank_lists(embeddings, recipe.evaluate, data, protocol=protocol, result=result)
+            _write_ranking(out, run.name, rules, ranked=listed)
             write_json(out / "metrics.json", record, sealed=True)
             record = read_json(out / "metrics.json")
     return from_rank_zero(record)
@@ -512,7 +522,7 @@ def ranking_of(
     plain = {key: card[key] for key in ("metric", "max_rank")} | {"normalise": card["normalised"]}
     rules = Evaluate(**record.get("rules", plain))
     embeddings = load_embeddings(out / "embeddings.npz")
-    return rank_lists(embeddings, rules, data, manifest_protocol(data.manifest), top=top)
+    return rank_lists(embeddings, rules, data, protocol=manifest_protocol(data.manifest), top=top)
 
 # %% ../../nbs/08_evaluation/08_evaluate_run.ipynb #8af3b887
 def read_ranking(

@@ -505,7 +505,7 @@ def check_counts(
             f"{p.name}: {name} is {seen:,}, published {published:,}{' (quoted)' if quoted else ''}. "
             f"{_advice(p, name, counts)}"
         )
-        found.append(Finding(name, seen, published, level, message))
+        found.append(Finding(name, seen, published, level=level, message=message))
     return found
 
 # %% ../../nbs/08_evaluation/07_protocols.ipynb #b94313a9
@@ -564,7 +564,7 @@ def rank_by_protocol(
         draw["repeats"] = p.repeats if repeats is None else repeats
         return rank_single_shot(query, gallery, *labels, metric=metric, tile=tile, **draw, **common)
     if reranking is not None:
-        dist = _reranked(query, gallery, labels[1], metric, reranking)
+        dist = _reranked(query, gallery, labels[1], metric=metric, settings=reranking)
         score = evaluate_tracks if tracks else evaluate_rank
         return score(dist, *labels, *tracks, top=top, **common)
     rank = rank_tracks if tracks else rank_features
@@ -621,7 +621,7 @@ def rank_by_manifest(
     p = find_protocol(protocol) if isinstance(protocol, str) else protocol
     check_ranking(rules, p, g_tracks)
     if p.rule == "market":
-        return rank_by_rules(embeddings, rules, top, strict)
+        return rank_by_rules(embeddings, rules, top, strict=strict)
     query, gallery = (l2_normalise(x) if on_sphere(rules) else x for x in embeddings[:2])
     mutual = {"k1": rules.k1, "k2": rules.k2, "lambda_value": rules.lambda_value}
     return rank_by_protocol(

@@ -63,11 +63,13 @@ SMOOTHED = 256  # queries smoothed at a time
 
 def _blocks(query: Tensor, gallery: Tensor, rules: Evaluate) -> Iterator[tuple[int, Any]]:
     if rules.rerank == "k_reciprocal":
-        yield from rerank_blocks(query, gallery, rules.k1, rules.k2, rules.lambda_value)
+        yield from rerank_blocks(
+            query, gallery, rules.k1, k2=rules.k2, lambda_value=rules.lambda_value
+        )
     elif rules.rerank == "smooth_top":
         for start in range(0, len(query), SMOOTHED):
             part = query[start : start + SMOOTHED]
-            yield start, smooth_top(part, gallery, rules.smooth_top, rules.temperature)
+            yield start, smooth_top(part, gallery, rules.smooth_top, temperature=rules.temperature)
     else:
         yield from distance_blocks(query, gallery, rules.metric, reuse=True)
 
@@ -93,11 +95,13 @@ def rank_by_rules(
     if rules.gallery_augmentation:
         gallery = augment_gallery(gallery, rules.gallery_augmentation, rules.expansion_weight)
     if rules.query_expansion:
-        query = expand_queries(query, gallery, rules.query_expansion, rules.expansion_weight)
+        query = expand_queries(query, gallery, rules.query_expansion, weight=rules.expansion_weight)
     parts = []
     for start, block in _blocks(query, gallery, rules):
         own = slice(start, start + len(block))
         parts.append(find_matches(block, q_pids[own], g_pids, q_camids[own], g_camids, top, start))
     found = joined(parts)
     listed = np.where(found.top < 0, -1, counts[found.top])
-    return summarise(found._replace(top=listed), q_pids, q_camids, rules.max_rank, strict)
+    return summarise(
+        found._replace(top=listed), q_pids, q_camids, max_rank=rules.max_rank, strict=strict
+    )

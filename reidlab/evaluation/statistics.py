@@ -161,7 +161,7 @@ def bootstrap_interval(
     values, groups, lost = _known(values, groups)
     sums, counts = identity_sums(values, groups)
     tail = tail_share(level, len(sums))
-    low, high = np.quantile(resampled_means(sums, counts, n, seed), [tail, 1 - tail])
+    low, high = np.quantile(resampled_means(sums, counts, n, seed=seed), [tail, 1 - tail])
     return Estimate(
         value=float(sums.sum() / counts.sum()),
         low=float(low),
@@ -194,7 +194,7 @@ def intervals(
 ) -> dict[str, Estimate]:  # by the names of metrics.json
     "mAP, mINP, R1 … of a result with their intervals over people."
     columns = per_query(result).items()
-    return {name: bootstrap_interval(v, level, n, seed, q_pids) for name, v in columns}
+    return {name: bootstrap_interval(v, level, n, seed=seed, groups=q_pids) for name, v in columns}
 
 # %% ../../nbs/08_evaluation/05_statistics.ipynb #9e3c605a
 def flipped_sums(
@@ -265,7 +265,7 @@ def paired_test(
             f"{len(differ)} of {len(a)} queries have a match in one run and none in the other; "
             f"first: query {differ[0]}. The runs were evaluated on different galleries."
         )
-    difference = bootstrap_interval(a - b, level, n, seed, groups)
+    difference = bootstrap_interval(a - b, level, n, seed=seed, groups=groups)
     sums = identity_sums(*_known(a - b, groups)[:2])[0]
     p = float(flip_p_value(sums, n, seed))
-    return PairedTest(difference, p, int((a > b).sum()), int((a < b).sum()), n)
+    return PairedTest(difference, p, int((a > b).sum()), worse=int((a < b).sum()), flips=n)

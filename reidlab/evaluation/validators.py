@@ -35,7 +35,7 @@ def by_market(
     device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # mAP, mAP_trapezoidal, mINP, R1, R5, R10, queries_without_match
     "Plain distances among held-out people."
-    return evaluate_split(model, recipe, "val", device, data)
+    return evaluate_split(model, recipe, "val", device=device, data=data)
 
 
 def by_rules(
@@ -45,7 +45,7 @@ def by_rules(
     device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # as by_market
     "Held-out people ranked by all that the recipe's evaluate section says."
-    return _rules(embed_split(model, recipe, data, "val", device), recipe)
+    return _rules(embed_split(model, recipe, data, split="val", device=device), recipe)
 
 
 def _rules(embeddings: Embeddings, recipe: Recipe) -> dict[str, float]:
@@ -59,7 +59,7 @@ def by_single_shot(
     device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # mAP, R1, R5, R10, …
     "One random gallery photo a person, ten draws averaged, the same draws every epoch."
-    return _single_shot(embed_split(model, recipe, data, "val", device), recipe)
+    return _single_shot(embed_split(model, recipe, data, split="val", device=device), recipe)
 
 
 def _single_shot(embeddings: Embeddings, recipe: Recipe) -> dict[str, float]:

@@ -120,7 +120,7 @@ def flattened(
                 old, was = flat[key]
                 same = "with the same value" if was == value else f"with {value!r}"
                 why = f"{section}.{key} stands later and wins, {same}: the original has one space of names"
-                lost.append(Line(f"{old}.{key}", was, "overridden", "", why))
+                lost.append(Line(f"{old}.{key}", was, "overridden", becomes="", reason=why))
             flat[key] = section, value
     return flat, lost
 
@@ -320,20 +320,22 @@ def _line(
     name = f"{section}.{key}"
     known = [k for keys in KEYS.values() for k in keys]
     if key not in KINDS:
-        return Line(name, value, "refused", "", unknown("key", key, known)), {}
+        return Line(name, value, "refused", becomes="", reason=unknown("key", key, known)), {}
     try:
         found = _decide(key, flat, flat["model_name"] == "Darts_normal")
     except Refused as why:
-        return Line(name, value, "refused", "", str(why)), {}
+        return Line(name, value, "refused", becomes="", reason=str(why)), {}
     except UNREADABLE:
         why = f"cannot be read as this key's value: {shown(repr(value))}"
-        return Line(name, value, "refused", "", why), {}
+        return Line(name, value, "refused", becomes="", reason=why), {}
     home = [s for s, keys in KEYS.items() if key in keys]
     stray = "" if section in home else f"usually in {' or '.join(home)}"
     if isinstance(found, str):
-        return Line(name, value, "ignored", "", "; ".join(filter(None, [found, note, stray]))), {}
+        return Line(
+            name, value, "ignored", becomes="", reason="; ".join(filter(None, [found, note, stray]))
+        ), {}
     reason = "; ".join(filter(None, [REMARKS.get(key, ""), note, stray]))
-    return Line(name, value, "mapped", ", ".join(found), reason), found
+    return Line(name, value, "mapped", becomes=", ".join(found), reason=reason), found
 
 
 def seed_recipe(
@@ -358,7 +360,7 @@ def seed_recipe(
         {"search.space": space} if values["model_name"] == "Darts_normal" else {}
     )
     for key, (section, value) in found.items():
-        line, sets = _line(key, section, value, values, notes[key])
+        line, sets = _line(key, section, value, flat=values, note=notes[key])
         report.append(line)
         dotted |= sets
     return undotted(dotted), report
@@ -379,7 +381,15 @@ def _repeated(text: str, name: str) -> list[Line]:
         for i, (key, value) in enumerate(body.value if last else ()):
             if last[key.value] != i:
                 why = "stands again later in its section, and YAML keeps the last"
-                lines.append(Line(f"{head.value}.{key.value}", value.value, "overridden", "", why))
+                lines.append(
+                    Line(
+                        f"{head.value}.{key.value}",
+                        value.value,
+                        "overridden",
+                        becomes="",
+                        reason=why,
+                    )
+                )
     return lines
 
 

@@ -152,7 +152,7 @@ def load_baseline(
         there = state.get(name)
         if there is not None and there.squeeze().shape == tensor.squeeze().shape:
             loaded[key] = name
-        elif why := _fresh(key, name, state, tensor):
+        elif why := _fresh(key, name, state, own=tensor):
             fresh[key] = why
         else:
             seen = (

@@ -131,17 +131,21 @@ def apply_rules(
                 raise Refused(odd[key])
             found = rules[key](value, everything)
         except Refused as why:
-            lines.append(Line(key, value, "refused", "", str(why)))
+            lines.append(Line(key, value, "refused", becomes="", reason=str(why)))
             continue
         except UNREADABLE:
             why = f"cannot be read as this key's value: {shown(repr(value))}"
-            lines.append(Line(key, value, "refused", "", why))
+            lines.append(Line(key, value, "refused", becomes="", reason=why))
             continue
         if isinstance(found, str):
-            lines.append(Line(key, value, "ignored", "", found))
+            lines.append(Line(key, value, "ignored", becomes="", reason=found))
             continue
         dotted |= found
-        lines.append(Line(key, value, "mapped", ", ".join(found), (remarks or {}).get(key, "")))
+        lines.append(
+            Line(
+                key, value, "mapped", becomes=", ".join(found), reason=(remarks or {}).get(key, "")
+            )
+        )
     said = [line for line in lines if line.key in values or line.status != "ignored"]
     return undotted(dotted), [
         line

@@ -345,7 +345,7 @@ def lite_recipe(
 ) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
     "What the settings of pytorch-reid-lite mean here."
     loose = ("asoftmax_params.margin", "asoftmax_params.scale", "tri_loss_params.margin")
-    return apply_rules(flat(params), LITE, LITE_DEFAULTS, LITE_REMARKS, loose)
+    return apply_rules(flat(params), LITE, LITE_DEFAULTS, remarks=LITE_REMARKS, loose=loose)
 
 # %% ../../nbs/05_interchange/03_reid_lite.ipynb #1d6302ea
 def read_lite_config(

@@ -269,7 +269,9 @@ def strong_recipe(
         raise ValueError(unknown("family", family, ["sbn", "strong"]))
     told = {"family": family, "stem_relu": stem_relu}
     own = SBN_DEFAULTS if family == "sbn" else {}
-    return apply_rules(flat(sections) | told, STRONG, {**STRONG_DEFAULTS, **own}, STRONG_REMARKS)
+    return apply_rules(
+        flat(sections) | told, STRONG, {**STRONG_DEFAULTS, **own}, remarks=STRONG_REMARKS
+    )
 
 # %% ../../nbs/05_interchange/04_strong_baseline.ipynb #01da52a2
 def _as_yacs(value: Any) -> Any:

@@ -36,7 +36,7 @@ class Cell:
         folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
     ) -> Recipe:
         "The recipe that the cell's run will write down."
-        return load_recipe(self.recipe, self.seed, self.overrides, folder)
+        return load_recipe(self.recipe, self.seed, self.overrides, folder=folder)
 
 # %% ../../nbs/10_jobs/01_grid.ipynb #0c368375
 def value_slug(
@@ -126,7 +126,10 @@ def plan_cells(
     for name, point in itertools.product(names, _points(grid)):
         parts = [f"{short[key]}_{value_slug(value)}" for key, value in point.items()]
         group = "-".join([name.replace("/", "."), *parts])
-        own = [Cell(f"{group}-train-s{seed}", group, name, seed, base | point) for seed in seeds]
+        own = [
+            Cell(f"{group}-train-s{seed}", group, name, seed=seed, overrides=base | point)
+            for seed in seeds
+        ]
         own[0].resolved(folder)  # a misspelt key or a bad value stops here, before anything runs
         cells += own
     return _apart(cells)

@@ -152,7 +152,7 @@ def start_page(
         surroundings["CUDA_VISIBLE_DEVICES"] = cards[slot % gpus]
     with (folder / f"{step}.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
-            page_command(cell, step, folder, min(gpus, 1), device),
+            page_command(cell, step, folder, gpus=min(gpus, 1), device=device),
             cwd=project_root(),
             env=surroundings,
             stdin=subprocess.DEVNULL,
@@ -225,7 +225,7 @@ def _begin(place: Place, runs: Path, launch: Launch, slot: int) -> None:
     state, about = cell_state(place.cell, runs)  # under the claim: nobody changes it now
     if state in ("trained", "finished") and (other := other_photos(runs / place.cell.name)):
         state, about = "another's", other
-    _proceed(place, state, about, launch)
+    _proceed(place, state, about, launch=launch)
 
 
 def _proceed(place: Place, state: str, about: str, launch: Launch) -> None:
@@ -253,7 +253,7 @@ def _look(place: Place, runs: Path, launch: Launch) -> None:
     state, about = cell_state(place.cell, runs)
     wanted = ("trained", "finished") if place.step == "train" else ("finished",)
     if code == 0 and state in wanted:
-        _proceed(place, state, about, launch)
+        _proceed(place, state, about, launch=launch)
         return
     left = f"{place.step}: {about if state == 'damaged' else 'no result was left'}"
     place.state = "failed"
@@ -301,7 +301,7 @@ def run_sweep(
         while todo or working:
             while todo and len(working) < at_once:
                 free = min(set(range(at_once)) - {place.slot for place in working})
-                _begin(place := todo.popleft(), root, launch, free)
+                _begin(place := todo.popleft(), root, launch, slot=free)
                 working += [place] if place.state == "running" else []
             for place in working:
                 _look(place, root, launch)

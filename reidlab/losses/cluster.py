@@ -48,7 +48,9 @@ def cluster_loss(
     x = promoted(feats)
     means, where, _ = person_means(x, pids)
     own = (x - means[where]).square().sum(1).clamp(min=1e-12).sqrt()
-    return cluster_hinge(own, pairwise_distances(means), where, margin, valid_only)
+    return cluster_hinge(
+        own, pairwise_distances(means), where, margin=margin, valid_only=valid_only
+    )
 
 # %% ../../nbs/03_losses/09_cluster.ipynb #83ff938a
 def shortest_path(
@@ -90,4 +92,4 @@ def local_cluster_loss(
     means, where, _ = person_means(x, pids)
     own = stripe_distances(x, means[where])
     gaps = stripe_distances(means[:, None], means[None])
-    return cluster_hinge(own, gaps, where, margin, valid_only)
+    return cluster_hinge(own, gaps, where, margin=margin, valid_only=valid_only)

@@ -86,5 +86,5 @@ def range_loss(
     valid_only: bool = False,  # people with one photo, a batch of one person: leave the part out
 ) -> Tensor:  # scalar
     "Range loss (Zhang et al., 2017)."
-    within, between = range_parts(feats, pids, k, margin, valid_only)
+    within, between = range_parts(feats, pids, k, margin=margin, valid_only=valid_only)
     return alpha * within + beta * between

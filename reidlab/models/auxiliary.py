@@ -94,4 +94,4 @@ def with_auxiliary(
     cells = model.backbone.stack.cells
     place = auxiliary_place(cells)
     tower = AuxiliaryHead(cells[place].out_channels, n_pids)
-    return AidedModel(model, tower, place, weight)
+    return AidedModel(model, tower, place, weight=weight)

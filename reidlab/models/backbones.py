@@ -142,7 +142,7 @@ def read_weights(
     "A file of weights: the backbone's part, and what else it holds."
     path = find_weights(weights, published)
     state, facts = weights_of(path)
-    home = home_of(own, state, path.name, renamed) if own else ""
+    home = home_of(own, state, path.name, renamed=renamed) if own else ""
     if not home and any(k.startswith("backbone.") for k in state):
         home = "backbone."
     ours = lambda k: (
@@ -150,7 +150,7 @@ def read_weights(
         and (home == "backbone." or not k.removeprefix(home).startswith(CLASSIFIERS))
     )
     part = {k.removeprefix(home): v for k, v in state.items() if ours(k)}
-    return WeightFile(path, part, [k for k in state if not ours(k)], facts)
+    return WeightFile(path, part, [k for k in state if not ours(k)], facts=facts)
 
 # %% ../../nbs/02_models/02_backbones.ipynb #75ab1bfe
 def misfits(
@@ -177,7 +177,7 @@ def load_weights(
     renamed: Callable[[str], str] = str,  # a key of the file as the backbone calls it
 ) -> nn.Module:  # the same backbone
     "Fill a backbone from a local file: all of it, or not at all."
-    file = read_weights(weights, published, net.state_dict(), renamed)
+    file = read_weights(weights, published, net.state_dict(), renamed=renamed)
     state = {renamed(key): value for key, value in file.state.items()}
     if wrong := misfits(net, state):
         raise ValueError(

@@ -46,7 +46,7 @@ def cdnet(
     build = {"cdnet": cdnet_maps, "cnet": cnet_maps}[found.space]
     net = build(found, width, stem, taps=neck == "fblneck")
     if neck in BALANCED:
-        parts = balanced_parts(neck, net.tap_channels, n_pids, dropout)
+        parts = balanced_parts(neck, net.tap_channels, n_pids, dropout=dropout)
     else:
         middle = (bnneck if neck == "bnneck" else no_neck)(net.out_channels)
         plain = neck == "none"
@@ -183,7 +183,7 @@ def load_reference_state(
     own, space = model.state_dict(), about["genotype"]["space"]
     theirs = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
     names = {key: reference_key(key, space, about["neck"]) for key in own}
-    loaded, fresh, wrong = _matched(own, theirs, names, fresh_classifiers)
+    loaded, fresh, wrong = _matched(own, theirs, names, fresh=fresh_classifiers)
     unused = [key for key in theirs if key not in loaded.values()]
     wrong += [f"{key} has no place here" for key in unused if not key.startswith("neck.")]
     if wrong:

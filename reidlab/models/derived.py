@@ -37,7 +37,9 @@ class Derived(nn.Module):
         pool_norm: bool = True,  # batch norm behind a pooling
     ):
         super().__init__()
-        plan = cell_plan(macro, init_channels, cells_per_stage, layers, last_stride)
+        plan = cell_plan(
+            macro, init_channels, cells_per_stage, layers=layers, last_stride=last_stride
+        )
         build = lambda *where: Cell(genotype, *where, drop_path, pool_norm)
         self.stack = CellStack(build, plan, *stem_of(macro, init_channels, stem))
         self.out_channels = self.stack.out_channels
@@ -89,12 +91,12 @@ def derived(
         genotype,
         macro,
         init_channels,
-        cells_per_stage,
-        layers,
-        stem,
-        last_stride,
-        drop_path,
-        pool_norm,
+        cells_per_stage=cells_per_stage,
+        layers=layers,
+        stem=stem,
+        last_stride=last_stride,
+        drop_path=drop_path,
+        pool_norm=pool_norm,
     )
     if not weights:
         return net
@@ -138,4 +140,6 @@ def derived_network(
     last = LinearHead(neck.out_dim, n_pids, bias=plain, neck_feat=neck_feat)
     about = {"backbone": "derived", "genotype": genotype.plain(), **options}
     about |= {"cells_per_stage": list(cells_per_stage), "head": head, "n_pids": n_pids}
-    return ReIDModel(maps, AvgPool(), neck, last, about | {"neck_feat": neck_feat})
+    return ReIDModel(
+        maps, AvgPool(), neck, head=last, architecture=about | {"neck_feat": neck_feat}
+    )

@@ -85,7 +85,7 @@ def take_weights(
         raise ValueError(f"{name} holds another backbone: {facts}. Start from a run with this one.")
     own, neck = model.state_dict(), (there.get("neck"), here.get("neck"))
     theirs = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    why = {key: _place(key, own.get(key), theirs.get(key), neck) for key in own | theirs}
+    why = {key: _place(key, own.get(key), theirs.get(key), neck=neck) for key in own | theirs}
     if wrong := [f"{k}: {w}" for k, w in why.items() if w and k.startswith("backbone.")]:
         raise ValueError(
             f"{name} does not fit the backbone ({len(wrong)} tensors): {'; '.join(wrong[:3])}."
@@ -108,4 +108,4 @@ def start_from(
     "Fill a network from a run's checkpoint, all but the classifiers."
     state, facts = weights_of(path)
     name = path.parents[1].name if path.parent.name == "checkpoints" else path.name
-    return take_weights(model, state, facts, name)
+    return take_weights(model, state, facts, name=name)

@@ -293,7 +293,7 @@ PUBLISHED: dict[str, Genotype] = {
             (_D, 4, 0.55),
             (_D, 3, 0.18),
         ],
-        [
+        reduce=[
             (_MP, 0, 0.43),
             (_PA, 1, 0.42),
             (_S, 0, 0.83),
@@ -317,7 +317,7 @@ PUBLISHED: dict[str, Genotype] = {
             (_S, 2, 0.98),
             (_D, 3, 0.95),
         ],
-        [
+        reduce=[
             (_ID, 1, 0.6),
             (_PA, 0, 0.43),
             (_AP, 2, 0.44),
@@ -341,7 +341,7 @@ PUBLISHED: dict[str, Genotype] = {
             (_S, 2, 0.6),
             (_S, 3, 0.61),
         ],
-        [
+        reduce=[
             (_S, 1, 0.46),
             (_ID, 0, 0.02),
             (_MP, 2, 0.54),
@@ -356,13 +356,13 @@ PUBLISHED: dict[str, Genotype] = {
         "Liu et al., 2019 (arXiv:1806.09055), first order",
         "darts",
         [(_S, 1), (_S, 0), (_ID, 0), (_S, 1), (_ID, 0), (_S, 1), (_S, 0), (_ID, 2)],
-        [(_MP, 0), (_MP, 1), (_ID, 2), (_MP, 0), (_MP, 0), (_ID, 2), (_ID, 2), (_AP, 0)],
+        reduce=[(_MP, 0), (_MP, 1), (_ID, 2), (_MP, 0), (_MP, 0), (_ID, 2), (_ID, 2), (_AP, 0)],
     ),
     "darts_v2": _published(
         "Liu et al., 2019 (arXiv:1806.09055), second order",
         "darts",
         [(_S, 0), (_S, 1), (_S, 0), (_S, 1), (_S, 1), (_ID, 0), (_ID, 0), (_D, 2)],
-        [(_MP, 0), (_MP, 1), (_ID, 2), (_MP, 1), (_MP, 0), (_ID, 2), (_ID, 2), (_MP, 1)],
+        reduce=[(_MP, 0), (_MP, 1), (_ID, 2), (_MP, 1), (_MP, 0), (_ID, 2), (_ID, 2), (_MP, 1)],
     ),
 }
 

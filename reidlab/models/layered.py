@@ -131,7 +131,7 @@ def layer_blocks(
     "One layer of a genotype: its block, as often in a row as its depth says."
     depth = layer[2] if len(layer) > 2 else 1
     widths = [in_channels, *[out_channels] * depth]
-    return nn.Sequential(*[CBlock(c, out, layer[:2], fusion) for c, out in pairwise(widths)])
+    return nn.Sequential(*[CBlock(c, out, layer[:2], fusion=fusion) for c, out in pairwise(widths)])
 
 
 class LayeredNet(nn.Module):
@@ -190,7 +190,9 @@ def _layered(
             f"backbone {name!r} reads layers of space {space!r}, got {found.space!r}: "
             f"{list(found.layers[0])}, …. Choose backbone {found.space!r}."
         )
-    net = LayeredNet(found.layers, width, stem, taps, build=partial(layer_blocks, fusion=fusion))
+    net = LayeredNet(
+        found.layers, width, stem, taps=taps, build=partial(layer_blocks, fusion=fusion)
+    )
     net.genotype = found
     return load_weights(net, weights, []) if weights else net
 
@@ -203,7 +205,16 @@ def cdnet_maps(
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CDNet: pairs of kernels and depths (Li et al., 2021)."
-    return _layered("cdnet", "cdnet", genotype, width, stem, taps, weights, "gate")
+    return _layered(
+        "cdnet",
+        "cdnet",
+        genotype,
+        width=width,
+        stem=stem,
+        taps=taps,
+        weights=weights,
+        fusion="gate",
+    )
 
 
 def cnet_maps(
@@ -214,7 +225,9 @@ def cnet_maps(
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CNet: pairs of kernels (Li et al., 2021)."
-    return _layered("cnet", "cnet", genotype, width, stem, taps, weights, "gate")
+    return _layered(
+        "cnet", "cnet", genotype, width=width, stem=stem, taps=taps, weights=weights, fusion="gate"
+    )
 
 
 def stdnet_maps(
@@ -225,4 +238,13 @@ def stdnet_maps(
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CDNet's blocks with their two stacks in sequence, without a gate (ablation of Li et al., 2021)."
-    return _layered("stdnet", "cdnet", genotype, width, stem, taps, weights, "sequence")
+    return _layered(
+        "stdnet",
+        "cdnet",
+        genotype,
+        width=width,
+        stem=stem,
+        taps=taps,
+        weights=weights,
+        fusion="sequence",
+    )

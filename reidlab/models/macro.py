@@ -55,7 +55,9 @@ def cell_plan(
     for i, stage in enumerate(stages):
         first = i > 0 and stage != stages[i - 1]
         stride = (last_stride if stage == stages[-1] else 2) if first else 1
-        plan.append(Place(init_channels * 2**stage, "reduce" if first else "normal", stride, stage))
+        plan.append(
+            Place(init_channels * 2**stage, "reduce" if first else "normal", stride, stage=stage)
+        )
     return plan
 
 # %% ../../nbs/02_models/12_macro.ipynb #c0d23785
@@ -76,11 +78,13 @@ def build_stem(
     if stem not in STEMS:
         raise ValueError(unknown("stem", stem, STEMS))
     if stem == "resnet":
-        return nn.Sequential(*_conv_bn(3, channels, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        return nn.Sequential(*_conv_bn(3, channels, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     if stem == "conv3x2":
         half = max(channels // 2, 1)
-        return nn.Sequential(*_conv_bn(3, half, 3, 2), nn.ReLU(), *_conv_bn(half, channels, 3, 2))
-    return nn.Sequential(*_conv_bn(3, channels, 3, 2 if stem == "conv3_s2" else 1))
+        return nn.Sequential(
+            *_conv_bn(3, half, 3, stride=2), nn.ReLU(), *_conv_bn(half, channels, 3, stride=2)
+        )
+    return nn.Sequential(*_conv_bn(3, channels, 3, stride=2 if stem == "conv3_s2" else 1))
 
 # %% ../../nbs/02_models/12_macro.ipynb #1882395a
 class CellStack(nn.Module):

@@ -42,17 +42,17 @@ def pool(
     pool_norm: bool = True,  # False: bare pooling
 ) -> PoolBN:
     "3×3 pooling with its batch norm."
-    return PoolBN(channels, kind, stride, affine, pool_norm)
+    return PoolBN(channels, kind, stride, affine=affine, norm=pool_norm)
 
 
 OPS: dict[str, Callable[..., nn.Module]] = {
     "max_pool_3x3": partial(pool, "max"),
     "avg_pool_3x3": partial(pool, "avg"),
     "skip_connect": shortcut,
-    "sep_conv_3x3": lambda c, s=1, a=True: SepConv(c, 3, s, a),
-    "sep_conv_5x5": lambda c, s=1, a=True: SepConv(c, 5, s, a),
-    "dil_conv_3x3": lambda c, s=1, a=True: DilConv(c, 3, s, 2, a),
-    "dil_conv_5x5": lambda c, s=1, a=True: DilConv(c, 5, s, 2, a),
+    "sep_conv_3x3": lambda c, s=1, a=True: SepConv(c, 3, s, affine=a),
+    "sep_conv_5x5": lambda c, s=1, a=True: SepConv(c, 5, s, affine=a),
+    "dil_conv_3x3": lambda c, s=1, a=True: DilConv(c, 3, s, dilation=2, affine=a),
+    "dil_conv_5x5": lambda c, s=1, a=True: DilConv(c, 5, s, dilation=2, affine=a),
     "part_aware": PartAware,
     "part_aware_seed": PartGate,
     "part_aware_seed_scaled": partial(PartGate, scaled=True),

@@ -122,7 +122,7 @@ class BranchUpdate(nn.Module):
         spoken = [i for i, b in enumerate(branches) if b.logits is not None]
         seed, step = self.drawn.tolist()
         self.drawn[1] += 1
-        kept = {spoken[i] for i in kept_branches(len(spoken), self.draws, seed, step)}
+        kept = {spoken[i] for i in kept_branches(len(spoken), self.draws, seed, step=step)}
         silent = sum((0 * branches[i].logits).sum() for i in spoken if i not in kept)
         quiet = {"logits": None, "silenced": True}
         result = [b if i in kept else b._replace(**quiet) for i, b in enumerate(branches)]

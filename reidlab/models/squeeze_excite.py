@@ -103,5 +103,9 @@ def se_resnet(
 ) -> SEResNet:
     "A network of the table, random or filled from a local file."
     blocks, groups, width, file = SQUEEZED[name]
-    net = SEResNet(blocks, groups, width, last_stride)
-    return load_weights(net, weights, [f"{PUBLISHED}/{file}"], squeezed_key) if weights else net
+    net = SEResNet(blocks, groups, width, last_stride=last_stride)
+    return (
+        load_weights(net, weights, [f"{PUBLISHED}/{file}"], renamed=squeezed_key)
+        if weights
+        else net
+    )

@@ -169,13 +169,13 @@ class StripeHead(nn.Module):
         for gate in after[len(self.dims) :]:
             joined = joined * gate
         branches = [
-            Branch(z, None, f"stripe_{i + 1}", norm, part=feats[i])
+            Branch(z, None, f"stripe_{i + 1}", norm=norm, part=feats[i])
             for i, (z, norm) in enumerate(said[:n])
         ]
         of_all, norm = _judged(self.concat, torch.cat(seen[:n], 1))
-        branches.append(Branch(of_all, joined, "stripes", norm))
+        branches.append(Branch(of_all, joined, "stripes", norm=norm))
         rest = zip(said[n:], feats[n:], strict=True)
-        branches += [Branch(z, feat, "global", norm) for (z, norm), feat in rest]
+        branches += [Branch(z, feat, "global", norm=norm) for (z, norm), feat in rest]
         return branches if self.update is None else self.update(branches)
 
     def class_scores(
@@ -232,19 +232,30 @@ def pcb_parts(
     apart = "before" if neck == "bnneck" else "after"
     return (
         StripePool(
-            stripes, pool, bool(global_branch), feature_mask, feature_erasing, erased_branch
+            stripes,
+            pool,
+            bool(global_branch),
+            average=feature_mask,
+            feature_erasing=feature_erasing,
+            erased_branch=erased_branch,
         ),
-        StripeNeck(channels, dims, neck, pooled_dropout, embedding * stripes * feature_mask),
+        StripeNeck(
+            channels,
+            dims,
+            neck,
+            pooled_dropout=pooled_dropout,
+            mask_dim=embedding * stripes * feature_mask,
+        ),
         StripeHead(
             dims,
             n_pids,
             stripes,
-            dropout,
-            concat_classifier,
-            branch_update,
-            cosines,
-            classifier_bias == "usual",
-            apart,
-            neck_feat,
+            dropout=dropout,
+            concat_classifier=concat_classifier,
+            branch_update=branch_update,
+            cosines=cosines,
+            bias=classifier_bias == "usual",
+            train_feat=apart,
+            neck_feat=neck_feat,
         ),
     )

@@ -109,7 +109,9 @@ def priced_edges(
 ) -> dict[str, np.ndarray]:  # by kind (N, E, O): all cells of a kind together
     "Every operation on every edge, priced once for each width, stride and size at which it stands."
     m, nodes = recipe.model, recipe.search.nodes
-    plan = cell_plan(m.macro, m.init_channels, m.cells_per_stage, m.layers, m.last_stride)
+    plan = cell_plan(
+        m.macro, m.init_channels, m.cells_per_stage, layers=m.layers, last_stride=m.last_stride
+    )
     sources = [i for j in range(2, nodes + 2) for i in range(j)]
     table: dict[str, Any] = {"normal": 0, "reduce": 0}
     any_one = same_everywhere(next(op for op in ops if op != "none"), nodes)
@@ -135,7 +137,7 @@ def cost_tables(
     n_pids: int = 751,  # training identities
 ) -> dict[str, CostTable]:  # params, macs
     "The exact costs of everything a genotype of this recipe can hold."
-    table = priced_edges(recipe, ops, _op_cost, n_pids)
+    table = priced_edges(recipe, ops, _op_cost, n_pids=n_pids)
     any_one = same_everywhere(next(op for op in ops if op != "none"), recipe.search.nodes)
     whole = derived_cost(any_one, recipe, n_pids)
     bare = [CostTable(0, table["normal"][i], table["reduce"][i]) for i in (0, 1)]

@@ -44,7 +44,7 @@ class MixedLayer(nn.Module):
         gates: Tensor,  # (O,)
         chosen: Sequence[int],  # columns that run
     ) -> Tensor:  # (B, C_out, H, W)
-        return mix(x, self.ops, gates, chosen)
+        return mix(x, self.ops, gates, chosen=chosen)
 
 # %% ../../nbs/07_nas/20_cdnet_space.ipynb #66359d2c
 class LayerSpace(NamedTuple):
@@ -126,7 +126,7 @@ class LayerSupernet(LayeredNet):
             return select(self.alpha, self.k, quiet)
         place = int(rng(self.seed, 809, int(self.draws)).integers(2**63))
         random = torch.Generator().manual_seed(place)
-        return select(self.alpha, self.k, self.preset, self.tau, random)
+        return select(self.alpha, self.k, self.preset, tau=self.tau, random=random)
 
     def forward(
         self,
@@ -151,7 +151,7 @@ def layer_supernet(
 ) -> ReIDModel:  # its backbone is a LayerSupernet
     "The supernet of a space of layers, with the neck of the published search (Li et al., 2021)."
     maps = LayerSupernet(space, **options)
-    parts = balanced_parts("blneck", (maps.out_channels,), n_pids, dropout)
+    parts = balanced_parts("blneck", (maps.out_channels,), n_pids, dropout=dropout)
     about = {"backbone": "layer_supernet", "space": space, "neck": "blneck", "n_pids": n_pids}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     return ReIDModel(maps, *parts, about | {"dropout": dropout, **plain})

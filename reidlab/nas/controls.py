@@ -32,7 +32,7 @@ def control_seeds(
         if isinstance(like, LayerGenotype):
             drawn = random_layers(seed, like.space, len(like.layers))
         else:
-            drawn = random_genotype(seed, like.space or "reid", like.nodes, like.ops)
+            drawn = random_genotype(seed, like.space or "reid", like.nodes, ops=like.ops)
         cost = derived_cost(drawn, recipe, n_pids)
         if abs(cost["macs"] / bar["macs"] - 1) <= tolerance:
             rows[f"random:{seed}"] = cost

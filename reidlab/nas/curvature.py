@@ -169,6 +169,6 @@ def alpha_sharpness(
     n, device = sum(alpha.numel() for alpha in alphas), alphas[0].device
     with _undisturbed(trainer):
         noise = gradient_noise([gradient(batch) for batch in batches])
-        mean = lambda v: sum(_curvature(trainer, b, v, seed) for b in batches) / len(batches)
+        mean = lambda v: sum(_curvature(trainer, b, v, seed=seed) for b in batches) / len(batches)
         found = largest_eigenvalue(mean, n, steps, seed=seed, device=device)
     return {"eigenvalue": found.value, "eigenvalue_error": found.error, "alpha_noise": noise}

@@ -131,7 +131,7 @@ def hypergradient(
         loss = val_loss()
         direct = mean_gradients(slopes(loss, alphas))
         return Hypergradient(
-            direct, loss.detach(), direct, [torch.zeros_like(a) for a in alphas], 0.0
+            direct, loss.detach(), direct, hvp=[torch.zeros_like(a) for a in alphas], eps=0.0
         )
     m = [0.0 if b is None else b for b in (buffers or [None] * n)]
     with borrowed(weights) as here:
@@ -142,9 +142,9 @@ def hypergradient(
         both = mean_gradients(slopes(loss, [*weights, *alphas]))
         top, direct = max(rates), both[n:]
         v = [x * (r / top) for x, r in zip(both[:n], rates, strict=True)]
-        hvp, eps = _mixed_product(train_loss, weights, alphas, here, v)
+        hvp, eps = _mixed_product(train_loss, weights, alphas, here=here, v=v)
     grads = [d - top * h for d, h in zip(direct, hvp, strict=True)]
-    return Hypergradient(grads, loss.detach(), direct, hvp, eps)
+    return Hypergradient(grads, loss.detach(), direct, hvp=hvp, eps=eps)
 
 # %% ../../nbs/07_nas/09_darts.ipynb #0dc8fd6b
 class SearchTrainer(Trainer):
@@ -220,7 +220,7 @@ class SearchTrainer(Trainer):
                     found = self.unrolled(batch, learned)
                     return found.grads, found.loss
                 scaled = lambda: self.scaler.scale(self.alpha_loss(batch))
-                found = hypergradient(scaled, scaled, [], self.net.alphas)
+                found = hypergradient(scaled, scaled, [], alphas=self.net.alphas)
         finally:
             for alpha in self.net.alphas:
                 alpha.requires_grad_(False)
@@ -252,11 +252,11 @@ class SearchTrainer(Trainer):
                 train_loss,
                 lambda: self.alpha_loss(batch),
                 weights,
-                self.net.alphas,
-                [group["lr"] for _, group in members],
-                groups[0].get("momentum", 0.0),
-                [group["weight_decay"] for _, group in members],
-                [state.get("momentum_buffer") for state in states],
+                alphas=self.net.alphas,
+                xi=[group["lr"] for _, group in members],
+                momentum=groups[0].get("momentum", 0.0),
+                weight_decay=[group["weight_decay"] for _, group in members],
+                buffers=[state.get("momentum_buffer") for state in states],
             )
         finally:
             self.train = plan

@@ -140,9 +140,9 @@ def derive(
     if rule == "edge_norm" and (beta_normal is None or beta_reduce is None):
         raise ValueError("rule 'edge_norm' needs beta_normal and beta_reduce, got none.")
     given = {"normal": (alpha_normal, beta_normal), "reduce": (alpha_reduce, beta_reduce)}
-    strong = {kind: _strong(alpha, ops, rule, beta) for kind, (alpha, beta) in given.items()}
+    strong = {kind: _strong(alpha, ops, rule, beta=beta) for kind, (alpha, beta) in given.items()}
     skip = ops.index("skip_connect") if "skip_connect" in ops else -1
-    chosen = _capped(strong, keep, choose, skip, max_skips)
+    chosen = _capped(strong, keep, choose, skip=skip, most=max_skips)
     for kind, nodes in chosen.items():
         if any(strong[kind][j][at] == -np.inf for j, node in enumerate(nodes) for at in node):
             raise ValueError(

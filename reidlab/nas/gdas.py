@@ -99,7 +99,7 @@ class GumbelSupernet(Supernet):
     ) -> Tensor:
         "The weights of one draw, (E, O)."
         for attempt in range(tries):
-            noise = gumbel_noise(self.seed, int(self.draws), kind, logits, attempt)
+            noise = gumbel_noise(self.seed, int(self.draws), kind, like=logits, attempt=attempt)
             h, q = gumbel_weights(logits, noise, self.tau)
             if noise.isfinite().all() and q.isfinite().all():
                 return h

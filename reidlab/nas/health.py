@@ -103,7 +103,7 @@ def health(
         turned = sum(a != b for a, b in zip(leads, led, strict=True))
         found |= figures | {f"turned_{kind}": turned}
     alphas = genotype.about["alphas"]
-    found |= describe_alphas(alphas["normal"], alphas["reduce"], genotype.ops, genotype)
+    found |= describe_alphas(alphas["normal"], alphas["reduce"], genotype.ops, genotype=genotype)
     return found | {"changed": genotype_distance(before, genotype) if before else 0}
 
 
@@ -165,8 +165,8 @@ def too_many_skips(
         "skips",
         epochs[row],
         f"{now[skips]:.0f} short cuts in the {kind} cell for {patience} epoch{'s' * (patience > 1)}; {least} are too many.",
-        "Take the genotype of a sound epoch; search again with a longer warm-up.",
-        epochs[row - patience + 1] - 1,
+        advice="Take the genotype of a sound epoch; search again with a longer warm-up.",
+        sound=epochs[row - patience + 1] - 1,
     )
 
 # %% ../../nbs/07_nas/18_health.ipynb #4fc8c386
@@ -192,8 +192,8 @@ def parameter_free(
         "parameter_free",
         epochs[row],
         f"{n:.0f} of {edges:.0f} edges of the {kind} cell have nothing to learn, with {weight:.0%} of the mass.",
-        "Take the genotype of a sound epoch; search again with a longer warm-up or a lower search.alpha_lr.",
-        epochs[row - patience + 1] - 1,
+        advice="Take the genotype of a sound epoch; search again with a longer warm-up or a lower search.alpha_lr.",
+        sound=epochs[row - patience + 1] - 1,
     )
 
 # %% ../../nbs/07_nas/18_health.ipynb #2f7b1cb9
@@ -214,8 +214,8 @@ def none_takes_over(
         "none",
         epochs[row],
         f"P(none) is {now[column]:.2f} in the {kind} cell, {now[column] * now.n_ops:.1f} times its even share.",
-        "Give the weights more photos or more augmentation, or fewer steps; what they learn does not carry over.",
-        epochs[row - patience + 1] - 1,
+        advice="Give the weights more photos or more augmentation, or fewer steps; what they learn does not carry over.",
+        sound=epochs[row - patience + 1] - 1,
     )
 
 # %% ../../nbs/07_nas/18_health.ipynb #af311403
@@ -237,8 +237,8 @@ def saturated(
         "entropy",
         int(now.epoch),
         f"the entropy of {'the layers' if layers else 'both cells'} is below {floor:.0%} of ln {now.n_ops:.0f} after {now.epoch:.0f} of {now.epochs:.0f} epochs.",
-        "Lower search.alpha_lr, or raise search.alpha_weight_decay.",
-        int(now.epoch) - 1,
+        advice="Lower search.alpha_lr, or raise search.alpha_weight_decay.",
+        sound=int(now.epoch) - 1,
     )
 
 # %% ../../nbs/07_nas/18_health.ipynb #eedbf5a0
@@ -258,8 +258,8 @@ def sharpening(
                 "eigenvalue",
                 int(epoch),
                 f"the largest eigenvalue has grown from {was:.3g} to {now:.3g} in {apart} epochs.",
-                "Take the genotype of a sound epoch; search again with more regularised weights.",
-                int(epoch) - apart,
+                advice="Take the genotype of a sound epoch; search again with more regularised weights.",
+                sound=int(epoch) - apart,
             )
     return None
 
@@ -280,8 +280,8 @@ def settled(
         "unchanged",
         epoch,
         f"the same {'layers lead at all places' if layers else 'operations lead on all edges'} for {epochs} epochs.",
-        "The search may stop here.",
-        epoch,
+        advice="The search may stop here.",
+        sound=epoch,
         collapse=False,
     )
 
@@ -302,8 +302,8 @@ def unheard(
         "unheard",
         int(now.epoch),
         f"{now.tried_layers:.1f} of {now.n_ops:.0f} candidates of a place have ever run.",
-        "Search again with search.preset explore, or from several seeds.",
-        int(now.epoch),
+        advice="Search again with search.preset explore, or from several seeds.",
+        sound=int(now.epoch),
         collapse=False,
     )
 

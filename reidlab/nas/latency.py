@@ -103,13 +103,17 @@ def measure_latency(
             return (0,)
         with torch.random.fork_rng([]):
             layer = build_op(op, channels, stride, pool_norm=pool_norm).to(device)
-        return (median_time(layer, torch.zeros(1, channels, *size, device=device), repeats, clock),)
+        return (
+            median_time(
+                layer, torch.zeros(1, channels, *size, device=device), repeats, clock=clock
+            ),
+        )
 
     found = priced_edges(recipe, [*ops, "skip_connect"], price)
     skips = CostTable(0, *(found[kind][0][:, -1:] for kind in ("normal", "reduce")))
     bare = same_everywhere("skip_connect", recipe.search.nodes)
     image = torch.zeros(1, 3, height, width, device=device)
-    whole = median_time(timed_network(bare, recipe).to(device), image, repeats, clock)
+    whole = median_time(timed_network(bare, recipe).to(device), image, repeats, clock=clock)
     frame = max(0, whole - cost_of(bare, skips, ["skip_connect"]))
     table = CostTable(frame, *(found[kind][0][:, :-1] for kind in ("normal", "reduce")))
     here = environment(torch.device(device).type)

@@ -227,14 +227,14 @@ def measure(
             for level in ("plain", *LEVELS):
                 cell.__class__ = SearchCell if level == "plain" else LeanCell
                 cell.level = level
-                found = cell_bytes(cell, s0, s1, weights[cell.kind], amp)
+                found = cell_bytes(cell, s0, s1, weights=weights[cell.kind], amp=amp)
                 seen[key][level] = CellBytes(*(scale * n for n in found))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, amp):
             s0, s1 = s1, cell(s0, s1, weights[cell.kind])
         cells.append(seen[key])
         outs.append(scale * bytes_of(s1) / 3)
     fixed = sum(bytes_of(t) for t in net.parameters())
-    return Measured(scale * stem, outs, cells, fixed)
+    return Measured(scale * stem, outs, cells, weights=fixed)
 
 # %% ../../nbs/07_nas/06_lean.ipynb #b3154aa4
 EFFORT = {"plain": 0.0, "lean": 0.0, "cell": 1.0, "node": 1.05, "edge": 1.1}  # forward passes more
@@ -319,7 +319,7 @@ def plan(
     if batch < 2:
         raise ValueError(f"a training step needs 2 photos or more, got {batch}.")
     limit = budget if isinstance(budget, int) else parse_budget(budget)
-    found = measured or measure(model, height, width, amp)
+    found = measured or measure(model, height, width, amp=amp)
     n, room = len(found.cells), (limit - found.weights) / batch
     options = [["lean"] * n]
     options += [[level] * k + ["lean"] * (n - k) for k in range(1, n + 1) for level in LEVELS[1:]]
@@ -338,7 +338,7 @@ def plan(
             if found.alive(trial) <= room:
                 best = trial
                 break
-    return Plan(tuple(best), batch, (height, width), limit, found)
+    return Plan(tuple(best), batch, (height, width), budget=limit, measured=found)
 
 
 def parse_budget(
@@ -368,7 +368,7 @@ def use_memory(
     elif memory in LEVELS:
         make_lean(model, memory)
     else:
-        found = plan(model, height, width, batch, memory, amp)
+        found = plan(model, height, width, batch=batch, budget=memory, amp=amp)
         make_lean(model, found.levels)
         return found
     return None

@@ -98,10 +98,10 @@ def _from_batch(x: Tensor, norm: _BatchNorm, twins: tuple[_BatchNorm, ...]) -> M
     "Moments of the batch; the norms learn them."
     (mean, var, count), group = batch_moments(x), _shared_with(norm)
     if group is not None:
-        mean, var, count = joint_moments(mean, var, count, group)
+        mean, var, count = joint_moments(mean, var, count, group=group)
     for one in (norm, *twins):
         _learn(one, mean, var * count / (count - 1))
-    return Moments(mean, (var + norm.eps).rsqrt(), True, count, group)
+    return Moments(mean, (var + norm.eps).rsqrt(), True, count=count, group=group)
 
 
 def _shared_with(norm: _BatchNorm) -> Any:
@@ -191,7 +191,7 @@ class _WeightedNorm(Function):
     @first_order
     def backward(ctx: Any, g: Tensor) -> tuple:
         x, w = ctx.saved_tensors
-        gx, gw = scaled_backward(g, x, ctx.m, _channels(w, ctx.m))
+        gx, gw = scaled_backward(g, x, ctx.m, weight=_channels(w, ctx.m))
         return gx, gw.sum().to(w.dtype), None
 
 
@@ -248,12 +248,14 @@ class _ReluConv(Function):
         x, weight = ctx.saved_tensors
         r = _rectified(x, ctx.m).to(g.dtype)
         pad, wanted = weight.shape[-1] // 2, ctx.needs_input_grad[:2]
-        gr, gw = conv_backward(g, r, weight, 1, pad, ctx.groups, wanted)
+        gr, gw = conv_backward(
+            g, r, weight, stride=1, padding=pad, groups=ctx.groups, wanted=wanted
+        )
         if gr is None:
             return None, gw, None, None
         gx = torch.ops.aten.threshold_backward(gr, r, 0).to(x.dtype)
         if ctx.m is not None:
-            gx, _ = scaled_backward(gx, x, ctx.m, torch.ones_like(ctx.m.mean))
+            gx, _ = scaled_backward(gx, x, ctx.m, weight=torch.ones_like(ctx.m.mean))
         return gx, gw, None, None
 
 
@@ -306,7 +308,9 @@ def _avg_pool_backward(g: Tensor, x: Tensor, stride: int) -> Tensor:
         return torch.ops.aten.avg_pool2d_backward(g.contiguous(), x, *kernel)
     ones = x.new_ones(x.shape[1], 1, 3, 3)
     share = g / _neighbours(x, stride)
-    return conv_backward(share, x, ones, stride, 1, x.shape[1], (True, False))[0]
+    return conv_backward(
+        share, x, ones, stride=stride, padding=1, groups=x.shape[1], wanted=(True, False)
+    )[0]
 
 # %% ../../nbs/07_nas/03_lean_layers.ipynb #9a1322c2
 class _NormedPool(Function):
@@ -326,11 +330,11 @@ class _NormedPool(Function):
     def backward(ctx: Any, g: Tensor) -> tuple:
         (x, out, places), m = ctx.saved_tensors, ctx.m
         unit = m._replace(mean=torch.zeros_like(m.mean), invstd=torch.ones_like(m.invstd))
-        gy, _ = scaled_backward(g, out, unit, m.invstd)
+        gy, _ = scaled_backward(g, out, unit, weight=m.invstd)
         if places is None:
             gx = _avg_pool_backward(gy, x, ctx.stride)
         else:
-            gx = _max_pool_backward(gy, x, ctx.stride, places)
+            gx = _max_pool_backward(gy, x, ctx.stride, places=places)
         return gx.contiguous(memory_format=layout(x)), None, None, None, None
 
 

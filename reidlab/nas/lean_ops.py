@@ -88,7 +88,7 @@ def share(
         mine = [op for op in ops if isinstance(op, PoolBN) and pooling(op) == kind]
         norms: list[_BatchNorm] = [op.bn for op in mine]
         if mine and all(uses_batch(norm) for norm in norms):
-            pooled[kind] = normed_pool(x, kind, mine[0].pool.stride, norms, notes)
+            pooled[kind] = normed_pool(x, kind, mine[0].pool.stride, norms=norms, notes=notes)
         elif mine:
             pooled[kind] = mine[0].pool(x)
     rectified = x.relu() if any(type(op) in FRUGAL for op in ops) else None
@@ -122,7 +122,7 @@ def dilated(
 ) -> Tensor:  # (B, C, h, w)
     "w · DilConv; keeps two maps."
     _, conv, _, norm = op.net
-    y = depthwise(source.relu, p[f"{at}net.1.weight"], conv.stride[0], conv.dilation[0])
+    y = depthwise(source.relu, p[f"{at}net.1.weight"], conv.stride[0], dilation=conv.dilation[0])
     y = F.conv2d(y, p[f"{at}net.2.weight"])
     return weighted_norm(y, notes(y, norm), w)
 
@@ -180,14 +180,14 @@ def part_aware(
     notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · PartAware; keeps one map, and vectors."
-    z = body_vectors(op, source.x, p, at, notes)
+    z = body_vectors(op, source.x, p, at=at, notes=notes)
     owner = part_of_row(source.x.shape[2], op.parts).to(z.device)
     if isinstance(op.last, Merge):
-        y = merged(source.x, z, p[f"{at}last.conv.weight"], owner)
+        y = merged(source.x, z, p[f"{at}last.conv.weight"], owner=owner)
     else:
         even, odd = every_second(source.relu)
-        first = merged(even, z.relu(), p[f"{at}last.conv1.weight"], owner[::2])
-        second = merged(odd, z.relu(), p[f"{at}last.conv2.weight"], owner[1::2])
+        first = merged(even, z.relu(), p[f"{at}last.conv1.weight"], owner=owner[::2])
+        second = merged(odd, z.relu(), p[f"{at}last.conv2.weight"], owner=owner[1::2])
         y = side_by_side(first, second)
     return weighted_norm(y, notes(y, op.last.bn), w)
 
@@ -212,7 +212,7 @@ def part_gate(
         spread = gate[:, owner].transpose(1, 2)[..., None].to(x.dtype)
         y = F.conv2d(r, weight[:, :c]) + F.conv2d((x * spread).relu(), weight[:, c:])
     else:
-        y = merged(r, gate.relu(), weight, owner)
+        y = merged(r, gate.relu(), weight, owner=owner)
     return weighted_norm(y, notes(y, norm), w)
 
 

@@ -37,13 +37,16 @@ def run_cell(
     notes: Notes,  # moments of this forward pass
 ) -> Tensor:  # (B, B·C, H/stride, W/stride)
     "A cell's output from frugal operations."
-    states = [enter(cell.pre0, s0, p, "pre0.", notes), enter(cell.pre1, s1, p, "pre1.", notes)]
+    states = [
+        enter(cell.pre0, s0, p, at="pre0.", notes=notes),
+        enter(cell.pre1, s1, p, at="pre1.", notes=notes),
+    ]
     states += [None] * cell.nodes
     for i in range(cell.nodes + 1):
         legs = legs_of(cell.nodes, i)
         source = share(states[i], [cell.edges[row] for _, row in legs], notes)
         for j, row in legs:
-            y = along(source, cell.edges[row], weights, row, p, notes)
+            y = along(source, cell.edges[row], weights, row=row, p=p, notes=notes)
             states[j] = y if states[j] is None else states[j].add_(y)
     return torch.cat(states[2:], 1)
 
@@ -157,7 +160,9 @@ class _Again(Function):
         ctx.cell, ctx.names, ctx.level, ctx.notes = cell, names, cell.level, Notes()
         ctx.amp = _autocast_now(s0.device.type)
         with _autocast(*ctx.amp):
-            out = run_cell(cell, s0, s1, weights, dict(zip(names, own, strict=True)), ctx.notes)
+            out = run_cell(
+                cell, s0, s1, weights=weights, p=dict(zip(names, own, strict=True)), notes=ctx.notes
+            )
         ctx.save_for_backward(s0, s1, weights, None if ctx.level == "cell" else out, *own)
         return out
 
@@ -189,7 +194,9 @@ class LeanCell(SearchCell):
         names, own = zip(*self.named_parameters(), strict=True)
         if self.level != "lean" and torch.is_grad_enabled():
             return _again(self, names, s0, s1, weights, *own)
-        return run_cell(self, s0, s1, weights, dict(zip(names, own, strict=True)), Notes())
+        return run_cell(
+            self, s0, s1, weights=weights, p=dict(zip(names, own, strict=True)), notes=Notes()
+        )
 
 
 @torch._disable_dynamo  # as torch.optim has it: the compiler is loaded when this runs, not here

@@ -65,7 +65,7 @@ def answer(
 ) -> Genotype | LayerGenotype:
     "The genotype of the present alphas, with its provenance."
     s = recipe.search
-    found = derived_genotype(recipe, net, n_pids, latency and latency.table)
+    found = derived_genotype(recipe, net, n_pids, latency=latency and latency.table)
     made_by = {"run": run, "recipe": recipe.name, "seed": recipe.seed, "epoch": epoch}
     if isinstance(found, LayerGenotype):
         cost = derived_cost(found, recipe, n_pids)
@@ -135,7 +135,7 @@ def check_search(
 ) -> None:
     "Refuse a recipe that cannot be searched."
     for stage in range(len(recipe.search.stages)):
-        check_search(stage_recipe(recipe, stage), n_pids, processes, device, train)
+        check_search(stage_recipe(recipe, stage), n_pids, processes, device=device, train=train)
     if recipe.search.stages:
         if recipe.search.stop:
             raise ValueError(
@@ -228,7 +228,9 @@ def check_search(
     if s.memory and s.memory not in LEVELS:  # a budget: planned once, with numbers
         lean = search_model(recipe, n_pids)
         amp = recipe.train.amp != "none"
-        use_memory(lean, s.memory, data.height, data.width, p * k // max(processes, 1), amp)
+        use_memory(
+            lean, s.memory, data.height, width=data.width, batch=p * k // max(processes, 1), amp=amp
+        )
     if train is not None:
         _check_halves(recipe, train, processes)
 
@@ -253,7 +255,7 @@ def _fits(people: int, processes: int) -> str:
 def _check_halves(recipe: Recipe, train: Photos, processes: int) -> None:
     "Refuse photos whose halves make no batches."
     for half, seed in search_halves(train, recipe):
-        batches = recipe_sampler(half, search_data(recipe), seed, 0, processes).batches
+        batches = recipe_sampler(half, search_data(recipe), seed, rank=0, world=processes).batches
     if recipe.search.sharpness and len(batches) < WATCHED:
         raise ValueError(
             f"search.sharpness needs {WATCHED} batches in the alphas' half or more, got {len(batches)} "
@@ -378,11 +380,11 @@ def search_from_recipe(
         data = open_together(recipe, data_dir)
         alive("checking the search", limit=LONG)
         kind = torch.device(device).type
-        check_search(recipe, data.n_pids, world_size(), kind, data.train)
+        check_search(recipe, data.n_pids, world_size(), device=kind, train=data.train)
         check_judged(recipe, data)
         workers = settings().workers if workers is None else workers
         latency = run_latency(run.path, recipe, device)
-        given = _Given(data, device, validate, on_epoch, workers, latency)
+        given = _Given(data, device, validate, on_epoch=on_epoch, workers=workers, latency=latency)
         found = (_staged if recipe.search.stages else _searched)(run, recipe, given)
         where = {"latency": latency.where} if latency else {}
         if rank() == 0:
@@ -435,10 +437,10 @@ def _searched(
 ) -> dict[str, Any]:  # epochs, seconds, figures
     "One search, from where its folder stands to its last epoch."
     data, latency = given.data, given.latency
-    loader, other = half_loaders(data.train, recipe, given.workers, given.device)
+    loader, other = half_loaders(data.train, recipe, given.workers, device=given.device)
     note_input(run, loader, other)
     alive("building the supernet", limit=LONG)
-    model = search_model(recipe, data.n_pids, masks, skip_dropout)
+    model = search_model(recipe, data.n_pids, masks, skip_dropout=skip_dropout)
     size = count_parameters(model)
     plan, batch = weight_plan(recipe), search_data(recipe)
     photos = batch.p * batch.k // world_size()
@@ -449,11 +451,13 @@ def _searched(
     if made and rank() == 0:
         print(made)
     table = latency and latency.table
-    trainer = search_trainer(recipe, model, plan, other, given.device, data.n_pids, table)
+    trainer = search_trainer(
+        recipe, model, plan, other=other, device=given.device, n_pids=data.n_pids, latency=table
+    )
     fresh = (
         half_loaders(data.train, recipe, device=given.device)[1] if recipe.search.sharpness else ()
     )
-    each = _Notes(run, recipe, trainer, given, list(islice(fresh, WATCHED)))
+    each = _Notes(run, recipe, trainer, given=given, watched=list(islice(fresh, WATCHED)))
     handed = (given.validate, given.on_epoch, each)
     progress = run_epochs(run, recipe, trainer, loader, data, *handed)
     figures = {**progress["best"], "supernet_params": size}
@@ -497,7 +501,9 @@ class _Notes:
             return {}
         if ranks:
             self.run.log("ranks", epoch=epoch, ranks=ranks)
-        found = answer(net, self.recipe, self.run.name, epoch, self.n_pids, self.latency)
+        found = answer(
+            net, self.recipe, self.run.name, epoch=epoch, n_pids=self.n_pids, latency=self.latency
+        )
         write_bytes(self.path(epoch), found.to_json().encode())
         record = _figures_of(self.run, epoch) | bend | {"alpha_drift": drift}
         return record | self.verdict(
@@ -570,19 +576,19 @@ def _staged(
     for i, stage in enumerate(stages):
         own, root = stage_recipe(recipe, i), run.path / "stages"
         if i:
-            masks = _left_by(RunFolder(root / str(i)), masks, ops, stage.ops)
+            masks = _left_by(RunFolder(root / str(i)), masks, ops, n=stage.ops)
         folder = RunFolder(root / str(i + 1))
         if rank() == 0:
             where = (given.data.fingerprint, given.device, world_size(), root)
             open_run(folder.name, own, "search", *where)
         barrier()
-        relay = _Relay(run, i + 1, first, total, given.on_epoch)
+        relay = _Relay(run, i + 1, first, epochs=total, on_epoch=given.on_epoch)
         if not folder.finished:
             with ExitStack() as stack:
                 if rank() == 0:
                     stack.enter_context(folder.working())
                 here = replace(given, on_epoch=[relay])
-                found = _searched(folder, own, here, masks, stage.skip_dropout)
+                found = _searched(folder, own, here, masks=masks, skip_dropout=stage.skip_dropout)
                 if rank() == 0:
                     folder.finish(found["figures"], verb="search", seconds=found["seconds"])
         if rank() == 0:

@@ -204,7 +204,7 @@ def search_model(
         build, facts["partial"] = partial(PartialSupernet, share=s.partial), s.partial
     elif s.strategy == "gdas":
         build, facts["gdas"] = partial(GumbelSupernet, tau=s.tau, seed=recipe.seed), True
-    model = supernet_from_recipe(recipe, n_pids, partial(build, **options), facts)
+    model = supernet_from_recipe(recipe, n_pids, partial(build, **options), facts=facts)
     if masks:
         prune(supernet_of(model), masks)
     drop_skips(supernet_of(model), skip_dropout)
@@ -246,7 +246,14 @@ def search_trainer(
         parts.append(CostPenalty(table, s.cost_weight))
     loss, judge = weighted_sum(s.loss), weighted_sum(alpha_terms(recipe))
     return SearchTrainer(
-        model, loss, plan, s, other, device, judge, Penalty(parts) if parts else None
+        model,
+        loss,
+        plan,
+        search=s,
+        other=other,
+        device=device,
+        other_loss=judge,
+        penalty=Penalty(parts) if parts else None,
     )
 
 # %% ../../nbs/07_nas/21_strategies.ipynb #35800d43
@@ -286,9 +293,9 @@ def derived_genotype(
         tables["normal"],
         tables["reduce"],
         net.space,
-        s.rule,
-        betas.get("normal"),
-        betas.get("reduce"),
+        rule=s.rule,
+        beta_normal=betas.get("normal"),
+        beta_reduce=betas.get("reduce"),
         max_skips=s.max_skips,
         **choose,
     )

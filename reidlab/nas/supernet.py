@@ -128,7 +128,9 @@ class Supernet(nn.Module):
             raise ValueError(unknown("mixing", mix, MIXES))
         self.nodes, self.mix = nodes, mix
         self.masks: dict[str, Tensor] = {}  # by kind (E, O): which operations are still in
-        plan = cell_plan(macro, init_channels, cells_per_stage, layers, last_stride)
+        plan = cell_plan(
+            macro, init_channels, cells_per_stage, layers=layers, last_stride=last_stride
+        )
         build = lambda *where: SearchCell(self.space, nodes, *where, edge=edge)
         self.stack = CellStack(build, plan, *stem_of(macro, init_channels, stem))
         self.out_channels = self.stack.out_channels

@@ -39,7 +39,7 @@ def roles(
     g_camids: np.ndarray,  # (G,)
 ) -> np.ndarray:  # (G,) one of ROLES
     "What each gallery entry is to this query."
-    stays = kept(pid, camid, g_pids, g_camids)
+    stays = kept(pid, camid, g_pids, g_camids=g_camids)
     left_out = np.where(g_pids == JUNK_PID, "junk", "same camera")
     return np.where(stays, np.where(g_pids == pid, "good", "wrong"), left_out)
 
@@ -60,7 +60,8 @@ def has_match(
     "Whether each query's person is in the gallery once its own camera is left out."
     pairs = zip(q_pids, q_camids, strict=True)
     return np.array(
-        [bool((kept(p, c, g_pids, g_camids) & (g_pids == p)).any()) for p, c in pairs], dtype=bool
+        [bool((kept(p, c, g_pids, g_camids=g_camids) & (g_pids == p)).any()) for p, c in pairs],
+        dtype=bool,
     )
 
 # %% ../../nbs/04_retrieval/03_card.ipynb #d522ae7e

@@ -118,7 +118,9 @@ class Products(NamedTuple):
         "Make the products distances, in place."
         rows, q_square, g_square, kind, query, gallery = self[1:]
         if rows.device.type != "cpu":
-            return finish_on_device(rows, kind, q_square, g_square, query, gallery)
+            return finish_on_device(
+                rows, kind, q_square, g_square=g_square, query=query, gallery=gallery
+            )
         plain, q_square, g_square, query, gallery = (
             x.numpy() for x in (rows, q_square, g_square, query, gallery)
         )
@@ -152,9 +154,9 @@ def _sides(query: Tensor, gallery: Tensor, kind: str) -> Sides:
     if kind == "cosine":  # a row of zeros is at 1 from everyone, and at none of that from a mean
         mean = mean if all(x.any(1).all() for x in (query, gallery)) else None
     if mean is None:
-        return Sides(query, gallery, squares, kind, query, gallery)
+        return Sides(query, gallery, squares, kind=kind, asked=query, listed=gallery)
     kind, rest = "halved" if kind == "cosine" else kind, gallery - mean
-    return Sides(query - mean, rest, square_norms(rest), kind, query, gallery)
+    return Sides(query - mean, rest, square_norms(rest), kind=kind, asked=query, listed=gallery)
 
 
 def _multiply(sides: Sides, part: slice, rows: Tensor, same: tuple[Tensor, Tensor]) -> None:
@@ -178,11 +180,19 @@ def _products(sides: Sides, tile: int, reuse: bool):
         n = min(held, len(query) - first)
         if rows is None or not reuse:
             rows = query.new_empty(n, len(gallery))
-        _multiply(sides, slice(first, first + n), rows[:n], same)
+        _multiply(sides, slice(first, first + n), rows[:n], same=same)
         for at in range(first, first + n, tile):
             part = slice(at, min(at + tile, first + n))
             own = rows[part.start - first : part.stop - first]
-            yield Products(at, own, q_square[part], g_square, kind, asked[part], listed)
+            yield Products(
+                at,
+                own,
+                q_square[part],
+                g_square=g_square,
+                kind=kind,
+                query=asked[part],
+                gallery=listed,
+            )
 
 # %% ../../nbs/04_retrieval/02_distance.ipynb #80875782
 def product_blocks(
@@ -216,7 +226,7 @@ def distance_blocks(
     reuse: bool = False,  # every block in the same memory: done with before the next is asked for
 ) -> Iterator[tuple[int, Tensor]]:  # first query of the block, (≤ tile, G) float32
     "Distances of some queries at a time to the whole gallery."
-    blocks = product_blocks(query, gallery, metric, tile, reuse)
+    blocks = product_blocks(query, gallery, metric, tile=tile, reuse=reuse)
     return ((block.start, block.distances()) for block in blocks)
 
 # %% ../../nbs/04_retrieval/02_distance.ipynb #57f6a39e

@@ -111,5 +111,5 @@ def augment_gallery(
     top, weight = _whole("top", top), _weighted(weight)
     unit = l2_normalise(as_array(gallery)).numpy()
     near = _answers(unit, unit, top + 1, own=True)[:, 1:]
-    new = _joined(unit, unit, near, weight)
+    new = _joined(unit, unit, near, weight=weight)
     return torch.from_numpy(new) if isinstance(gallery, Tensor) else new

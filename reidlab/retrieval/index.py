@@ -183,7 +183,7 @@ class GalleryIndex:
             _check_probe(n_probe, n_lists)
         self.dims, self.kind, self.metric, self.seed = dims, kind, metric, seed
         self.n_lists, self.n_probe = (n_lists, n_probe) if kind == "ivf" else (1, 1)
-        self._faiss, self._parts = _new_faiss(dims, kind, n_lists, seed), []
+        self._faiss, self._parts = _new_faiss(dims, kind, n_lists, seed=seed), []
         self._on_disk = False
 
     def train(
@@ -218,7 +218,7 @@ class GalleryIndex:
         if self._on_disk:
             raise ValueError("an index read with on_disk=True is read only; load it without.")
         feats = self._features(feats, "gallery features")
-        labels = _labels(len(feats), pids, camids, paths)
+        labels = _labels(len(feats), pids, camids, paths=paths)
         if not self._faiss.is_trained:
             self.train(feats)
         with faiss_threads(1):
@@ -246,11 +246,11 @@ class GalleryIndex:
             )
         labels, stays = self.labels(), lambda q, at: np.ones(len(at), bool)
         if q_pids is not None:
-            who, by = _labels(len(query), q_pids, q_camids, None)[:2]
-            stays = lambda q, at: kept(who[q], by[q], labels[0][at], labels[1][at])
+            who, by = _labels(len(query), q_pids, q_camids, paths=None)[:2]
+            stays = lambda q, at: kept(who[q], by[q], labels[0][at], g_camids=labels[1][at])
         if q_paths is not None:
             none = [0] * len(query)
-            names = _labels(len(query), none, none, q_paths)[2]
+            names = _labels(len(query), none, none, paths=q_paths)[2]
             stays = _but_itself(stays, names, labels[2])
         params = self._params(self.n_probe if n_probe is None else n_probe)
         dist, at = np.full((len(query), k), np.inf, np.float32), np.full((len(query), k), -1)
@@ -258,7 +258,12 @@ class GalleryIndex:
             for start in range(0, len(query), TOGETHER):
                 rows = np.arange(start, min(start + TOGETHER, len(query)))
                 dist[rows], at[rows] = _search(
-                    self._faiss, query[rows], k, self.metric, params, partial(_from, stays, start)
+                    self._faiss,
+                    query[rows],
+                    k,
+                    metric=self.metric,
+                    params=params,
+                    stays=partial(_from, stays, start),
                 )
         found = (np.where(at < 0, end, x[at]) for x, end in zip(labels, (-1, -1, ""), strict=True))
         return Hits(dist, at, *found)
@@ -266,7 +271,7 @@ class GalleryIndex:
     def labels(self) -> list[np.ndarray]:
         "pids, camids and paths of all photos, in order of adding."
         if len(self._parts) != 1:
-            parts = self._parts or [_labels(0, [], [], None)]
+            parts = self._parts or [_labels(0, [], [], paths=None)]
             self._parts = [[np.concatenate(column) for column in zip(*parts, strict=True)]]
         return self._parts[0]
 

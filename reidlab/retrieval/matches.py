@@ -71,7 +71,7 @@ class ByIdentity(NamedTuple):
     ) -> "ByIdentity":
         "The same for some of the queries."
         start = self.start[rows.start : rows.stop + 1]
-        return ByIdentity(self.order, self.first[rows], self.last[rows], start - start[0])
+        return ByIdentity(self.order, self.first[rows], self.last[rows], start=start - start[0])
 
 # %% ../../nbs/04_retrieval/04_matches.ipynb #03fe494f
 def by_identity(
@@ -93,7 +93,7 @@ def by_identity(
     at = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
     here = np.where((pairs[at] == asked) & (q_camids != UNKNOWN_CAMID), counts[at], 0)
     matches = np.where(last > first, last - first - here, 0)
-    return ByIdentity(order, first, last, np.concatenate([[0], np.cumsum(matches)]))
+    return ByIdentity(order, first, last, start=np.concatenate([[0], np.cumsum(matches)]))
 
 # %% ../../nbs/04_retrieval/04_matches.ipynb #fb674b55
 class Matches(NamedTuple):

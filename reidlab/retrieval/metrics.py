@@ -116,7 +116,7 @@ class RankResult:
 
     def summary(self) -> dict[str, float | int]:
         "The headline, as it goes into metrics.json."
-        scores = QueryScores(self.ap, self.ap_trapezoidal, self.inp, self.first_hit)
+        scores = QueryScores(self.ap, self.ap_trapezoidal, self.inp, first_hit=self.first_hit)
         return {**_headline(scores, self.valid), "queries_without_match": len(self.without_match)}
 
     def table(self) -> pd.DataFrame:  # a row a query, in query order; fractions, ranks from 1
@@ -203,7 +203,7 @@ def evaluate_rank(
         raise ValueError(f"distmat needs shape (Q, G), got {tuple(dist.shape)}.")
     labels = check_labels(*dist.shape, q_pids, g_pids, q_camids, g_camids)
     found = find_matches(dist, *labels, top=top)
-    return summarise(found, labels[0], labels[2], max_rank, strict)
+    return summarise(found, labels[0], labels[2], max_rank=max_rank, strict=strict)
 
 # %% ../../nbs/04_retrieval/06_metrics.ipynb #939de408
 def worst_queries(

@@ -189,9 +189,9 @@ def _walk(tiled, k, block, first, step):
     tile = np.empty((size, size), np.float32)
     for s in range(first, len(tiles), step):
         for t in range(s, len(tiles)):
-            _measure(tile, tiled, s, t)
+            _measure(tile, tiled, s, t=t)
             if block is not None:
-                place(block, tile, s * size, t * size - len(block))
+                place(block, tile, s * size, across=t * size - len(block))
             enter(tile, s * size, t * size, n, lists, limit, far)
     return lists, far
 
@@ -281,7 +281,7 @@ def nearest(
     tiled = _tiled(x)
     with full_precision(torch.device("cpu")):
         parts = in_threads(
-            lambda first: _walk(tiled, listed, block, first, threads), range(threads)
+            lambda first: _walk(tiled, listed, block, first=first, step=threads), range(threads)
         )
     for lists, _ in parts[1:]:
         lists[:, 0] = NOBODY  # the owner is in the first part's list
@@ -303,8 +303,8 @@ def distance_strips(
 
         def work(t, s=s, strip=strip):
             tile = np.empty((TILE, TILE), np.float32)
-            _measure(tile, tiled, s, t)
-            place(strip, tile, 0, t * TILE - n_query)
+            _measure(tile, tiled, s, t=t)
+            place(strip, tile, 0, across=t * TILE - n_query)
 
         with full_precision(torch.device("cpu")):
             in_threads(work, range(n_query // TILE, len(tiled.tiles)))

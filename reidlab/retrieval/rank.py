@@ -30,6 +30,6 @@ def rank_features(
 ) -> RankResult:
     "Rank the gallery for every query without holding the distance matrix."
     labels = check_labels(len(query), len(gallery), q_pids, g_pids, q_camids, g_camids)
-    blocks = product_blocks(query, gallery, metric, tile, reuse=True)
+    blocks = product_blocks(query, gallery, metric, tile=tile, reuse=True)
     found = matches_of_products(blocks, labels, top)
-    return summarise(found, labels[0], labels[2], max_rank, strict)
+    return summarise(found, labels[0], labels[2], max_rank=max_rank, strict=strict)

@@ -289,7 +289,7 @@ class Encoded(NamedTuple):
 
 def _encoded(x, n_query, k1, k2, power, block=None) -> Encoded:
     near = nearest(x, max(k1 + 1, k2), block)
-    rows = encode(x, near, k1, power)
+    rows = encode(x, near, k1, power=power)
     if k2 > 1:
         rows = average_rows(rows, near.who, k2)
     far = np.where(near.far > 0, near.far, np.float32(1))
@@ -317,14 +317,14 @@ def rerank(
     g_pids: Tensor | np.ndarray | None = None,  # (G,) looked at only to warn, see `check_gallery`
 ) -> Tensor | np.ndarray:  # (Q, G) float32, of the query's kind
     "k-reciprocal re-ranking (Zhong et al., 2017), without the N × N matrix."
-    x, n = _checked(query, gallery, k1, k2, lambda_value, power)
+    x, n = _checked(query, gallery, k1, k2=k2, lambda_value=lambda_value, power=power)
     if g_pids is not None:
         if len(g_pids) != len(x) - n:
             raise ValueError(f"g_pids needs {len(x) - n} entries, one a photo; got {len(g_pids)}.")
         check_gallery(g_pids)
     dist = np.empty((n, len(x) - n), np.float32)
-    known = _encoded(x, n, int(k1), int(k2), int(power), dist)
-    _blend_all(dist, 0, known, lambda_value, power)
+    known = _encoded(x, n, int(k1), k2=int(k2), power=int(power), block=dist)
+    _blend_all(dist, 0, known, lambda_value=lambda_value, power=power)
     return torch.from_numpy(dist) if isinstance(query, Tensor) else dist
 
 # %% ../../nbs/04_retrieval/11_rerank.ipynb #c48
@@ -337,13 +337,13 @@ def rerank_blocks(
     power: int = 1,  # of the squared distance; 2 squares twice
 ) -> Iterator[tuple[int, Tensor]]:  # first query of the block, (≤ 128, G) float32
     "The rows of `rerank` a few at a time, for galleries whose (Q, G) matrix is too large as well."
-    x, n = _checked(query, gallery, k1, k2, lambda_value, power)
-    return _streamed(x, n, k1, k2, lambda_value, power)
+    x, n = _checked(query, gallery, k1, k2=k2, lambda_value=lambda_value, power=power)
+    return _streamed(x, n, k1, k2=k2, lambda_value=lambda_value, power=power)
 
 
 def _streamed(x, n, k1, k2, lambda_value, power) -> Iterator[tuple[int, Tensor]]:
-    known = _encoded(x, n, int(k1), int(k2), int(power))
+    known = _encoded(x, n, int(k1), k2=int(k2), power=int(power))
     for first, strip in distance_strips(x, n):
-        _blend_all(strip, first, known, lambda_value, power)
+        _blend_all(strip, first, known, lambda_value=lambda_value, power=power)
         for at in range(0, len(strip), ROWS):
             yield first + at, torch.from_numpy(strip[at : at + ROWS])

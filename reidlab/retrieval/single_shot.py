@@ -64,7 +64,7 @@ def _query_ranks(row, pid, camid, groups: Groups, g_camids, u) -> np.ndarray | i
     if pid == JUNK_PID or own == len(groups.pids) or groups.pids[own] != pid:
         return -1
     mine = groups.order[groups.start[own] :][: groups.count[own]]
-    good = mine[kept(pid, camid, np.full(len(mine), pid), g_camids[mine])]
+    good = mine[kept(pid, camid, np.full(len(mine), pid), g_camids=g_camids[mine])]
     if not len(good):
         return -1
     drawn = draw_gallery(groups, u)
@@ -91,7 +91,9 @@ def _block_ranks(
     for start, block in blocks:
         for q, row in enumerate(as_array(block), start):
             mine = rng(seed, q).random(shape) if u is None else u
-            ranks[q] = _query_ranks(row, q_pids[q], q_camids[q], groups, g_camids, mine)
+            ranks[q] = _query_ranks(
+                row, q_pids[q], q_camids[q], groups=groups, g_camids=g_camids, u=mine
+            )
     return ranks
 
 # %% ../../nbs/04_retrieval/12_single_shot.ipynb #766d6458
@@ -192,8 +194,8 @@ def evaluate_single_shot(
             "They would never be counted as nearer; look at the features."
         )
     labels = check_labels(*dist.shape, q_pids, g_pids, q_camids, g_camids)
-    ranks = _block_ranks([(0, dist)], labels, repeats, seed, draw)
-    return _summarise(ranks, labels, max_rank, strict)
+    ranks = _block_ranks([(0, dist)], labels, repeats, seed=seed, draw=draw)
+    return _summarise(ranks, labels, max_rank, strict=strict)
 
 # %% ../../nbs/04_retrieval/12_single_shot.ipynb #f1669710
 def rank_single_shot(
@@ -213,5 +215,7 @@ def rank_single_shot(
 ) -> SingleShotResult:
     "The same from features, without holding the distance matrix."
     labels = check_labels(len(query), len(gallery), q_pids, g_pids, q_camids, g_camids)
-    blocks = distance_blocks(query, gallery, metric, tile)
-    return _summarise(_block_ranks(blocks, labels, repeats, seed, draw), labels, max_rank, strict)
+    blocks = distance_blocks(query, gallery, metric, tile=tile)
+    return _summarise(
+        _block_ranks(blocks, labels, repeats, seed=seed, draw=draw), labels, max_rank, strict=strict
+    )

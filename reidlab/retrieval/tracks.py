@@ -63,7 +63,7 @@ def group_tracks(
         )
     order = np.argsort(tracks, kind="stable")
     numbers, start = np.unique(tracks[order], return_index=True)
-    found = Tracks(numbers, pids[:0], camids[:0], order, start)
+    found = Tracks(numbers, pids[:0], camids[:0], order=order, start=start)
     _one_each("camid", shown_camids(camids), found)
     owned = np.minimum.reduceat(camids[order], start)  # below −1: a query's file lies on it
     return found._replace(pids=_one_each("pid", pids, found), camids=owned)
@@ -89,7 +89,7 @@ def track_blocks(
     tile: int = 128,  # queries in a block
 ) -> Iterator[tuple[int, np.ndarray]]:  # first query of the block, (≤ tile, T)
     "Distances of some queries at a time to all the tracks."
-    for start, block in distance_blocks(query, gallery, metric, tile):
+    for start, block in distance_blocks(query, gallery, metric, tile=tile):
         yield start, track_distances(block, found)
 
 # %% ../../nbs/04_retrieval/13_tracks.ipynb #ad3c4570
@@ -139,7 +139,7 @@ def rank_tracks(
 ) -> RankResult:
     "The same from features, without holding the matrix of photos."
     found = group_tracks(g_tracks, g_pids, g_camids)
-    blocks = [block for _, block in track_blocks(query, gallery, found, metric, tile)]
+    blocks = [block for _, block in track_blocks(query, gallery, found, metric=metric, tile=tile)]
     dist = np.concatenate(blocks) if blocks else np.empty((0, len(found.tracks)), np.float32)
     asked = _asked_from(q_camids, g_camids, found)
     return evaluate_rank(dist, q_pids, found.pids, asked, found.camids, max_rank, strict, top)

@@ -48,7 +48,9 @@ def adopt(
     "Make a run of a public baseline's weights."
     state = read_state(path)
     facts = baseline_facts(state)
-    own = adopted_recipe(recipe, facts, stem_relu, last_stride, pool, neck_feat)
+    own = adopted_recipe(
+        recipe, facts, stem_relu, last_stride=last_stride, pool=pool, neck_feat=neck_feat
+    )
     model = model_from_recipe(own, max(facts["n_pids"], 2))
     report = load_baseline(model, state, facts["family"])
     folder = open_run(run, own, verb="train", root=root)
@@ -57,7 +59,14 @@ def adopt(
     mark = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
     chosen = f"adopted from {Path(path).name}, sha256 {mark}; how it was chosen is not in the file"
     plain, about = own.model_dump(mode="json"), architecture_of(model, own)
-    save_checkpoint(folder.path / "checkpoints" / "best.pt", model, about, plain, 0, chosen)
+    save_checkpoint(
+        folder.path / "checkpoints" / "best.pt",
+        model,
+        about,
+        recipe=plain,
+        epoch=0,
+        selection=chosen,
+    )
     folder.finish(
         costs_of(model, own), verb="train", dataset=own.data.name, seconds=0.0, selection=chosen
     )

@@ -89,7 +89,7 @@ class Pair:
         total = critic_loss(kind, good, bad)
         said = {"gap": (good.mean() - bad.mean()).detach()}
         if kind == "wgan_gp" and self.plan.penalty:
-            penalty = gradient_penalty(self.critic, real, drawn, u)
+            penalty = gradient_penalty(self.critic, real, drawn, u=u)
             total = total + self.plan.penalty * penalty
             said["penalty"] = penalty.detach()
         self.optimizers[1].zero_grad(set_to_none=True)

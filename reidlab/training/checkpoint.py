@@ -161,7 +161,7 @@ def check_kept(
     data = ""
     with suppress(ValueError, FileNotFoundError):  # told where it is read for itself
         data = run.environment["data"]
-    check_origin(content, run.recipe, name, data, ["search"])
+    check_origin(content, run.recipe, name, data=data, without=["search"])
 
 
 def read_kept(

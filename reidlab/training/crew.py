@@ -65,7 +65,7 @@ def failure_of(
     line = f"{type(wrong).__name__}: {wrong}".strip()
     lost = isinstance(wrong, RuntimeError | OSError) and bool(FOLLOWS.search(line))
     trace = "".join(traceback.format_exception(wrong))
-    return Failure(rank, line, time.monotonic(), trace, lost)
+    return Failure(rank, line, time.monotonic(), trace=trace, follows=lost)
 
 
 def in_order(

@@ -149,7 +149,9 @@ def open_job(
     member, processes = member_of(os.environ), how_many(gpus)
     if member and member.rank:
         return RunFolder(run_path(run, recipe, verb))
-    return open_run(run, recipe, verb, data, device_of(gpus, device), processes)
+    return open_run(
+        run, recipe, verb, data=data, device=device_of(gpus, device), processes=processes
+    )
 
 
 def _meeting(member: Member) -> dict[str, Any]:  # for init_process_group
@@ -206,7 +208,7 @@ def launch(
     if member:
         how_many(gpus)  # a number that contradicts the world
         with watching(plain.get("folder") if member.rank == 0 else None):
-            return _join(member, work, device, plain)
+            return _join(member, work, device, plain=plain)
     with watching(plain.get("folder")):
         if gpus <= 1:
             with readers_named():
@@ -217,4 +219,4 @@ def launch(
                 "Hand over a library function, or use gpus of 0 or 1."
             )
         with _state_kept(plain.get("folder")):
-            return run_crew(work, gpus, device, plain)
+            return run_crew(work, gpus, device, plain=plain)

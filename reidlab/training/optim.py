@@ -53,7 +53,7 @@ def learning_rate(
         rate = lr
     else:
         raise ValueError(f"schedule needs cosine, multistep, step or constant, got {schedule!r}.")
-    return rate * warmup_factor(t, warmup, warmup_start, warmup_form)
+    return rate * warmup_factor(t, warmup, warmup_start, form=warmup_form)
 
 # %% ../../nbs/06_training/01_optim.ipynb #09bd2561
 def parameter_groups(
@@ -93,7 +93,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     "An optimiser over the model's trainable parameters."
     groups = parameter_groups(
-        model, weight_decay, bias_lr_factor, head_lr_factor, weight_decay_bias
+        model,
+        weight_decay,
+        bias_lr_factor,
+        head_lr_factor=head_lr_factor,
+        weight_decay_bias=weight_decay_bias,
     )
     if optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)

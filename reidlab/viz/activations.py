@@ -72,5 +72,5 @@ def show_stages(
         ax.text(0, dy * row + h / 2, f"stage {row}" if row else "photo", fontsize=9, va="center")
         for i, photo in enumerate(photos):
             shown = photo if layer is None else (1 - alpha) * photo + alpha * layer[i]
-            place(ax, shown, margin + dx * i, dy * row)
+            place(ax, shown, margin + dx * i, y=dy * row)
     return ax

@@ -220,7 +220,7 @@ def plot_entropy(
     ax = ax or plt.subplots(figsize=look.SINGLE)[1]
     first, last = history["epoch"].min(), history["epoch"].max()
     limit = np.log(n_ops)
-    shade_warmup(ax, warmup, last, first)
+    shade_warmup(ax, warmup, last, first=first)
     if warmup:
         ax.text(
             first, 0.02, " warm-up", transform=ax.get_xaxis_transform(), fontsize=8, color="0.35"

@@ -221,11 +221,11 @@ def layout_cell(
     columns, wires, paths = _columns(cell, concat)
     columns = _ordered(columns, paths)
     height, away, into = _ports(columns, wires, paths)
-    y = _centres(columns, paths, height, away, into)
+    y = _centres(columns, paths, height, away=away, into=into)
     top = min(y[i] - height.get(i, LANE) / 2 for i in y) - MARGIN
     y = {item: round(centre - top, 1) for item, centre in y.items()}
     bottom = max(y[i] + height.get(i, LANE) / 2 for i in y) + MARGIN
-    x = _lefts(columns, wires, paths, y, away, into)
+    x = _lefts(columns, wires, paths, y=y, away=away, into=into)
     out = columns[-1][0][0]
     names = {0: "c_{k−2}", 1: "c_{k−1}", out: "c_k"}
     boxes = [
@@ -233,15 +233,17 @@ def layout_cell(
             "input" if j < 2 else "output" if j == out else "node",
             names.get(j, str(j - 2 + first)),
             x[c][1],
-            round(y[(j,)] - height[(j,)] / 2, 1),
-            x[c][2] - x[c][1],
-            height[(j,)],
+            y=round(y[(j,)] - height[(j,)] / 2, 1),
+            w=x[c][2] - x[c][1],
+            h=height[(j,)],
         )
         for c, column in enumerate(columns)
         for (j,) in sorted(item for item in column if len(item) == 1)
     ]
-    labels, lines = _labels_and_lines(columns, wires, paths, x, y, away, into)
-    return Layout(round(x[-1][2] + MARGIN, 1), round(bottom, 1), (*boxes, *labels), tuple(lines))
+    labels, lines = _labels_and_lines(columns, wires, paths, x=x, y=y, away=away, into=into)
+    return Layout(
+        round(x[-1][2] + MARGIN, 1), round(bottom, 1), (*boxes, *labels), wires=tuple(lines)
+    )
 
 # %% ../../nbs/09_viz/07_cell_layout.ipynb #b1417f70
 def _lefts(columns, wires, paths, y, away, into) -> list[tuple[float, float, float]]:
@@ -277,6 +279,8 @@ def _labels_and_lines(columns, wires, paths, x, y, away, into) -> tuple[list[Box
         lines.append(Wire(op, (*knots, (left, end)), arrow=not op))
         if op:
             wide = node - STUB - left
-            labels.append(Box("op", WORDS.get(op, op), left, end - LABEL / 2, wide, LABEL, op))
+            labels.append(
+                Box("op", WORDS.get(op, op), left, y=end - LABEL / 2, w=wide, h=LABEL, op=op)
+            )
             lines.append(Wire(op, ((node - STUB, end), (node, end)), arrow=True))
     return labels, lines

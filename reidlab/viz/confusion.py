@@ -63,7 +63,7 @@ def show_confused(
         for mask, start, frame in ((wrong, 0, look.MISS), (right, each + 0.6, look.HIT)):
             found = np.flatnonzero(mask)[:each]
             if len(found):
-                thumbs = read_thumbs(photos, found, side, side)
+                thumbs = read_thumbs(photos, found, side, width=side)
                 for i, thumb in enumerate(thumbs):
-                    place(ax, thumb, left + (start + i) * step, step * row, frame)
+                    place(ax, thumb, left + (start + i) * step, y=step * row, frame=frame)
     return ax

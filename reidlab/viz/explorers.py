@@ -50,7 +50,7 @@ def _entropy(genotypes: Sequence[Genotype], epoch: int, warmup: int) -> str:
     "The entropy of all epochs, this one marked."
     table = entropies(genotypes)
     fig = Figure(figsize=(4.2, 2.9), dpi=80, layout="constrained")
-    ax = plot_entropy(table, fig.subplots(), warmup, len(genotypes[0].ops))
+    ax = plot_entropy(table, fig.subplots(), warmup, n_ops=len(genotypes[0].ops))
     ax.axvline(epoch, color="black", lw=1)
     for i, kind in enumerate(KINDS):
         style = {"color": look.PALETTE[i], "markersize": 8, "marker": look.MARKERS[i]}
@@ -105,7 +105,9 @@ def query_html(
     ap = result.ap[q]
     score = f"AP {100 * ap:.1f} %" if np.isfinite(ap) else "no match in the gallery"
     head = f"query {place}: pid {query.pids[q]}, cam {query.camids[q]}, <b>{score}</b>"
-    strip = ranks_html(query, gallery, result.top, [q], ranks, result.ap, height=112)
+    strip = ranks_html(
+        query, gallery, result.top, queries=[q], ranks=ranks, ap=result.ap, height=112
+    )
     return f'<div class="reidlab-query"><p style="margin:4px 0">{head}</p>{strip}</div>'
 
 # %% ../../nbs/09_viz/10_explorers.ipynb #db3f8341
@@ -143,7 +145,7 @@ def explore_search(
     genotypes = list(genotypes)
     last = len(genotypes) - 1
     return _followed(
-        lambda epoch: epoch_html(genotypes, epoch, warmup, title),
+        lambda epoch: epoch_html(genotypes, epoch, warmup, title=title),
         epoch=_slider("epoch", last, last),
     )
 
@@ -159,7 +161,7 @@ def explore_ranking(
 
     def draw(place: int, order: str) -> str:
         q = int(query_order(query, result.ap, order)[place - 1])
-        return query_html(query, gallery, result, q, f"{place} of {n}, {order}")
+        return query_html(query, gallery, result, q=q, place=f"{place} of {n}, {order}")
 
     return _followed(draw, place=_slider("query", n, 1, first=1), order=order)
 

@@ -130,7 +130,7 @@ def _box_svg(box: Box) -> str:
         svg += f'<rect {inner} rx="5" fill="none" stroke="{edge}" stroke-width="1"/>'
     size, (text, sub) = (12, (box.text, "")) if box.op else (14, _index(box.text))
     x, y, middle = box.x + box.w / 2, box.y + box.h / 2 + 0.35 * size, ' text-anchor="middle"'
-    return svg + _word_svg(text, x, y, size, middle + bold, sub)
+    return svg + _word_svg(text, x, y, size=size, more=middle + bold, sub=sub)
 
 
 def _index(text: str) -> tuple[str, str]:
@@ -178,9 +178,9 @@ def cell_svg(
     "One cell as SVG."
     layout, head = layout_cell(cell, concat, first), 28 if title else 0
     width = max(layout.width, 2 * MARGIN + 8.4 * len(title))
-    body = _word_svg(title, MARGIN, 24, 13, ' font-weight="bold"') if title else ""
+    body = _word_svg(title, MARGIN, 24, size=13, more=' font-weight="bold"') if title else ""
     words = f"{title}: {cell_words(cell, first)}" if title else cell_words(cell, first)
-    return _svg(width, layout.height + head, words, body + _drawn(layout, y=head))
+    return _svg(width, layout.height + head, words, body=body + _drawn(layout, y=head))
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #5cbdafb3
 KINDS = {"normal": "normal cell", "reduce": "reduction cell"}
@@ -211,13 +211,13 @@ def genotype_svg(
     width = max(*(layout.width for layout in layouts.values()), 2 * MARGIN + 10.8 * len(title))
     body, y = "", 0.0
     if title:
-        body, y = _word_svg(title, MARGIN, 28, 15, ' font-weight="bold"'), 36.0
+        body, y = _word_svg(title, MARGIN, 28, size=15, more=' font-weight="bold"'), 36.0
     for kind, layout in layouts.items():
-        body += _word_svg(KINDS[kind], MARGIN, y + 20, 12, ' opacity="0.7"')
+        body += _word_svg(KINDS[kind], MARGIN, y + 20, size=12, more=' opacity="0.7"')
         body += _drawn(layout, 0, y + 22)
         y += layout.height + 26
     sentences = [f"{name}: {cell_words(getattr(genotype, k), first)}" for k, name in KINDS.items()]
-    return _svg(width, y, ". ".join([*([title] if title else []), *sentences]), body)
+    return _svg(width, y, ". ".join([*([title] if title else []), *sentences]), body=body)
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #62b7e109
 def _put_word(ax: Axes, text: str, x: float, y: float, size: float, bold: bool = False) -> None:
@@ -256,7 +256,9 @@ def _put_box(ax: Axes, box: Box, unit: float) -> None:
         style = {"facecolor": fill, "edgecolor": edge, "linestyle": dash, "linewidth": wide * unit}
         rounded = f"round,pad=0,rounding_size={radius}"
         ax.add_patch(FancyBboxPatch(corner, *sides, boxstyle=rounded, zorder=3, **style))
-    _put_word(ax, box.text, box.x + box.w / 2, box.y + box.h / 2, 12 if box.op else 14, double)
+    _put_word(
+        ax, box.text, box.x + box.w / 2, y=box.y + box.h / 2, size=12 if box.op else 14, bold=double
+    )
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #60422ac3
 def plot_cell(
@@ -351,20 +353,22 @@ def layout_layers(
     block, tall, gap = 112, 28, 8
     boxes, wires, y, ends = [], [], MARGIN, set(np.cumsum(STAGES)[:-1])
     for place, layer in enumerate(genotype.layers, 1):
-        boxes.append(Box("node", str(place), MARGIN, y, NODE, tall))
+        boxes.append(Box("node", str(place), MARGIN, y=y, w=NODE, h=tall))
         x = MARGIN + NODE
         for _ in range(layer[2] if len(layer) > 2 else 1):
             wires.append(Wire("sep_conv", ((x, y + tall / 2), (x + STUB, y + tall / 2)), True))
             x += STUB
             text = layer_words(layer[:2])
-            boxes.append(Box("op", text, x, y, block, tall, "sep_conv"))
+            boxes.append(Box("op", text, x, y=y, w=block, h=tall, op="sep_conv"))
             x += block
         y += tall + gap
         if place in ends:
-            boxes.append(Box("op", "half the size", MARGIN, y, NODE + STUB + block, 20, "avg_pool"))
+            boxes.append(
+                Box("op", "half the size", MARGIN, y=y, w=NODE + STUB + block, h=20, op="avg_pool")
+            )
             y += 20 + gap
     width = MARGIN * 2 + NODE + 2 * (STUB + block)
-    return Layout(width, y - gap + MARGIN, tuple(boxes), tuple(wires))
+    return Layout(width, y - gap + MARGIN, tuple(boxes), wires=tuple(wires))
 
 
 def layers_svg(
@@ -373,11 +377,11 @@ def layers_svg(
 ) -> str:  # an SVG document
     "A list of layers as SVG."
     layout, head = layout_layers(genotype), 28 if title else 0
-    body = _word_svg(title, MARGIN, 24, 13, ' font-weight="bold"') if title else ""
+    body = _word_svg(title, MARGIN, 24, size=13, more=' font-weight="bold"') if title else ""
     words = "; ".join(f"layer {i}: {layer_words(v)}" for i, v in enumerate(genotype.layers, 1))
     width = max(layout.width, 2 * MARGIN + 8.4 * len(title))
     said = f"{title}: {words}" if title else words
-    return _svg(width, layout.height + head, said, body + _drawn(layout, y=head))
+    return _svg(width, layout.height + head, said, body=body + _drawn(layout, y=head))
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #d3532af6
 PICTURE = "genotype/cells"  # its tag in TensorBoard

@@ -44,7 +44,7 @@ def mean_over_runs(
         float(x.mean()),
         float(x.mean() - reach),
         float(x.mean() + reach),
-        n,
+        n=n,
         level=level,
         unit="runs",
     )

@@ -32,7 +32,7 @@ MARK = look.PALETTE[3]  # of findings
 def _frame(ax: Axes, history: pd.DataFrame, warmup: int | Spans) -> None:
     "Epochs from the first to the last, the warm-up shaded."
     first, last = history["epoch"].min(), history["epoch"].max()
-    shade_warmup(ax, warmup, last, first)
+    shade_warmup(ax, warmup, last, first=first)
     ax.set(xlabel="epoch", xlim=(first, max(last, first + 1)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -178,9 +178,9 @@ def plot_health(
         elif name == "eigenvalue":
             plot_eigenvalue(history, panel, warmup)
         elif name in LAYER_PANELS:
-            plot_layer_figure(history, name, panel, warmup)
+            plot_layer_figure(history, name, panel, warmup=warmup)
         else:
-            plot_shares(history, name, panel, warmup)
+            plot_shares(history, name, panel, warmup=warmup)
         mark_findings(findings, names[name], panel)
     return ax
 
@@ -219,7 +219,7 @@ def write_health(
         table,
         verdicts(table, rules, warmup),
         fig.subplots(*((2, 2) if n == 4 else (1, n))),
-        spans or warmup,
+        warmup=spans or warmup,
     )
     write_bytes(Path(path) / "health.png", figure_png(fig))
 

@@ -129,7 +129,7 @@ def contact_sheet(
     ax = canvas(width, dy * -(-n // cols), ax, inches=min(9, 0.9 * min(cols, n)))
     for i, image in enumerate(images):
         x, y = dx * (i % cols), dy * (i // cols)
-        place(ax, image, x, y)
+        place(ax, image, x, y=y)
         if labels is not None:
             style = {
                 "fontsize": 8,
@@ -161,7 +161,7 @@ def show_batch(
     for row, index in enumerate(found):
         ax.text(0, dy * row + h / 2, f"pid {people[row]}", fontsize=9, va="center")
         for col, i in enumerate(index[:cols]):
-            place(ax, images[i], margin + dx * col, dy * row)
+            place(ax, images[i], margin + dx * col, y=dy * row)
             at = margin + dx * col + w / 2, dy * row + h + 0.03 * w
             ax.text(*at, f"cam {camids[i]}", fontsize=7, ha="center", va="top")
     ax.set_title(f"{len(found)} of {len(people)} people, {len(pids)} photos in the batch")
@@ -194,7 +194,7 @@ def show_person(
     for camera, all_of_it, here in zip(cameras, seen, shown, strict=True):
         ax.text(x, 0, f"cam {camera}\n{len(here)} of {len(all_of_it)}", fontsize=8, va="top")
         for _ in here:
-            place(ax, next(queue), x, top)
+            place(ax, next(queue), x, y=top)
             x += w + 2
         x += gap
     ax.set_title(f"pid {pid}: {n} of {len(index)} photos")

@@ -81,9 +81,18 @@ def show_ranks(
     for row, q in enumerate(rows):
         y = head + dy * row
         ax.text(0, y + h / 2, _query_label(query, q, ap), fontsize=8, va="center")
-        place(ax, q_thumbs[row], left, y)
+        place(ax, q_thumbs[row], left, y=y)
         for r, g in enumerate(top[q].tolist()):
-            _place_rank(ax, g_thumbs.get(g), gallery, g, right[q, r], first + dx * r, y, (w, h))
+            _place_rank(
+                ax,
+                g_thumbs.get(g),
+                gallery,
+                g=g,
+                right=right[q, r],
+                x=first + dx * r,
+                y=y,
+                size=(w, h),
+            )
     centres = [left + w / 2, *(first + w / 2 + dx * np.arange(top.shape[1]))]
     _head_and_legend(ax, centres, head / 2)
     return ax
@@ -93,10 +102,10 @@ def _place_rank(ax, thumb, gallery, g, right, x, y, size) -> None:
     w, h = size
     if thumb is None:
         thumb = np.full((h, w, 3), 255, dtype=np.uint8)
-        place(ax, thumb, x, y, frame=look.JUNK)
+        place(ax, thumb, x, y=y, frame=look.JUNK)
         ax.text(x + w / 2, y + h / 2, "none", fontsize=8, ha="center", va="center", color="0.5")
         return
-    place(ax, thumb, x, y, frame=look.HIT if right else look.MISS)
+    place(ax, thumb, x, y=y, frame=look.HIT if right else look.MISS)
     label = f"pid {gallery.pids[g]}\ncam {gallery.camids[g]}"
     ax.text(x + w / 2, y + h + 0.07 * w, label, fontsize=7, ha="center", va="top", linespacing=1.0)
 
@@ -152,11 +161,13 @@ def ranks_html(
     html = [STYLE.format(height=height, half=height // 2, **colours), '<div class="ranks">']
     for q in _chosen(queries, len(top)):
         score = _query_label(query, q, ap).split("\n")[2:]
-        row = [_figure(query, q, height, ", ".join(["query", *score]))]
+        row = [_figure(query, q, height, name=", ".join(["query", *score]))]
         for r, g in enumerate(top[q].tolist()):
             kind = "hit" if right[q, r] else "miss"
             empty = f"<figure><span>none</span><figcaption>rank {r + 1}</figcaption></figure>"
-            row.append(_figure(gallery, g, height, f"rank {r + 1}", kind) if g >= 0 else empty)
+            row.append(
+                _figure(gallery, g, height, name=f"rank {r + 1}", kind=kind) if g >= 0 else empty
+            )
         html += [f"<div>{''.join(row)}</div>"]
     return "\n".join([*html, "</div>"])
 
@@ -166,7 +177,7 @@ ENDS = ("best", "worst")
 
 def _photos_of(entries: Sequence[Mapping[str, Any]], root: Path) -> Photos:
     pids, camids = (np.array([e[key] for e in entries], dtype=int) for key in ("pid", "camid"))
-    return Photos(root, [e["path"] for e in entries], pids, camids)
+    return Photos(root, [e["path"] for e in entries], pids, camids=camids)
 
 
 def _prepared(record: Mapping[str, Any], photos: Photos) -> None:
@@ -214,5 +225,5 @@ def show_recorded_ranks(
     ax: Axes | None = None,  # None: a new figure
 ) -> Axes:
     "The strip of `show_ranks` from a run's small record and the photos."
-    query, gallery, top, ap = recorded_ranks(record, root, which, n)
-    return show_ranks(query, gallery, top, range(len(top)), ranks, ap, ax)
+    query, gallery, top, ap = recorded_ranks(record, root, which, n=n)
+    return show_ranks(query, gallery, top, queries=range(len(top)), ranks=ranks, ap=ap, ax=ax)

@@ -67,7 +67,7 @@ def trick_table(
         if name == against:
             rows[name] = row | {f"minus {against}": "–", "shown": "–"}
             continue
-        difference = trick_difference(groups, name, against, metric, level)
+        difference = trick_difference(groups, name, against, metric=metric, level=level)
         rows[name] = row | {
             f"minus {against}": f"{difference:+}",
             "shown": verdict(difference, "better without", "worse without"),
@@ -83,7 +83,7 @@ def trick_difference(
     level: float = 0.95,  # how often the interval should hold the truth
 ) -> Estimate:  # nan ends with a single seed
     "A row's mean paired difference to the full recipe, with Student's interval."
-    found = paired_differences(groups[name], groups[against], metric, (name, against))
+    found = paired_differences(groups[name], groups[against], metric, names=(name, against))
     return mean_over_runs(found, level)
 
 # %% ../../nbs/09_viz/20_tricks.ipynb #974387de
@@ -97,8 +97,8 @@ def plot_tricks(
     ax = ax or plt.gca()
     names = [name for name in groups if name != against]
     for i, name in enumerate(names):
-        d = 100 * paired_differences(groups[name], groups[against], metric, (name, against))
-        e = trick_difference(groups, name, against, metric)
+        d = 100 * paired_differences(groups[name], groups[against], metric, names=(name, against))
+        e = trick_difference(groups, name, against, metric=metric)
         colour = look.PALETTE[0]
         ax.plot(d, np.full(len(d), i), look.MARKERS[0], color=colour, ms=6, alpha=0.8)
         ax.plot([100 * e.value] * 2, [i - 0.25, i + 0.25], color="black", lw=1.5)
