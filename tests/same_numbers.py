@@ -138,7 +138,7 @@ ENTRIES = {
     ),
     "partial channels": Entry(
         *(SEARCH, "smoke", "pcdarts-search-s0"),
-        {"search.strategy": "pcdarts", "search.init_channels": 8},
+        {"search.strategy": "pcdarts", "search.init_channels": 12},
         short=BRIEF | HALF,
     ),
     "vehicles8, prepared": Entry(
