@@ -201,6 +201,21 @@ def test_msmt17_in_both_versions_asks_which(lab):
             "0000/picture.jpg 0",
             ("1 lines", "no identity and camera", "picture.jpg"),
         ),
+        (
+            "list_query.txt",
+            "0000/0000_000_00_a.jpg 0",
+            ("0000_000_00_a.jpg is of camera 00", "cameras count from 1"),
+        ),
+        (
+            "list_query.txt",
+            "0000/0000_000_05_a.jpg 0",
+            ("list_query.txt names 'mask_test_v2/0000/0000_000_05_a.jpg'",),
+        ),
+        (
+            "list_query.txt",
+            f"0000/{'9' * 30}_000_05_a.jpg {'9' * 30}",
+            ("1 lines", "no identity and camera"),
+        ),
     ],
 )
 def test_msmt17_with_a_bad_list(file, text, words, lab):
@@ -298,6 +313,9 @@ def test_veriwild_has_three_sizes(size, n, lab):
     with refused("test_", "_query.txt is not in train_test_split"):
         walk(page("veriwild"), size=other)
     assert not (lab.data / f"veriwild_{other}").exists()
+    (load_manifest(f"veriwild_{size}").root / next(iter(WILD))).unlink()
+    with refused("train_list.txt names 'images/", "is the download whole?"):
+        walk(page("veriwild"), size=size)
 
 
 def test_veriwild_with_other_names_and_bad_cameras(lab):
@@ -487,10 +505,13 @@ def test_own_photos_in_lists(lab):
         ("own.csv", "path,pid,split\na.jpg,1,train\nb.jpg,2,query", ("no photos for gallery",)),
         ("class_mapping.json", '{"1": ["/etc/passwd"]}', ("class_mapping.json", "no path inside")),
         ("class_mapping.json", '{"1": "a.jpg"}', ("a list of paths for each identity",)),
+        ("own.csv", "path,pid\na.jpg,1\nc.jpg,1", ("own.csv names 'c.jpg' in line 3", "not in own")),
+        ("own.csv", "pid,path\r\n1,a.jpg\r\n1,own/b.jpg\r\n", ("'own/b.jpg' in line 3", "paths start")),
+        ("class_mapping.json", '{"1": ["a.jpg"],\n"2": ["d.jpg"]}', ("names 'd.jpg' in line 2",)),
     ],
-)
+)  # fmt: skip
 def test_own_photos_that_cannot_be_read(file, text, words, lab):
-    (lab.raw / "own").mkdir()
+    grow(lab.raw / "own", ["a.jpg", "b.jpg"])
     (lab.raw / "own" / file).write_text(text)
     with refused(*words):
         walk(page("own"))

@@ -22,7 +22,7 @@ from ..core.names import unknown
 from ..core.reading import json_values, read_text, shown
 from ..core.seed import rng
 from .files import is_photo, visible, walk_tree
-from .layouts import listed_path
+from .layouts import check_there, listed_path
 from .manifest import SPLITS
 from reidlab.data.tables import (
     is_missing,
@@ -253,6 +253,7 @@ def _identities(table: pd.DataFrame, where: str) -> pd.Series:  # int64, −1 ju
 def own_rows(
     place: str | Path,  # a folder, a CSV, or a mapping in JSON
     camera: str = "",  # regular expression with a group cam
+    whole: bool = False,  # refuse a list that names photos which are not there
 ) -> tuple[pd.DataFrame, Path]:  # path, pid, camid, perhaps split; the folder of the paths
     "Read photos of one's own in whichever of the three forms they are."
     place = Path(place)
@@ -267,6 +268,8 @@ def own_rows(
     root, table = (place if place.is_dir() else place.parent), read(place)
     if not len(table):
         raise ValueError(f"{place.name} holds no photos.")
+    if whole and not place.is_dir():
+        check_there(root, table["path"], place.name)
     frame = table.assign(
         pid=_identities(table, place.name), camid=cameras_of(table, camera, place.name)
     )
