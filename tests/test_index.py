@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidlab.retrieval import index as module
-from reidlab.retrieval.card import kept
 from reidlab.retrieval.distance import METRICS, distances, l2_normalise
 from reidlab.retrieval.index import GalleryIndex, faiss_threads, import_faiss, load_index, recall
+from reidlab.retrieval.roles import kept
 
 
 def some(n=600, q=20, dims=16, people=40, seed=0):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from labelled import sides
 
 from reidlab.core.recipe import Data, Evaluate, Recipe, Train
 from reidlab.core.run import open_run
@@ -17,14 +18,14 @@ from reidlab.data.loaders import open_data, train_loader
 from reidlab.data.manifest import read_manifest, write_manifest
 from reidlab.data.synthetic import write_synthetic
 from reidlab.evaluation.baselines import BASELINES
-from reidlab.evaluation.evaluate import Embeddings, load_embeddings
+from reidlab.evaluation.evaluate import Embeddings, load_embeddings, rank_embeddings
 from reidlab.evaluation.evaluate_run import evaluate_run, ranking_of
-from reidlab.evaluation.protocols import PROTOCOLS, manifest_protocol, rank_by_manifest
-from reidlab.evaluation.rules import rank_by_rules
+from reidlab.evaluation.protocols import PROTOCOLS, manifest_protocol, rank_by_protocol
+from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.distance import distances, l2_normalise
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rerank import rerank
-from reidlab.retrieval.single_shot import evaluate_single_shot
+from reidlab.retrieval.single_shot import Draws, evaluate_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks
 from reidlab.training.loop import fit_from_recipe
 
@@ -146,13 +147,13 @@ def directly(p, rules, feats, labels, tracks):
     dist = distances(*(l2_normalise(x) for x in feats))
     if p.rule == "single_shot":
         draw = "gallery" if p.dataset == "Partial-REID" else "query"
-        return evaluate_single_shot(dist, *labels, repeats=p.repeats, draw=draw)
+        return evaluate_single_shot(dist, *sides(*labels), Draws(p.repeats, draw=draw))
     if rules.rerank == "k_reciprocal":
         stays = labels[1] != -1
-        sides = [l2_normalise(feats[0]), l2_normalise(feats[1][stays])]
-        dist[:, stays] = rerank(*sides, rules.k1, rules.k2, rules.lambda_value)
+        unit = [l2_normalise(feats[0]), l2_normalise(feats[1][stays])]
+        dist[:, stays] = rerank(*unit, rules.k1, rules.k2, rules.lambda_value)
     return (
-        evaluate_tracks(dist, *labels, tracks)
+        evaluate_tracks(dist, *sides(*labels, tracks))
         if p.rule == "tracks"
         else evaluate_rank(dist, *labels)
     )
@@ -173,7 +174,8 @@ def test_a_manifest_is_ranked_by_its_protocol(name):
     for rules in (Evaluate(), Evaluate(rerank="k_reciprocal", k1=6, k2=3)):
         if rules.rerank != "none" and p.rule == "single_shot":
             continue
-        found = rank_by_manifest(Embeddings(*feats, *labels, *paths), rules, name, given)
+        kept = Embeddings(*feats, *labels, *paths)
+        found = rank_by_protocol(kept, ranking_rules(rules), name, given)
         truth = directly(p, rules, feats, labels, tracks)
         assert found.mAP == pytest.approx(truth.mAP, abs=1e-6)
         np.testing.assert_allclose(found.cmc, truth.cmc, atol=1e-6)
@@ -204,7 +206,7 @@ def test_evaluation_follows_the_manifest(data_dir, on_north, name):
 def test_markets_rule_is_the_one_before_to_the_bit(data_dir, on_north):
     found = evaluate_run(on_north, workers=0, data_dir=data_dir)
     kept = load_embeddings(on_north / "evaluate/north/embeddings.npz")
-    before = rank_by_rules(kept, Evaluate(**found["rules"]))
+    before = rank_embeddings(kept, ranking_rules(Evaluate(**found["rules"])))
     assert {k: found["metrics"][k] for k in before.summary()} == before.summary()
     (south,) = [read_manifest(data_dir / "south")]
     assert (manifest_protocol(south)[0].name, manifest_protocol(south)[1]) == ("market1501", None)

@@ -3,28 +3,32 @@
 import re
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labelled import sides
 
 from reidlab.core.seed import rng
 from reidlab.data.archives import find_raw
+from reidlab.evaluation.card import protocol_counts
 from reidlab.evaluation.protocols import (
     PROTOCOLS,
     RULES,
     check_counts,
     find_protocol,
-    rank_by_protocol,
+    protocol_rules,
 )
-from reidlab.retrieval.card import protocol_counts
 from reidlab.retrieval.distance import distances
 from reidlab.retrieval.metrics import evaluate_rank
+from reidlab.retrieval.rank import rank
 from reidlab.retrieval.rerank import rerank
-from reidlab.retrieval.single_shot import evaluate_single_shot, rank_single_shot
-from reidlab.retrieval.tracks import evaluate_tracks, rank_tracks
+from reidlab.retrieval.rules import KReciprocal, Rules
+from reidlab.retrieval.single_shot import Draws, evaluate_single_shot
+from reidlab.retrieval.tracks import evaluate_tracks
 
 DATA = Path(__file__).parent / "data"
 
@@ -67,11 +71,12 @@ def slow_places(dist, q_pids, g_pids, q_camids, g_camids, repeats, seed, draw):
 @given(scenes(), st.sampled_from(["query", "gallery"]), st.integers(0, 5))
 def test_single_shot_is_its_definition(scene, draw, seed):
     slow = slow_places(*scene, repeats=3, seed=seed, draw=draw)
+    draws = Draws(repeats=3, seed=seed, draw=draw)
     if (slow < 0).all():
         with pytest.raises(ValueError, match="no match in the gallery"):
-            evaluate_single_shot(*scene, repeats=3, seed=seed, draw=draw)
+            evaluate_single_shot(scene[0], *sides(*scene[1:]), draws)
         return
-    result = evaluate_single_shot(*scene, repeats=3, seed=seed, draw=draw, max_rank=4)
+    result = evaluate_single_shot(scene[0], *sides(*scene[1:]), draws, max_rank=4)
     np.testing.assert_array_equal(result.ranks, slow)
     valid = slow[slow[:, 0] >= 0]
     assert result.mAP == pytest.approx((1 / (valid + 1)).mean())
@@ -85,7 +90,8 @@ def test_single_shot_is_what_the_published_code_draws():
         g = dict(stored)
     runs = 100  # of ten repeats each, as the golden means are of 150 such runs
     labels = [g[name] for name in ("q_pid", "g_pid", "q_cam", "g_cam")]
-    result = evaluate_single_shot(g["distmat"], *labels, repeats=10 * runs, max_rank=10)
+    draws = Draws(repeats=10 * runs)
+    result = evaluate_single_shot(g["distmat"], *sides(*labels), draws, max_rank=10)
     share = 4 / np.sqrt(runs) + 4 / np.sqrt(150)
     assert abs(result.mAP - g["map_mean"]) < share * g["map_std_per_run"]
     assert (np.abs(result.cmc - g["cmc_mean"]) < share * g["cmc_std_per_run"]).all()
@@ -100,15 +106,17 @@ def test_single_shot_depends_on_the_seed_alone():
     q_pids, g_pids = g.integers(0, 20, 150), g.integers(0, 25, 300)
     feats = [g.normal(size=(n, 8)).astype(np.float32) for n in (150, 300)]
     labels = q_pids, g_pids, np.zeros(150, int), np.ones(300, int)
-    first = rank_single_shot(*feats, *labels, seed=1)
+    drawn = Rules(draws=Draws(seed=1))
+    first = rank(*feats, *sides(*labels), rules=drawn)
     for tile in (1, 37, 1000):
-        again = rank_single_shot(*feats, *labels, seed=1, tile=tile)
+        again = rank(*feats, *sides(*labels), rules=replace(drawn, tile=tile))
         np.testing.assert_array_equal(again.ranks, first.ranks)
-    from_matrix = evaluate_single_shot(distances(*feats), *labels, seed=1)
+    from_matrix = evaluate_single_shot(distances(*feats), *sides(*labels), drawn.draws)
     np.testing.assert_array_equal(from_matrix.ranks, first.ranks)
-    assert (rank_single_shot(*feats, *labels, seed=2).ranks != first.ranks).any()
+    other = rank(*feats, *sides(*labels), rules=Rules(draws=Draws(seed=2)))
+    assert (other.ranks != first.ranks).any()
     few = [x[:60] if len(x) == 150 else x for x in labels]
-    alone = rank_single_shot(feats[0][:60], feats[1], *few, seed=1)
+    alone = rank(feats[0][:60], feats[1], *sides(*few), rules=drawn)
     np.testing.assert_array_equal(alone.ranks, first.ranks[:60])  # later queries change nothing
 
 
@@ -129,10 +137,10 @@ def test_tracks_are_their_definition(scene, size):
         wanted = evaluate_rank(slow, q_pids, pids, q_camids, camids)
     except ValueError as said:
         with pytest.raises(ValueError) as heard:
-            evaluate_tracks(*scene, g_tracks)
+            evaluate_tracks(dist, *sides(*scene[1:], g_tracks))
         assert str(heard.value) == str(said)
         return
-    result = evaluate_tracks(*scene, g_tracks)
+    result = evaluate_tracks(dist, *sides(*scene[1:], g_tracks))
     for name in ("ap", "first_hit", "top", "cmc"):
         np.testing.assert_array_equal(getattr(result, name), getattr(wanted, name))
     photos = evaluate_rank(*scene)
@@ -146,9 +154,10 @@ def test_tracks_stream():
     feats = [g.normal(size=(n, 16)).astype(np.float32) for n in (200, 500)]
     labels = g.integers(0, 15, 200), g_pids, g.integers(0, 4, 200), g_camids
     for metric in ("euclidean", "cosine"):
-        whole = evaluate_tracks(distances(*feats, metric), *labels, g_tracks)
+        whole = evaluate_tracks(distances(*feats, metric), *sides(*labels, g_tracks))
         for tile in (1, 64, 999):
-            streamed = rank_tracks(*feats, *labels, g_tracks, metric=metric, tile=tile)
+            rules = Rules(metric, tracks=True, tile=tile)
+            streamed = rank(*feats, *sides(*labels, g_tracks), rules=rules)
             np.testing.assert_array_equal(streamed.ap, whole.ap)
             np.testing.assert_array_equal(streamed.top, whole.top)
 
@@ -216,17 +225,22 @@ def test_rules_are_dispatched():
     feats = [g.normal(size=(n, 8)).astype(np.float32) for n in (30, 200)]
     labels = g.integers(0, 10, 30), g_pids, g.integers(0, 4, 30), g_camids
     plain = evaluate_rank(distances(*feats, "cosine"), *labels)
-    ranked = rank_by_protocol("market1501", *feats, *labels, metric="cosine")
+    cosine, with_tracks = Rules("cosine"), (*feats, *sides(*labels, g_tracks))
+    ranked = rank(*with_tracks, protocol_rules("market1501", cosine))
     np.testing.assert_array_equal(ranked.ap, plain.ap)
-    same = rank_by_protocol("dukemtmc -> market1501", *feats, *labels, metric="cosine")
+    same = rank(*with_tracks, protocol_rules("dukemtmc -> market1501", cosine))
     np.testing.assert_array_equal(same.ap, plain.ap)
-    tracks = rank_by_protocol("veri776_track", *feats, *labels, g_tracks=g_tracks)
-    np.testing.assert_array_equal(tracks.ap, rank_tracks(*feats, *labels, g_tracks).ap)
+    tracks = rank(*with_tracks, protocol_rules("veri776_track", tracked=True))
+    dist = distances(*feats)
+    np.testing.assert_array_equal(tracks.ap, evaluate_tracks(dist, *with_tracks[2:]).ap)
     for name, draw in (("cuhk03_single_shot", "query"), ("partial_reid_single_shot", "gallery")):
-        drawn = rank_by_protocol(name, *feats, *labels, seed=3)
-        alone = rank_single_shot(*feats, *labels, repeats=10, seed=3, draw=draw)
+        rules = protocol_rules(name)
+        assert rules.draws == Draws(repeats=10, draw=draw)
+        drawn = rank(*with_tracks, replace(rules, draws=replace(rules.draws, seed=3)))
+        alone = evaluate_single_shot(dist, *sides(*labels), Draws(10, seed=3, draw=draw))
         np.testing.assert_array_equal(drawn.ranks, alone.ranks)
-    assert rank_by_protocol("cuhk03_single_shot", *feats, *labels, repeats=4).repeats == 4
+    four = replace(protocol_rules("cuhk03_single_shot"), draws=Draws(repeats=4))
+    assert rank(*with_tracks, four).repeats == 4
 
 
 def test_reranking_leaves_junk_out_and_warns_where_it_hurts():
@@ -239,26 +253,20 @@ def test_reranking_leaves_junk_out_and_warns_where_it_hurts():
         rerank(feats[0], feats[1][clean]), q_pids, g_pids[clean], q_camids, g_camids[clean]
     )
     labels = q_pids, g_pids, q_camids, g_camids
+    again = protocol_rules("market1501", Rules(rerank=KReciprocal()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        got = rank_by_protocol("market1501", *feats, *labels, reranking={})
+        got = rank(*feats, *sides(*labels), rules=again)
     np.testing.assert_array_equal(got.ap, wanted.ap)
     kept = np.flatnonzero(clean)
     np.testing.assert_array_equal(got.top, np.where(wanted.top < 0, -1, kept[wanted.top]))
     alone = [g_pids[6::6], np.zeros(9, int)]
     with pytest.warns(UserWarning, match="9 of 9 people have a single gallery photo"):
-        rank_by_protocol(
-            "partial_ilids",
-            feats[0],
-            feats[1][6::6],
-            q_pids,
-            alone[0],
-            q_camids,
-            alone[1],
-            reranking={"k1": 3, "k2": 2},
-        )
+        rules = protocol_rules("partial_ilids", Rules(rerank=KReciprocal(k1=3, k2=2)))
+        rank(feats[0], feats[1][6::6], *sides(q_pids, alone[0], q_camids, alone[1]), rules=rules)
     with pytest.raises(ValueError, match="lambda_value"):
-        rank_by_protocol("market1501", *feats, *labels, reranking={"lambda_value": 2})
+        wrong = replace(again, rerank=KReciprocal(lambda_value=2))
+        rank(*feats, *sides(*labels), rules=wrong)
 
 
 def test_vehicles8_holds_what_its_protocol_says():

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from labelled import sides
 from PIL import Image
 from torch import nn
 
@@ -146,9 +147,11 @@ def test_counting_and_sorting_find_the_same_places(case, top, infinite):
         dist = np.where(dist < dist.max() / 3, np.inf, dist)
     labels = [np.asarray(x, dtype=np.int64) for x in labels]
     dist = dist.astype(np.float32) if dist.dtype == np.float16 else dist
-    want = matches_by_sorting(torch.from_numpy(dist), *labels, top=top)
+    asked, there = sides(*labels)
+    want = matches_by_sorting(torch.from_numpy(dist), asked, there, top=top)
     for dear in (0, 10**9):  # by slots, by comparing
-        found, _ = scan_rows(dist, by_identity(*labels), *labels, top, dear=dear)
+        grouped = by_identity(asked, there)
+        found, _ = scan_rows(dist, grouped, asked, there, top=top, dear=dear)
         for ours, theirs in zip(found, want, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -163,10 +166,12 @@ def test_many_matches_and_blocks_are_counted_alike(dear):
         g.integers(0, 3, 2500),
     )
     dist = g.integers(0, 900, (90, 2500)).astype(np.float32)
-    want = matches_by_sorting(torch.from_numpy(dist), *labels)
+    asked, there = sides(*labels)
+    want = matches_by_sorting(torch.from_numpy(dist), asked, there)
     assert np.diff(want.start).max() > 300 and want.tied.all()
     for threads in (1, 2, 5):
-        found, _ = scan_rows(dist, by_identity(*labels), *labels, threads=threads, dear=dear)
+        grouped = by_identity(asked, there)
+        found, _ = scan_rows(dist, grouped, asked, there, threads=threads, dear=dear)
         for ours, theirs in zip(found, want, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labelled import sides
 
 from reidlab.evaluation.breakdown import (
     camera_matrix,
@@ -194,12 +195,12 @@ def matrix_by_hand(dist, q_pids, g_pids, q_camids, g_camids):
 def test_the_camera_matrix_is_its_definition(seed):
     q, x, *labels = ranking(seed)
     dist = np.linalg.norm(q[:, None] - x[None], axis=2)
-    ours = camera_matrix(dist, *labels)
+    ours = camera_matrix(dist, *sides(*labels))
     for (row, column), cells in matrix_by_hand(dist, *labels):
         row = "unknown" if row == -1 else row
         np.testing.assert_allclose([t.loc[row, column] for t in ours], cells, rtol=1e-12)
     for tile in (1, 33, 500):
-        streamed = camera_matrix_features(torch.tensor(q), x, *labels, tile=tile)
+        streamed = camera_matrix_features(torch.tensor(q), x, *sides(*labels), tile=tile)
         for a, b in zip(ours, streamed, strict=True):
             pd.testing.assert_frame_equal(a, b)
 
@@ -233,6 +234,9 @@ def test_a_result_with_its_intervals_and_tables():
     assert (r.ap[hardest.index] == hardest["AP"]).all()
 
 
+ONE = sides([1], [1], [0], [1])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -242,9 +246,9 @@ def test_a_result_with_its_intervals_and_tables():
         (lambda: bootstrap_interval([0.5, 1.0], n=5), "100 or more; got 5"),
         (lambda: paired_test([0.5, 1, 0.5], [1, np.nan, np.nan]), "2 of 3 queries .* query 1"),
         (lambda: paired_test([0.5, 1], [1, 0.5], groups=[1]), r"shape \(2,\); got \(1,\)"),
-        (lambda: camera_matrix(np.zeros(3), [1], [1], [0], [1]), r"shape \(Q, G\), got \(3,\)"),
+        (lambda: camera_matrix(np.zeros(3), *ONE), r"shape \(Q, G\), got \(3,\)"),
         (
-            lambda: camera_matrix([[np.nan]], [1], [1], [0], [1]),
+            lambda: camera_matrix([[np.nan]], *ONE),
             "NaN in 1 of 1 rows; first: query 0, gallery 0",
         ),
         (lambda: identity_table([0.5], [1, 2]), r"got \(1,\), \(2,\)"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .distance import distance_blocks, l2_normalise
-from .matches import as_array
+from .labels import as_array
 
 # %% ../../nbs/04_retrieval/09_expansion.ipynb #fa38b5f3
 def first_answers(

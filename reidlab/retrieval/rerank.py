@@ -17,9 +17,8 @@ from numba import njit
 from torch import Tensor
 
 from .cancellation import squared_gap
-from .card import JUNK_PID
 from .distance import as_features
-from .matches import as_array
+from .labels import JUNK_PID, as_array
 from .neighbours import Nearest, distance_strips, in_threads, nearest
 
 # %% ../../nbs/04_retrieval/11_rerank.ipynb #c08

@@ -15,7 +15,7 @@ from reidlab.evaluation.evaluate import own_camids
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.jobs.command import plan_training, search, train
 from reidlab.nas.search import check_judged, check_search
-from reidlab.retrieval.card import has_match
+from reidlab.retrieval.roles import has_match
 from reidlab.training.loop import fit_from_recipe
 
 SMALL = {"data__name": "own", "data__height": 32, "data__width": 16, "data__p": 2, "data__k": 2}

@@ -3,21 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from labelled import sides
 
 from reidlab.core.recipe import Evaluate
-from reidlab.evaluation.evaluate import Embeddings
-from reidlab.evaluation.rules import rank_by_rules
+from reidlab.evaluation.evaluate import Embeddings, rank_embeddings
+from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.cancellation import finish_on_device
 from reidlab.retrieval.distance import METRICS, distances, l2_normalise, product_blocks
 from reidlab.retrieval.expansion import augment_gallery, expand_queries, first_answers
 from reidlab.retrieval.index import GalleryIndex
 from reidlab.retrieval.matches import matches_by_sorting
 from reidlab.retrieval.neighbours import distance_strips, nearest
-from reidlab.retrieval.rank import rank_features
+from reidlab.retrieval.rank import rank, rank_features
 from reidlab.retrieval.rerank import rerank, rerank_blocks
+from reidlab.retrieval.rules import Rules
 from reidlab.retrieval.scan import find_matches
-from reidlab.retrieval.single_shot import rank_single_shot
-from reidlab.retrieval.tracks import rank_tracks
+from reidlab.retrieval.single_shot import Draws
 
 SHARE = 1e-4  # by which two distances must differ, as the chapter promises
 LEAST = 3e-45  # twice the step between the smallest numbers that float32 has
@@ -89,7 +90,7 @@ def by_parts(query, gallery, metric):
 
 def by_sorting(query, gallery, metric):
     labels = np.zeros(Q, int), np.zeros(G, int), np.zeros(Q, int), np.ones(G, int)
-    return matches_by_sorting(distances(query, gallery, metric), *labels, top=G).top
+    return matches_by_sorting(distances(query, gallery, metric), *sides(*labels), top=G).top
 
 
 def by_index(query, gallery, metric, kind="exact"):
@@ -104,7 +105,8 @@ def by_lists(query, gallery, metric):
 
 def by_tracks(query, gallery, metric):
     labels = np.zeros(Q, int), np.zeros(G, int), np.zeros(Q, int), np.ones(G, int)
-    return rank_tracks(query, gallery, *labels, np.arange(G), metric=metric, top=G).top
+    rules = Rules(metric, tracks=True, top=G)
+    return rank(query, gallery, *sides(*labels, np.arange(G)), rules=rules).top
 
 
 WAYS = (by_stream, by_matrix, by_parts, by_sorting, by_index, by_lists, by_tracks)
@@ -138,7 +140,7 @@ def test_a_stream_a_matrix_and_a_device_agree(kind, metric):
     labels = (g.integers(0, 9, Q), g.integers(-1, 9, G), g.integers(0, 3, Q), g.integers(0, 3, G))
     whole = distances(query, gallery, metric)
     ours = rank_features(query, gallery, *labels, metric=metric, tile=3, top=G)
-    found = find_matches(whole, *labels, top=G)
+    found = find_matches(whole, *sides(*labels), top=G)
     np.testing.assert_array_equal(ours.top, found.top)
     (block,) = product_blocks(query, gallery, metric)
     there = finish_on_device(
@@ -150,7 +152,8 @@ def test_a_stream_a_matrix_and_a_device_agree(kind, metric):
 def test_ties_counted_at_best_and_at_worst_are_those_of_equal_features():
     query, gallery = features("a mean of 100")
     g_pids = np.where(np.arange(G) % 3, 1, 2)
-    found = find_matches(distances(query, gallery), np.ones(Q, int), g_pids, [0] * Q, [1] * G)
+    labels = sides(np.ones(Q, int), g_pids, [0] * Q, [1] * G)
+    found = find_matches(distances(query, gallery), *labels)
     true = true_distances(query, gallery, "euclidean")
     near = np.sort(true[:, g_pids == 1], 1)
     tied = [
@@ -202,9 +205,10 @@ def test_the_same_photo_is_first_whatever_is_asked(mean):
         query, gallery = near_and_same(seed, mean)
         paths = np.array(["q"]), np.array(["a", "b"])
         for name, values in rules.items():
-            found = rank_by_rules(Embeddings(query, gallery, *labels, *paths), Evaluate(**values))
+            kept = Embeddings(query, gallery, *labels, *paths)
+            found = rank_embeddings(kept, ranking_rules(Evaluate(**values)))
             assert found.rank(1) == 1 and found.top[0, 0] == 1, (name, seed)
-        shot = rank_single_shot(query, gallery, *labels, repeats=2)
+        shot = rank(query, gallery, *sides(*labels), rules=Rules(draws=Draws(repeats=2)))
         assert shot.mAP == 1
 
 

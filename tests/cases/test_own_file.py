@@ -19,13 +19,17 @@ from reidlab.data.manifest import Photos, hold_out, write_manifest
 from reidlab.data.synthetic import plan
 from reidlab.evaluation.baselines import rank_baseline
 from reidlab.evaluation.breakdown import camera_matrix_features
+from reidlab.evaluation.card import ProtocolCard, protocol_counts
 from reidlab.evaluation.evaluate import embed_split, rank_embeddings
 from reidlab.evaluation.evaluate_run import rank_lists
-from reidlab.evaluation.protocols import manifest_protocol, rank_by_manifest
-from reidlab.retrieval.card import ProtocolCard, protocol_counts
+from reidlab.evaluation.protocols import manifest_protocol, rank_by_protocol
+from reidlab.evaluation.rules import ranking_rules
+from reidlab.retrieval.labels import Labels
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.multi_query import pool_queries
-from reidlab.retrieval.single_shot import rank_single_shot
+from reidlab.retrieval.rank import rank
+from reidlab.retrieval.rules import PLAIN, Rules
+from reidlab.retrieval.single_shot import Draws
 
 
 def slow_map(dist, query, gallery, names):
@@ -184,7 +188,8 @@ def test_a_linked_file_is_never_its_own_match(tmp_path, camids):
     for i, (_, _, path) in enumerate(q):
         listed = [names.get(g[at][2], g[at][2]) for at in found.top[i] if at >= 0]
         assert path not in listed
-    assert rank_by_manifest(embeddings, recipe.evaluate).mAP == pytest.approx(want)
+    by_recipe = rank_by_protocol(embeddings, ranking_rules(recipe.evaluate))
+    assert by_recipe.mAP == pytest.approx(want)
     colours = rank_baseline("histogram", data.query, data.gallery)
     assert all(
         names.get(g[at][2]) != q[i][2] for i in range(len(q)) for at in colours.top[i] if at >= 0
@@ -194,10 +199,11 @@ def test_a_linked_file_is_never_its_own_match(tmp_path, camids):
 def test_one_draw_per_person_and_pairs_of_cameras_keep_the_own_file_out(tmp_path):
     manifest, _ = linked_set(tmp_path)
     embeddings, _, data = embedded(tmp_path, manifest)
-    once = rank_single_shot(*embeddings[:2], *embeddings[2:6], repeats=20)
-    by_pairs = camera_matrix_features(*embeddings[:2], *embeddings[2:6])
+    twenty = Rules(draws=Draws(repeats=20))
+    once = rank(*embeddings[:2], *embeddings.labels, rules=twenty)
+    by_pairs = camera_matrix_features(*embeddings[:2], *embeddings.labels)
     assert list(by_pairs.mAP.index) == list(by_pairs.mAP.columns) == ["unknown"]
-    assert by_pairs.R1.to_numpy()[0, 0] == rank_embeddings(embeddings, normalise=False).rank(1)
+    assert by_pairs.R1.to_numpy()[0, 0] == rank_embeddings(embeddings, PLAIN).rank(1)
     q, g = data.query.paths.index("0.png"), {p: i for i, p in enumerate(data.gallery.paths)}
     far = np.linalg.norm(embeddings[1] - embeddings[0][q], axis=1)
     nearer = {p: int(far[g[p]] < far[g["1.png"]]) for p in ("4.png", "3.png", "2, too.png")}
@@ -212,7 +218,7 @@ def test_a_track_that_holds_the_query_is_left_out(tmp_path):
     manifest = write_manifest(tmp_path / "own", "own", manifest.frame, manifest.root, **more)
     embeddings, recipe, data = embedded(tmp_path, manifest)
     protocol = manifest_protocol(data.manifest)
-    _, shown, found = rank_lists(embeddings, recipe.evaluate, data, protocol)
+    _, shown, found = rank_lists(embeddings, ranking_rules(recipe.evaluate), data, protocol)
     listed = {
         data.query.paths[q]: [shown.paths[t] for t in found.top[q] if t >= 0]
         for q in range(len(data.query.paths))
@@ -244,7 +250,7 @@ def test_one_file_with_two_cameras_is_refused(tmp_path):
 def test_pooled_queries_need_cameras():
     feats, who = np.eye(3), np.ones(3, int)
     with pytest.raises(ValueError, match="1 of 2 queries have no camera"):
-        pool_queries(np.array([1, 1]), np.array([0, -1]), feats, who, np.array([0, -1, -1]))
+        pool_queries(Labels([1, 1], [0, -1]), feats, Labels(who, [0, -1, -1]))
 
 
 def test_validation_of_a_joined_set_keeps_every_rule(tmp_path):
