@@ -526,11 +526,11 @@ def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        ({"loss.terms.triplet.margin": "0,3"}, ("margin", '"soft"', "'0,3'")),
+        ({"loss.triplet.margin": "0,3"}, ("loss.triplet.margin", "'soft'", '"0,3"')),
         ({"data.erase_fill": "blakc"}, ("data.erase_fill", "black", "blakc")),
         ({"train.distill.teacher": "run:nobody"}, ("nobody", "runs")),
         ({"model.head": "pcb", "model.cosines": "concat"}, ("concat", "concat_classifier")),
-        ({"loss.terms.am": {}}, ("am", "model.head", "cosine")),
+        ({"loss.am": {}}, ("am", "model.head", "cosine")),
         ({"model.backbone": "se_resnet5"}, ("se_resnet50",)),
     ],
 )

@@ -166,7 +166,7 @@ def test_a_recipe_of_lite_can_be_built(stripes, balanced, sigma):
     check_model(r)
     assert r.model.head == ("pcb" if stripes else "spectral" if sigma else "linear")
     assert (r.data.p, r.data.k) == ((4, 2) if balanced else (64, 1))
-    assert (r.loss.terms["triplet"]["weight"] > 0) == balanced
+    assert (r.loss["triplet"]["weight"] > 0) == balanced
     assert r.model.embedding == 256 and r.model.dropout == 0.5
 
 
@@ -181,7 +181,7 @@ def test_a_recipe_of_the_strong_baselines_can_be_built():
             assert not [line for line in report if line.status == "refused"]
             r = validated(family, values)
             check_model(r)
-            assert tuple(r.loss.terms[t]["weight"] for t in ("softmax", "triplet")) == terms
+            assert tuple(r.loss[t]["weight"] for t in ("softmax", "triplet")) == terms
             assert r.evaluate.normalise == (family == "strong") and not r.model.stem_relu
 
 
@@ -209,8 +209,8 @@ def test_rows_are_what_the_originals_files_say():
     theirs = validated("theirs", theirs)
     assert ours.model == theirs.model
     # the row's triplet looks at the global feature, that of the last code at the stripes' too
-    assert ours.loss.terms["triplet@global"] == theirs.loss.terms["triplet"]
-    assert ours.loss.terms["softmax"] == theirs.loss.terms["softmax"]
+    assert ours.loss["triplet@global"] == theirs.loss["triplet"]
+    assert ours.loss["softmax"] == theirs.loss["softmax"]
     assert ours.train.milestones == theirs.train.milestones
     ours = load_recipe("sbn/market", folder=RECIPES)
     theirs, _ = strong_recipe(

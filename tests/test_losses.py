@@ -5,10 +5,11 @@ import torch
 from conftest import tiny_recipe
 from torch.testing import assert_close
 
+from reidlab.core.parts import options_of
 from reidlab.core.recipe import Distill
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_data
-from reidlab.losses.catalogue import LOSSES, NEEDS, Example, options_of, weighted_sum
+from reidlab.losses.catalogue import LOSSES, NEEDS, Example, weighted_sum
 from reidlab.training.distill import distil_from_recipe
 from reidlab.training.launch import launch
 
@@ -59,7 +60,7 @@ def test_lone_photos_and_lone_people(name):
             built(name)([lonely[1]], lonely[0])
     else:
         assert built(name)([lonely[1]], lonely[0])[0].isfinite()
-    if "valid_only" not in options_of(name):
+    if "valid_only" not in options_of(LOSSES[name]):
         assert built(name)([alone[1]], alone[0])[0].isfinite()
         return
     with pytest.raises(ValueError, match="valid_only"):
@@ -94,8 +95,8 @@ def test_centres_and_teachers_in_two_processes(photos, tmp_path):
     taught = Distill(teacher="run:teacher", checkpoint="last")
     recipes = {
         "teacher": tiny_recipe(**shared),
-        "centred": tiny_recipe(loss__terms=terms, train__distill=taught, **shared),
-        "local": tiny_recipe(loss__terms=terms, train__gather=False, **shared),
+        "centred": tiny_recipe(loss=terms, train__distill=taught, **shared),
+        "local": tiny_recipe(loss=terms, train__gather=False, **shared),
     }
     data = open_data(recipes["teacher"].data, 0, photos)
 

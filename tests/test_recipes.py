@@ -29,7 +29,7 @@ def distinct():
         r = bare(name)
         if r.data.task == "reid" and not r.model.genotype.startswith("run:"):
             sizes = r.data.height, r.data.width
-            said = r.model.model_dump(), sizes, r.loss.model_dump(mode="json")
+            said = r.model.model_dump(), sizes, r.loss
             found.setdefault(json.dumps(said, default=str), (name, r.data.height))
     return dict(sorted(found.values()))
 

@@ -112,7 +112,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
     stripes |= {"branch_update": 3}
     striped_net = {f"model__{k}": v for k, v in stripes.items()}
     # averages and no hardest pairs: by rounding, a maximum may find another place
-    recipes["stripes"] = tiny_recipe(**shared | striped_net, loss__terms__triplet={"weight": 0.0})
+    recipes["stripes"] = tiny_recipe(**shared | striped_net, loss__triplet={"weight": 0.0})
     gated = {"model__head": "spectral", "model__spectral_gate": 0.01}
     recipes["spectral"] = tiny_recipe(**shared | gated)
     rested = {"train__epochs": 2, "train__freeze_epochs": 1, "train__ema": 0.9, "train__lr": 1e-3}

@@ -24,7 +24,7 @@ VALUES = {
     "train.epochs": st.integers(1, 99),
     "data.flip": st.sampled_from([0.0, 0.25, 1.0]),
     "search.lr": st.floats(1e-6, 1, allow_nan=False),
-    "loss.terms.triplet.margin": st.sampled_from([0.1, 0.3, "soft"]),
+    "loss.triplet.margin": st.sampled_from([0.1, 0.3, "soft"]),
     "model.genotype": st.text("ab:/ .-_", max_size=6),
 }
 grids = st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=3).flatmap(

@@ -6,12 +6,12 @@
 __all__ = ['MANY', 'Share', 'OpenShare', 'Count', 'Whole', 'Seed', 'Weight', 'Positive', 'Colour', 'Pixels', 'Side', 'People',
            'Photos', 'Channels', 'Width', 'Stages', 'Epochs', 'Costs', 'plain_kinds', 'as_meant', 'Section', 'told']
 
-# %% ../../nbs/00_core/06_values.ipynb #75bd4789
+# %% ../../nbs/00_core/06_values.ipynb #d168c0d9
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from .reading import leaves, shown
 
@@ -35,7 +35,7 @@ Stages = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_len
 Epochs = Annotated[tuple[Weight, ...], Field(max_length=1000)]
 Costs = Annotated[int, Field(ge=0, le=10**15)]  # operations, or parameters
 
-# %% ../../nbs/00_core/06_values.ipynb #72510e2f
+# %% ../../nbs/00_core/06_values.ipynb #436f6469
 def plain_kinds(
     annotation: Any,  # of a field or a parameter
 ) -> set:
@@ -51,9 +51,11 @@ def as_meant(
     value: Any,  # as it was read
     kinds: set,  # from plain_kinds
 ) -> Any:
-    "A value as it was meant: truth is no number, `off` is a word where it is a choice."
+    "A value as it was meant: truth is no number, a number no truth, `off` a word where it is a choice."
     if isinstance(value, bool) and {"on", "off"} & kinds:
         return "on" if value else "off"
+    if kinds == {bool} and not isinstance(value, bool):
+        raise ValueError(f"{key} needs true or false, got {shown(value)}")
     asks = any(kind in (int, float) or type(kind) is int for kind in kinds) and bool not in kinds
     for _, leaf in leaves(value):
         if asks and isinstance(leaf, bool):
@@ -64,7 +66,13 @@ def as_meant(
             raise ValueError(f"{key} has {len(leaf)} letters, 4096 are the most")
     return value
 
-# %% ../../nbs/00_core/06_values.ipynb #8f8d16d4
+# %% ../../nbs/00_core/06_values.ipynb #a5867e46
+def _parts(schema: type[BaseModel], key: str) -> bool:
+    "Whether a field is filled from a shelf."
+    field = schema.model_fields.get(key)
+    return field is not None and any(isinstance(m, PlainValidator) for m in field.metadata)
+
+
 class Section(BaseModel):
     "Values by name: typed, complete, unchangeable, and closed to unknown keys."
 
@@ -83,7 +91,7 @@ class Section(BaseModel):
                 plain_kinds(cls.model_fields[key].annotation) if key in cls.model_fields else set()
             )
             section = any(isinstance(k, type) and issubclass(k, BaseModel | dict) for k in kinds)
-            if value is None and section:  # an empty section says nothing
+            if value is None and (section or _parts(cls, key)):  # empty, it says nothing
                 continue
             found[key] = value if section else as_meant(key, value, kinds)
         return found

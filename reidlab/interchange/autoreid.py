@@ -299,7 +299,7 @@ def _decide(key: str, flat: Mapping[str, Any], searching: bool) -> dict[str, Any
             raise Refused("pair_num needs batch_size beside it")
         return _batch(flat, "search" if searching else "data")
     if key == "loss_f":
-        return _loss(flat, "search.loss" if searching else "loss.terms")
+        return _loss(flat, "search.loss" if searching else "loss")
     if key in ("optimizer_type", "lr_mode", "backbone_lr", "head_lr") and searching:
         return "a search does not read it"
     if key in ("backbone_lr", "head_lr"):

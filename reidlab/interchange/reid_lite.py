@@ -156,20 +156,20 @@ def _lite_triplet(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
         return "off: the original asks for class_balanced"
     mining = {"mining": "weighted"} if v["tri_loss_params.use_adaptive_weight"] else {}
     term = {"weight": weight, "margin": "soft" if soft else margin}
-    return {"loss.terms.triplet": term | mining}
+    return {"loss.triplet": term | mining}
 
 
 def _lite_classes(weight: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     balanced = v["batch_sampling_params.class_balanced"]
     margin = v["tri_loss_params.margin"]
     on = balanced and (margin == "soft_margin" or margin > 0) and v["tri_loss_params.lambda_tri"]
-    off = {} if on else {"loss.terms.triplet": {"weight": 0.0}}
-    no_softmax = {"loss.terms.softmax": {"weight": 0.0}}
+    off = {} if on else {"loss.triplet": {"weight": 0.0}}
+    no_softmax = {"loss.softmax": {"weight": 0.0}}
     if v["focal_loss"]:
-        return {"loss.terms.focal": {"weight": weight, "gamma": 2.0}} | no_softmax | off
+        return {"loss.focal": {"weight": weight, "gamma": 2.0}} | no_softmax | off
     if _angular(v):
         return no_softmax | off
-    return {"loss.terms.softmax": {"weight": weight, "smoothing": 0.0}} | off
+    return {"loss.softmax": {"weight": weight, "smoothing": 0.0}} | off
 
 
 def _lite_margin(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
@@ -186,7 +186,7 @@ def _lite_margin(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
         raise Refused("a margin behind the spectral transform is no option here")
     weight, scale = v["tri_loss_params.lambda_cls"], float(v["asoftmax_params.scale"])
     stripes = {"model.cosines": "all"} if v["model_params.pcb_n_parts"] else {}
-    return stripes | {"loss.terms.am_lite": {"weight": weight, "margin": margin[0], "scale": scale}}
+    return stripes | {"loss.am_lite": {"weight": weight, "margin": margin[0], "scale": scale}}
 
 
 def _lite_warmup(epochs: Any, v: Mapping[str, Any]) -> dict[str, Any]:

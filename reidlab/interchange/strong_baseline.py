@@ -36,8 +36,8 @@ STRONG_NETS = {
     **{name: {"model.backbone": name} for name in SQUEEZED},
 }
 SAMPLERS = {
-    "softmax": {"loss.terms.triplet": {"weight": 0.0}},
-    "triplet": {"loss.terms.softmax": {"weight": 0.0}},
+    "softmax": {"loss.triplet": {"weight": 0.0}},
+    "triplet": {"loss.softmax": {"weight": 0.0}},
     "softmax_triplet": {},
 }
 ON = {True: True, False: False, "on": True, "off": False, "yes": True, "no": False}
@@ -77,11 +77,11 @@ def _strong_sampler(value: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     word = v.get("MODEL.IF_LABELSMOOTH", "off")
     smoothing = 0.1 if _is("MODEL.IF_LABELSMOOTH")(word) else 0.0
     usual = {
-        "loss.terms.softmax": {"weight": 1.0, "smoothing": smoothing},
-        "loss.terms.triplet": {"weight": 1.0, "margin": v["SOLVER.MARGIN"]},
+        "loss.softmax": {"weight": 1.0, "smoothing": smoothing},
+        "loss.triplet": {"weight": 1.0, "margin": v["SOLVER.MARGIN"]},
     }
     if v.get("MODEL.METRIC_LOSS_TYPE") == "center":
-        terms = terms | {"loss.terms.triplet": {"weight": 0.0}}
+        terms = terms | {"loss.triplet": {"weight": 0.0}}
     return usual | terms
 
 
@@ -92,7 +92,7 @@ def _strong_centre(value: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
     if v.get("MODEL.METRIC_LOSS_TYPE", "triplet") == "triplet":
         raise Refused("IF_WITH_CENTER needs METRIC_LOSS_TYPE center or triplet_center")
     term = {"weight": v["SOLVER.CENTER_LOSS_WEIGHT"], "lr": v["SOLVER.CENTER_LR"]}
-    return {"loss.terms.centre": term}
+    return {"loss.centre": term}
 
 
 def _strong_metric(value: Any, v: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ def _check_many(rows: int, grid: Mapping[str, Sequence[Any]], seeds: Sequence[in
 def plan_cells(
     recipe: str,  # a recipe's name
     rows: Sequence[str] = (),  # rows of it; ["all"]: every one; empty: the recipe itself
-    grid: Mapping[str, Sequence[Any]] | None = None,  # {"loss.terms.triplet.margin": [0.1, 0.3]}
+    grid: Mapping[str, Sequence[Any]] | None = None,  # {"loss.triplet.margin": [0.1, 0.3]}
     seeds: Sequence[int] = (0,),  # one run each
     overrides: Mapping[str, Any] | None = None,  # of every cell; not part of a name
     folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir

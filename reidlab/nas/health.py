@@ -8,7 +8,6 @@ __all__ = ['RULES', 'USUAL', 'USUAL_LAYERS', 'FOR_LAYERS', 'edge_figures', 'heal
            'checked_rules', 'verdicts', 'HealthMonitor']
 
 # %% ../../nbs/07_nas/18_health.ipynb #3f3726e2
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.names import unknown
+from ..core.parts import members
+from ..core.values import Share, Weight, Whole
 from ..models.genotype import Cell, Genotype, LayerGenotype, genotype_distance
 from ..models.ops import PARAMETER_FREE
 from .derive import Table, by_node, describe_alphas, softmax
@@ -151,7 +151,7 @@ def too_many_skips(
     history: pd.DataFrame,  # after the warm-up, a row an epoch
     least: int = 2,  # short cuts in a cell
     margin: float = 0.05,  # median margin of the kept edges; 0: to the letter
-    patience: int = 3,  # epochs in a row
+    patience: Whole = 3,  # epochs in a row
     kind: str = "normal",  # of cell
 ) -> Finding | None:
     "Short cuts fill the cell (Liang et al., 2019)."
@@ -172,9 +172,9 @@ def too_many_skips(
 # %% ../../nbs/07_nas/18_health.ipynb #4fc8c386
 def parameter_free(
     history: pd.DataFrame,  # a row an epoch
-    share: float = 0.75,  # of a cell's edges
-    mass: float = 0.7,  # mean free mass of the kept edges
-    patience: int = 3,  # epochs in a row
+    share: Share = 0.75,  # of a cell's edges
+    mass: Share = 0.7,  # mean free mass of the kept edges
+    patience: Whole = 3,  # epochs in a row
 ) -> Finding | None:
     "Pools and short cuts fill a cell."
     found = []
@@ -199,8 +199,8 @@ def parameter_free(
 # %% ../../nbs/07_nas/18_health.ipynb #2f7b1cb9
 def none_takes_over(
     history: pd.DataFrame,  # a row an epoch
-    times: float = 1.4,  # the even share
-    patience: int = 3,  # epochs in a row
+    times: Weight = 1.4,  # the even share
+    patience: Whole = 3,  # epochs in a row
     kind: str = "normal",  # of cell: normal or reduce
 ) -> Finding | None:
     "The alphas would rather have no edges."
@@ -221,8 +221,8 @@ def none_takes_over(
 # %% ../../nbs/07_nas/18_health.ipynb #af311403
 def saturated(
     history: pd.DataFrame,  # a row an epoch
-    floor: float = 0.1,  # of ln O
-    before: float = 0.5,  # share of the search
+    floor: Share = 0.1,  # of ln O
+    before: Share = 0.5,  # share of the search
 ) -> Finding | None:
     "The search made up its mind too early."
     layers = "entropy_layers" in history
@@ -244,9 +244,9 @@ def saturated(
 # %% ../../nbs/07_nas/18_health.ipynb #eedbf5a0
 def sharpening(
     history: pd.DataFrame,  # a row an epoch
-    ratio: float = 0.75,  # of the eigenvalue before to the one now
-    window: int = 5,  # measured epochs to smooth over
-    apart: int = 5,  # epochs between before and now
+    ratio: Share = 0.75,  # of the eigenvalue before to the one now
+    window: Whole = 5,  # measured epochs to smooth over
+    apart: Whole = 5,  # epochs between before and now
 ) -> Finding | None:
     "The loss narrows in the alphas (Zela et al., 2020)."
     _needed(history, "eigenvalue", "eigenvalue")
@@ -266,7 +266,7 @@ def sharpening(
 # %% ../../nbs/07_nas/18_health.ipynb #a1dd0ea2
 def settled(
     history: pd.DataFrame,  # a row an epoch
-    epochs: int = 10,  # in a row
+    epochs: Whole = 10,  # in a row
 ) -> Finding | None:
     "The search has made up its mind (Liang et al., 2019)."
     layers = "turned_layers" in history
@@ -288,8 +288,8 @@ def settled(
 # %% ../../nbs/07_nas/18_health.ipynb #8214e688
 def unheard(
     history: pd.DataFrame,  # a row an epoch
-    share: float = 0.5,  # of the candidates of a place
-    after: float = 0.5,  # share of the search
+    share: Share = 0.5,  # of the candidates of a place
+    after: Share = 0.5,  # share of the search
 ) -> Finding | None:
     "Most candidates never ran (a known weakness of top-k search without noise)."
     _needed(history, "unheard", "tried_layers", "n_ops", "epochs")
@@ -327,20 +327,7 @@ def checked_rules(
 ) -> dict[str, dict[str, Any]]:
     "The rules asked for, or a ValueError for a name that is none."
     rules = {name: {} for name in USUAL} if rules is None else rules
-    for name, options in rules.items():
-        if name not in RULES:
-            raise ValueError(unknown("rule", name, RULES))
-        known = dict(list(inspect.signature(RULES[name]).parameters.items())[1:])
-        for option, value in options.items():
-            if option not in known:
-                raise ValueError(unknown(f"threshold of rule {name!r}", option, known))
-            usual = known[option].default
-            fits = type(value) is type(usual) or (type(usual), type(value)) == (float, int)
-            if not fits or (option == "patience" and value < 1):
-                raise ValueError(
-                    f"{option} of rule {name!r} needs a value like {usual!r}, got {value!r}."
-                )
-    return {name: dict(options) for name, options in rules.items()}
+    return members("search.health", rules)
 
 
 def verdicts(

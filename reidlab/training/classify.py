@@ -114,7 +114,7 @@ def fit_classes(
         model = classifier_from_recipe(recipe, data.n_pids, genotype)
         note_weights(RunFolder(folder), recipe, model)
         costs = costs_of_classifier(model, recipe)
-        trainer = Trainer(model, weighted_sum(recipe.loss.terms), recipe.train, device)
+        trainer = Trainer(model, weighted_sum(recipe.loss), recipe.train, device)
         reading = settings().workers if workers is None else workers
         place = (reading, rank(), world_size())
         loader = class_loader(data.train, recipe.data, recipe.seed, *place)

@@ -448,17 +448,17 @@ def loss_from_recipe(
 ) -> Callable:  # loss(branches, pids) -> (scalar, values by name); a module where it has weights
     "The loss a recipe describes, tried on the branches of the recipe's network."
     branches = branches_of(recipe, n_pids, net)
-    return weighted_sum(recipe.loss.terms, branches, n_pids, recipe.seed)
+    return weighted_sum(recipe.loss, branches, n_pids, recipe.seed)
 
 
 def check_pairs(recipe: Recipe) -> None:
     "Refuse a triplet loss where the sampler leaves people alone in a batch."
-    term, data = recipe.loss.terms.get("triplet"), recipe.data
+    term, data = recipe.loss.get("triplet"), recipe.data
     lonely = not promises_pairs(data.sampler, data.k)
     heard = term is not None and term.get("weight", 1.0)
     if heard and lonely and not term.get("valid_only"):
         raise ValueError(
-            "loss.terms: triplet needs every person twice in a batch, and data.sampler "
+            "loss: triplet needs every person twice in a batch, and data.sampler "
             f"{data.sampler} with k {data.k} does not promise it. Use sampler pk, class_balanced "
             "or camera with k of 2 or more, or set the term's valid_only to average who has company."
         )
@@ -469,7 +469,7 @@ def check_model(
     n_pids: int = 2,  # identities of the classifier
 ) -> None:
     "Refuse a recipe whose network, loss or weights cannot be had, or that do not go together."
-    checked_terms(recipe.loss.terms)
+    checked_terms(recipe.loss)
     check_pairs(recipe)
     made = build_network if recipe.model.weights else without_memory
     net = made(recipe, n_pids)

@@ -19,7 +19,7 @@ from reidlab.retrieval.roles import has_match
 from reidlab.training.loop import fit_from_recipe
 
 SMALL = {"data__name": "own", "data__height": 32, "data__width": 16, "data__p": 2, "data__k": 2}
-ALONE = {"data.p": 1, "data.k": 1, "loss.terms.triplet.weight": 0.0}
+ALONE = {"data.p": 1, "data.k": 1, "loss.triplet.weight": 0.0}
 
 
 def own_set(lab, camids, people=12, photos=4, classes=None):
@@ -60,7 +60,7 @@ WAYS_OUT = ("Set data.val_fraction to 0 or train.validate_every to 0",)
 )
 def test_a_validation_with_nobody_to_find_is_refused(lab, camids, photos, words):
     own_set(lab, camids, photos=photos)
-    pairs = {"loss__terms": {"softmax": {}}} if photos == 1 else {}
+    pairs = {"loss": {"softmax": {}}} if photos == 1 else {}
     with pytest.raises(ValueError, match=words) as error:
         plan_training(own_recipe(**pairs))
     assert all(way in one_line(error) for way in WAYS_OUT)
@@ -84,9 +84,9 @@ def job(changes):
 BATCHES = [
     ({"data.p": 16, "data.k": 4, "data.val_fraction": 0.1}, 0, r"the training set has 10. .*2 of 12 identities are held out .data.val_fraction 0.1.. data.p 10 with data.k 4 would do"),
     ({"data.p": 16, "data.val_fraction": 0.0}, 0, "the training set has 12. Lower data.p. data.p 12 with"),
-    ({"data.p": 9, "data.k": 8, "data.sampler": "random", "loss.terms.triplet.weight": 0.0}, 0, r"needs 72 photos .*3 of 12 identities are held out.* data.p 4 with data.k 8 would do"),
+    ({"data.p": 9, "data.k": 8, "data.sampler": "random", "loss.triplet.weight": 0.0}, 0, r"needs 72 photos .*3 of 12 identities are held out.* data.p 4 with data.k 8 would do"),
     (ALONE, 0, "a batch norm cannot learn from one photo, and data.p × data.k is 1 for 1 process"),
-    ({"data.p": 2, "data.k": 1, "loss.terms.triplet.weight": 0.0, "train.sync_bn": False}, 2, "cannot learn from one photo, and data.p × data.k is 2 for 2 processes"),
+    ({"data.p": 2, "data.k": 1, "loss.triplet.weight": 0.0, "train.sync_bn": False}, 2, "cannot learn from one photo, and data.p × data.k is 2 for 2 processes"),
     ({"data.p": 1, "data.k": 4}, 0, "the loss cannot learn from batches of data.p 1 × data.k 4"),
     ({"data.p": 2, "train.gather": False}, 2, "the loss cannot learn from batches of data.p 2 × data.k 2 in 2 processes"),
     ({"data.p": 3}, 2, "p = 3 people cannot be shared by 2 processes.* data.p 2 with data.k 2 would do"),

@@ -190,9 +190,9 @@ def test_json_that_says_a_key_twice_or_no_number(reader, text, word, tmp_path):
         ("train: {epochs: 3}\ntrain: {lr: 1}", ("'train' stands twice", "line 2")),
         ("train: {epochs: 1, epochs: 2}", ("'epochs' stands twice",)),
         ("train: 5", ("train", "got 5")),
-        ("loss: {terms: [softmax]}", ("terms needs", "softmax")),
-        ("loss: {terms: {softmax: 5}}", ("terms.softmax needs options",)),
-        ("loss: {terms: {softmax: {weight: [1]}}}", ("softmax.weight needs a number",)),
+        ("loss: [softmax]", ("loss needs", "softmax")),
+        ("loss: {softmax: 5}", ("loss.softmax needs options",)),
+        ("loss: {softmax: {weight: [1]}}", ("loss.softmax.weight", "number")),
         ("search: {stages: [{epochs: 1, epoch: 2}]}", ("key 'search.stages.0.epoch' not found",)),
         ("search: {nodes: 100000}", ("search.nodes", "less than or equal to 16")),
         ("search: {cells_per_stage: [1, 1, 1000000]}", ("cells_per_stage.2", "less than")),
@@ -266,8 +266,8 @@ def test_bad_parameters(schema, wrong, words):
         ({"train.lr.x": 1}, ("train.lr",)),
         ({"train..lr": 1}, ("train.",)),
         ({"x" * 9999: 1}, ("override",)),
-        ({"loss.terms": 5}, ("terms needs",)),
-        ({"loss.terms": {"softmax": {"weight": float("nan")}}}, ("finite",)),
+        ({"loss": 5}, ("loss needs",)),
+        ({"loss": {"softmax": {"weight": float("nan")}}}, ("finite",)),
         ({"data.name": "a\0b"}, ("one line",)),
     ],
 )
@@ -405,13 +405,13 @@ def test_alphas_that_are_no_numbers_decide_nothing(rule, wrong):
 @pytest.mark.parametrize(
     "terms, words",
     [
-        ({"softmax": {"weight": "heavy"}}, ("weight of softmax", "'heavy'")),
-        ({"softmax": {"weight": float("inf")}}, ("weight of softmax", "finite")),
-        ({"softmax": {"smoothing": 2}}, ("smoothing", "from 0 to 1")),
+        ({"softmax": {"weight": "heavy"}}, ("loss.softmax.weight", "heavy")),
+        ({"softmax": {"weight": float("inf")}}, ("loss.softmax.weight", "finite")),
+        ({"softmax": {"smoothing": 2}}, ("smoothing", "less than or equal to 1")),
         ({"triplet": {"margin": float("nan")}}, ("margin", "finite")),
-        ({"triplet": {"valid_only": 1}}, ("valid_only", "bool")),
-        ({"range": {"k": 10**9}}, ("option k", "from 1 to 1000")),
-        ({"am": {"scale": -1}}, ("scale", "from 0")),
+        ({"triplet": {"valid_only": 1}}, ("valid_only", "true or false")),
+        ({"range": {"k": 10**9}}, ("loss.range.k", "less than or equal to 1000")),
+        ({"am": {"scale": -1}}, ("scale", "greater than or equal to 0")),
     ],
 )
 def test_bad_options_of_a_loss(terms, words):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from reidlab.core.parameters import RecipeJob, check_parameters
+from reidlab.core.parts import KINDS, members, options_model, resolved, shelf
 from reidlab.core.recipe import (
     SECTION_NAMES,
     TASK_KEYS,
@@ -52,14 +54,13 @@ WORD = st.from_regex(r"[a-z_@*]{1,12}", fullmatch=True).filter(
     lambda w: w not in ("nan", "inf", "infinity")
 )
 OPTION = st.booleans() | WORD | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9)
-MEMBERS = st.dictionaries(TEXT, st.dictionaries(TEXT, OPTION, max_size=3), max_size=3)
 
 
 def bounds(metadata, whole):
     "min_value, max_value and the open ends that a field's metadata asks for."
     said = {type(inner): inner for m in metadata for inner in getattr(m, "metadata", [m])}
-    low = said[Ge].ge if Ge in said else said[Gt].gt
-    high = said[Le].le if Le in said else said[Lt].lt
+    low = said[Ge].ge if Ge in said else said[Gt].gt if Gt in said else -(10**9)
+    high = said[Le].le if Le in said else said[Lt].lt if Lt in said else 10**9
     if whole:
         return {"min_value": low + (Gt in said), "max_value": high - (Lt in said)}
     return {
@@ -82,8 +83,6 @@ def strategy(kind, metadata=()):
         return st.lists(strategy(inside[0]), max_size=most)
     if origin is tuple:
         return st.tuples(*map(strategy, inside)).map(list)
-    if origin is dict:
-        return MEMBERS
     if inside:
         return st.one_of(*map(strategy, inside))
     if kind in (int, float):
@@ -93,12 +92,27 @@ def strategy(kind, metadata=()):
     return plain[kind] if kind in plain else section(kind)
 
 
+def of_kind(kind):
+    "Random parts of a kind, with some of their options."
+    also = [resolved(KINDS[kind].also)] if KINDS[kind].also else []
+    each = {n: section(options_model(*also, builder)) for n, builder in shelf(kind).items()}
+    if KINDS[kind].many:
+        return st.fixed_dictionaries({}, optional=each).filter(bool)
+    return st.one_of(
+        *(part.map(lambda said, name=name: {name: said}) for name, part in each.items())
+    )
+
+
+def value_of(field):
+    "Random values of a field: from its shelf if it has one, else of its type."
+    kinds = [m for m in field.metadata if isinstance(m, str)]
+    return of_kind(kinds[0]) if kinds else strategy(field.annotation, field.metadata)
+
+
 def section(schema, without=()):
     "Random values of some of a section's keys."
     fields = {
-        key: strategy(field.annotation, field.metadata)
-        for key, field in schema.model_fields.items()
-        if key not in without
+        key: value_of(field) for key, field in schema.model_fields.items() if key not in without
     }
     needed = {k: v for k, v in fields.items() if schema.model_fields[k].is_required()}
     return st.fixed_dictionaries(
@@ -116,11 +130,13 @@ def recipes(draw):
     values = {
         name: draw(section(Recipe.model_fields[name].annotation, shut[name]))
         for name in SECTION_NAMES
+        if name != "loss"
     }
+    values["loss"] = draw(of_kind("loss"))
     values["data"]["task"], values["train"]["select"] = task, "last"
     if task == "classification":
         values["train"].pop("gan", None)
-        values["loss"] = {"terms": {"softmax": draw(st.dictionaries(TEXT, OPTION, max_size=2))}}
+        values["loss"] = {"softmax": draw(of_kind("loss")).get("softmax")}
     return values
 
 
@@ -157,8 +173,6 @@ def at(place, value):
 
 def spoilt(kind, value):
     "The value in the shape that an option has."
-    if get_origin(kind) is dict:
-        return {"softmax": {"weight": value}}
     if "Stage'" in str(kind) or "recipe.Stage" in str(kind):
         return [{"epochs": value}]
     length = len(get_args(kind)) if get_origin(kind) is tuple else 0
@@ -183,7 +197,7 @@ WRONG = [
 
 
 def test_there_are_many_numbers():
-    assert len(NUMBERS) > 120 and "search.stages" in NUMBERS and "loss.terms" in NUMBERS
+    assert len(NUMBERS) > 120 and "search.stages" in NUMBERS
 
 
 @pytest.mark.parametrize("place", NUMBERS)
@@ -213,11 +227,11 @@ def test_no_file_brings_in_infinity(text, tmp_path):
     "text, word",
     [
         ('{"train.lr": NaN}', "train.lr"),
-        ('{"loss.terms.softmax.weight": Infinity}', "loss.terms.softmax.weight"),
+        ('{"loss.softmax.weight": Infinity}', "loss.softmax.weight"),
         ('{"train.milestones": [1, -Infinity]}', "train.milestones.1"),
         ('{"train.clip": 1e999}', "train.clip"),
         ('{"train.lr": 1, "train.lr": 2}', "'train.lr' stands twice"),
-        ('{"loss.terms": {"softmax": {}, "softmax": {}}}', "'softmax' stands twice"),
+        ('{"loss": {"softmax": {}, "softmax": {}}}', "'softmax' stands twice"),
     ],
 )
 def test_no_override_brings_in_infinity_or_says_a_key_twice(text, word):
@@ -229,68 +243,68 @@ def test_no_override_brings_in_infinity_or_says_a_key_twice(text, word):
 
 def test_numbers_are_numbers_however_they_are_written(tmp_path):
     (tmp_path / "mine.yaml").write_text(
-        "loss: {terms: {centre: {weight: 5e-4, lr: '5E-1'}, triplet: {margin: 3e-1}}}\n"
+        "loss: {centre: {weight: 5e-4, lr: '5E-1'}, triplet: {margin: 3e-1}}\n"
         "train: {lr: 1e-3, milestones: [4e1, '70'], epochs: 1e2}\n"
-        "search: {loss: {softmax: {weight: .5}}, health: {skips: {most: 2e0}}}\n"
+        "search: {loss: {softmax: {weight: .5}}, health: {skips: {least: 2e0}}}\n"
     )
     recipe = load_recipe("mine", folder=tmp_path)
-    assert recipe.loss.terms == {"centre": {"weight": 5e-4, "lr": 0.5}, "triplet": {"margin": 0.3}}
+    assert recipe.loss == whole({"centre": {"weight": 5e-4, "lr": 0.5}, "triplet": {"margin": 0.3}})
     assert (recipe.train.lr, recipe.train.milestones, recipe.train.epochs) == (1e-3, (40, 70), 100)
     assert recipe.search.loss["softmax"]["weight"] == 0.5
-    assert recipe.search.health["skips"]["most"] == 2.0
+    assert recipe.search.health["skips"]["least"] == 2
 
 
 # --- what an override means --------------------------------------------------------------------
 
-FILE = "loss: {terms: {softmax: {weight: 2.0}, triplet: {margin: 0.3}}}\n"
+FILE = "loss: {softmax: {weight: 2.0}, triplet: {margin: 0.3}}\n"
+whole = partial(members, "loss")  # with all options
 ONE, TWO = {"softmax": {"smoothing": 0.2}}, {"softmax": {"weight": 2.0}, "triplet": {"margin": 0.3}}
 
 
 @pytest.mark.parametrize(
     "overrides, terms",
     [
-        ({"loss.terms": ONE}, ONE),
-        ({"loss": {"terms": ONE}}, ONE),
-        ({"loss.terms.triplet.margin": 0.5}, TWO | {"triplet": {"margin": 0.5}}),
+        ({"loss": ONE}, ONE),
+        ({"loss.triplet.margin": 0.5}, TWO | {"triplet": {"margin": 0.5}}),
         (
-            {"loss.terms.triplet": {"weight": 0.5}},
+            {"loss.triplet": {"weight": 0.5}},
             TWO | {"triplet": {"margin": 0.3, "weight": 0.5}},
         ),
-        ({"loss.terms.am": {}}, TWO | {"am": {}}),
+        ({"loss.am": {}}, TWO | {"am": {}}),
         (
-            {"loss.terms.softmax.weight": 3, "loss.terms": ONE},
+            {"loss.softmax.weight": 3, "loss": ONE},
             {"softmax": ONE["softmax"] | {"weight": 3}},
         ),
-        ({"loss.terms": None}, TWO),
+        ({"loss": None}, TWO),
         ({}, TWO),
     ],
 )
 def test_a_set_is_replaced_and_a_dotted_key_changes_one_member(overrides, terms, tmp_path):
     (tmp_path / "mine.yaml").write_text(FILE)
     recipe = load_recipe("mine", overrides=overrides, folder=tmp_path)
-    assert recipe.loss.terms == terms
-    assert all(value == terms for place, value in set_here(recipe).items() if place == "loss.terms")
+    terms = whole(terms)
+    assert recipe.loss == terms
+    assert all(value == terms for place, value in set_here(recipe).items() if place == "loss")
     shown = [line for line in str(recipe).splitlines() if line.startswith("# set here: ")]
     assert len(shown) == len(set_here(recipe)) and all(str(terms) in line for line in shown)
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"loss.terms.triplet": None}, {"search.loss.softmax": None}],
+    [{"loss.triplet": None}, {"search.loss.softmax": None}],
 )
 def test_null_takes_nothing_away_and_says_so(overrides, tmp_path):
     (tmp_path / "mine.yaml").write_text(FILE)
-    with pytest.raises(
-        ValueError, match=r"override (loss\.terms|search\.loss)\.\w+ is null, which takes nothing"
-    ):
+    with pytest.raises(ValueError, match=r"(loss|search\.loss)\.\w+ is null, which takes nothing"):
         load_recipe("mine", overrides=overrides, folder=tmp_path)
-    found = load_recipe("mine", overrides={"loss.terms": {"circle": None}}, folder=tmp_path)
-    assert found.loss.terms == {"circle": {}}  # a name alone has the usual options
+    found = load_recipe("mine", overrides={"loss": {"circle": None}}, folder=tmp_path)
+    assert found.loss == whole({"circle": {}})  # a name alone has the usual options
 
 
-@pytest.mark.parametrize("place", ["loss.terms", "search.loss", "search.health"])
+@pytest.mark.parametrize("place", ["loss", "search.loss", "search.health"])
 def test_parts_without_options_are_parts(place):
-    sets = [{}, {"softmax": {}}, {"softmax": {}, "circle": {}}, {"circle": {}}]
+    one, two = ("skips", "none") if place == "search.health" else ("softmax", "circle")
+    sets = [{}, {one: {}}, {one: {}, two: {}}, {two: {}, one: {}}, {two: {}}]
     found = [load_recipe("smoke", overrides={place: members}) for members in sets]
     for i, one in enumerate(found):
         for j, other in enumerate(found):
@@ -299,33 +313,34 @@ def test_parts_without_options_are_parts(place):
 
 def test_a_dotted_key_keeps_the_usual_set_where_no_file_says_one(tmp_path):
     (tmp_path / "mine.yaml").write_text("train: {epochs: 3}\n")
-    over = {"loss.terms.triplet.margin": 0.5, "search.loss.softmax.weight": 1}
+    over = {"loss.triplet.margin": 0.5, "search.loss.softmax.weight": 1}
     recipe = load_recipe("mine", overrides=over, folder=tmp_path)
-    assert recipe.loss.terms["softmax"] == Recipe().loss.terms["softmax"]
-    assert recipe.loss.terms["triplet"] == {"weight": 1.0, "margin": 0.5}
+    assert recipe.loss["softmax"] == Recipe().loss["softmax"]
+    assert recipe.loss["triplet"] == whole({"triplet": {"margin": 0.5}})["triplet"]
     assert recipe.search.loss["triplet"] == Recipe().search.loss["triplet"]
 
 
-@pytest.mark.parametrize("place", ["search.loss", "search.health"])
-def test_sets_of_a_search_are_replaced_too(place, tmp_path):
-    (tmp_path / "mine.yaml").write_text("search: {health: {skips: {most: 2}, none: {most: 1}}}\n")
-    recipe = load_recipe("mine", overrides={place: ONE}, folder=tmp_path)
-    assert getattr(recipe.search, place.split(".")[1]) == ONE
+@pytest.mark.parametrize("place, one", [("search.loss", ONE), ("search.health", {"unheard": {}})])
+def test_sets_of_a_search_are_replaced_too(place, one, tmp_path):
+    (tmp_path / "mine.yaml").write_text("search: {health: {skips: {least: 2}, none: {times: 1}}}\n")
+    recipe = load_recipe("mine", overrides={place: one}, folder=tmp_path)
+    assert getattr(recipe.search, place.split(".")[1]) == members(place, one)
 
 
 def test_a_value_of_a_grid_is_a_whole_set(tmp_path):
     (tmp_path / "mine.yaml").write_text(FILE)
-    cells = plan_cells("mine", grid={"loss.terms": [ONE, TWO]}, folder=tmp_path)
-    assert [cell.resolved(tmp_path).loss.terms for cell in cells] == [ONE, TWO]
+    cells = plan_cells("mine", grid={"loss": [ONE, TWO]}, folder=tmp_path)
+    assert [cell.resolved(tmp_path).loss for cell in cells] == [whole(ONE), whole(TWO)]
 
 
-def test_files_and_rows_still_merge(tmp_path):
+def test_files_and_rows_follow_the_same_rule(tmp_path):
     (tmp_path / "base.yaml").write_text(FILE)
     (tmp_path / "mine.yaml").write_text(
-        "base: base\nloss: {terms: {triplet: {margin: 0.5}}}\nrows: {a: {loss: {terms: {am: {}}}}}\n"
+        "base: base\nloss.triplet.margin: 0.5\nrows: {a: {loss.am: {}}, b: {loss: {am: {}}}}\n"
     )
-    terms = load_recipe("mine/a", folder=tmp_path).loss.terms
-    assert terms == {"softmax": {"weight": 2.0}, "triplet": {"margin": 0.5}, "am": {}}
+    terms = load_recipe("mine/a", folder=tmp_path).loss
+    assert terms == whole({"softmax": {"weight": 2.0}, "triplet": {"margin": 0.5}, "am": {}})
+    assert load_recipe("mine/b", folder=tmp_path).loss == whole({"am": {}})
 
 
 # --- one file upon another -----------------------------------------------------------------------
@@ -339,7 +354,7 @@ def test_an_empty_section_keeps_its_base(tmp_path):
     for name in ("mine", "mine/a", "mine/b"):
         recipe = load_recipe(name, folder=tmp_path)
         assert (recipe.train.epochs, recipe.train.gan.loops) == (7, 5)
-        assert recipe.loss.terms == TWO
+        assert recipe.loss == whole(TWO)
 
 
 def test_off_is_a_word(tmp_path):

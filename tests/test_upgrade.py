@@ -1,0 +1,66 @@
+"Recipes of another time come out as today's: the committed ones, the recorded ones, and the single key."
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from reidlab.core.recipe import load_recipe, read_recipe, recipe_names, validated
+from reidlab.core.upgrade import MOVES, new_form, old_keys, upgrade
+
+HERE = Path(__file__).parent
+BEFORE = json.loads(gzip.decompress((HERE / "data" / "recipes_before.json.gz").read_bytes()))
+
+
+def resolved_before(name):
+    "A committed recipe as it was resolved before parts brought their options."
+    full = json.loads(json.dumps(BEFORE["usual"])) | {"name": name}
+    for dotted, value in BEFORE["recipes"][name].items():
+        *path, last = dotted.split(".")
+        inner = full
+        for key in path:
+            inner = inner[key]
+        inner[last] = value
+    return full
+
+
+def test_every_recipe_and_row_is_still_there():
+    assert set(BEFORE["recipes"]) <= set(recipe_names(HERE.parent / "recipes"))
+
+
+@pytest.mark.parametrize("name", BEFORE["recipes"])
+def test_the_old_resolved_recipe_is_the_new_one(name):
+    old = validated(name, upgrade(resolved_before(name)))
+    assert old == load_recipe(name, folder=HERE.parent / "recipes")
+    assert old.to_yaml() == load_recipe(name, folder=HERE.parent / "recipes").to_yaml()
+
+
+def test_what_is_of_today_is_left_alone():
+    plain = json.loads(load_recipe("first_look").model_dump_json())
+    assert upgrade(plain) == plain and old_keys(plain) == []
+
+
+@pytest.mark.parametrize("path", sorted((HERE.parent / "results").glob("*/recipe.yaml")), ids=str)
+def test_every_record_is_read(path):
+    recipe = read_recipe(path)
+    written = validated(recipe.name, json.loads(recipe.model_dump_json()))
+    assert written == recipe
+
+
+@pytest.mark.parametrize("old", MOVES)
+def test_a_key_of_another_time_gets_one_line(old, tmp_path):
+    section, *path = old.split(".")
+    value = BEFORE["usual"]
+    for key in old.split("."):
+        value = value[key]
+    line = new_form({}, old)
+    assert line.startswith(f"{old} is no key any more; ") and "\n" not in line
+    with pytest.raises(ValueError, match=f"{old} is no key any more"):
+        load_recipe("smoke", overrides={old: value})
+    nested = value
+    for key in reversed(path):
+        nested = {key: nested}
+    (tmp_path / "mine.yaml").write_text(json.dumps({section: nested}))
+    with pytest.raises(ValueError, match=f"{old} is no key any more"):
+        load_recipe("mine", folder=tmp_path)
