@@ -6,6 +6,7 @@
 __all__ = ['control_seeds', 'width_within']
 
 # %% ../../nbs/07_nas/23_controls.ipynb #c0c7ac7a
+from bisect import bisect_right
 from typing import Any
 
 import pandas as pd
@@ -55,14 +56,17 @@ def width_within(
 ) -> int:  # model.init_channels
     "The widest first stage with which a genotype's network stays within a budget."
     found = find_genotype(genotype)
-    width, cost = 2, 0  # three channels are the fewest that the part-aware operation takes
-    while cost <= max_macs:
-        width += 1
+
+    def macs(width: int) -> int:
         model = recipe.model.model_copy(update={"init_channels": width})
-        cost = derived_cost(found, recipe.model_copy(update={"model": model}), n_pids)["macs"]
-    if width == 3:
+        return derived_cost(found, recipe.model_copy(update={"model": model}), n_pids)["macs"]
+
+    low, high = 2, 3  # three channels are the fewest that the part-aware operation takes
+    while (cost := macs(high)) <= max_macs:
+        low, high = high, 2 * high
+    if high == 3:
         raise ValueError(
             f"three channels already cost {cost:,} MACs, more than the {max_macs:,} allowed. "
             "Allow more, or take fewer cells or a smaller input."
         )
-    return width - 1
+    return low + bisect_right(range(low + 1, high), max_macs, key=macs)  # a wider one costs more
