@@ -5,7 +5,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from reidlab.core.processes import family, processes
+from reidlab.core.processes import descendants, processes
 from reidlab.nas.search import search_from_recipe
 from reidlab.training.distributed import rank
 from reidlab.training.loop import Trainer, fit_from_recipe
@@ -16,7 +16,7 @@ WORK = {"train": fit_from_recipe, "search": search_from_recipe}
 def readers():
     "The reading processes of this one: those that it has forked, and no tracker of resources."
     words = lambda pid: Path(f"/proc/{pid}/cmdline").read_bytes()
-    return [p for p in family(os.getpid(), processes()) if words(p) == words(os.getpid())]
+    return [p for p in descendants(os.getpid(), processes()) if words(p) == words(os.getpid())]
 
 
 def harm(what):

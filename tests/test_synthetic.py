@@ -14,7 +14,7 @@ from PIL import Image
 from reidlab.data import synthetic
 from reidlab.data.manifest import read_manifest
 from reidlab.data.people import draw_person
-from reidlab.data.synthetic import draw_photo, make_camera, plan, prepare_synthetic, take
+from reidlab.data.synthetic import draw_photo, make_camera, plan_shots, prepare_synthetic, take
 
 SMALL = dict(train_pids=3, test_pids=4, distractors=4, junk=4)
 NAME = re.compile(r"(?P<pid>-1|\d{4})_c(?P<cam>\d)s\d_\d{6}_\d\d\.jpg")
@@ -39,7 +39,7 @@ def test_two_calls_give_the_same_bytes(folder, tmp_path):
 
 
 def test_a_photo_does_not_know_what_was_taken_before():
-    shots = plan(3, 3, 6, 3, seed=0, distractors=3, junk=3)
+    shots = plan_shots(3, 3, 6, 3, seed=0, distractors=3, junk=3)
     order = np.random.default_rng(0).permutation(len(shots))
     straight = [take(s, 0, 0.7, 6) for s in shots]
     draw_person.cache_clear()
@@ -78,7 +78,7 @@ def test_the_tree_parses_as_market_and_agrees_with_its_manifest(folder):
 
 @pytest.mark.parametrize("cameras", [2, 6])
 def test_the_protocol_holds(cameras):
-    shots = pd.DataFrame(plan(20, 20, cameras, 3, seed=4, distractors=7, junk=5))
+    shots = pd.DataFrame(plan_shots(20, 20, cameras, 3, seed=4, distractors=7, junk=5))
     train, query, gallery = (shots[shots.split == s] for s in ("train", "query", "gallery"))
     assert set(train.pid) == set(range(1, 21)) and set(query.pid) == set(range(21, 41))
     assert not query.duplicated(["pid", "camid"]).any()

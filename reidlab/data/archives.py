@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'ARCHIVES', 'DEEPEST', 'MAX_BYTES', 'MAX_RATIO', 'MAX_FILES', 'ORIGIN', 'DAMAGED', 'Download',
-           'what_to_get', 'prepare_command', 'find_raw', 'leaves_folder', 'Entry', 'survey', 'only_one', 'unpack',
-           'open_raw']
+           'what_to_get', 'prepare_command', 'find_raw', 'leaves_folder', 'ArchiveEntry', 'survey', 'only_one',
+           'unpack', 'open_raw']
 
 # %% ../../nbs/01_data/02_archives.ipynb #d904c2c6
 import fcntl
@@ -150,7 +150,7 @@ def _checked(name: str, archive: Path) -> PurePosixPath:
     return path
 
 # %% ../../nbs/01_data/02_archives.ipynb #4b8429aa
-class Entry(NamedTuple):
+class ArchiveEntry(NamedTuple):
     "One thing in an archive."
 
     name: PurePosixPath
@@ -162,7 +162,7 @@ def _strange(archive: Path, name: str, what: str) -> ValueError:
     return ValueError(f"{archive.name} holds {name!r}, {what}; nothing was unpacked.")
 
 
-def _zip_entries(archive: Path) -> Iterator[Entry]:
+def _zip_entries(archive: Path) -> Iterator[ArchiveEntry]:
     with zipfile.ZipFile(archive) as box:
         for entry in box.infolist():
             kind = entry.external_attr >> 16 & 0o170000
@@ -171,10 +171,10 @@ def _zip_entries(archive: Path) -> Iterator[Entry]:
             if entry.flag_bits & 1:
                 raise _strange(archive, entry.filename, "behind a password")
             stream = None if entry.is_dir() else lambda e=entry: box.open(e)
-            yield Entry(_checked(entry.filename, archive), entry.file_size, stream)
+            yield ArchiveEntry(_checked(entry.filename, archive), entry.file_size, stream)
 
 
-def _tar_entries(archive: Path) -> Iterator[Entry]:
+def _tar_entries(archive: Path) -> Iterator[ArchiveEntry]:
     with tarfile.open(archive) as box:
         for entry in box:
             if not (entry.isfile() or entry.isdir()):
@@ -182,7 +182,7 @@ def _tar_entries(archive: Path) -> Iterator[Entry]:
             if entry.issparse():
                 raise _strange(archive, entry.name, "a file with holes")
             stream = None if entry.isdir() else lambda e=entry: box.extractfile(e)
-            yield Entry(_checked(entry.name, archive), entry.size, stream)
+            yield ArchiveEntry(_checked(entry.name, archive), entry.size, stream)
 
 # %% ../../nbs/01_data/02_archives.ipynb #ea9bdfea
 MAX_BYTES = 400 * 2**30  # unpacked; the largest set here, MSMT17 with masks, has a tenth of it
@@ -190,7 +190,7 @@ MAX_RATIO = 100  # unpacked against packed; JPEG and PNG do not compress
 MAX_FILES = 500_000  # MSMT17 has 126,441 photos, VERI-Wild 416,314
 
 
-def _claim(taken: dict[str, tuple[str, bool]], entry: Entry, archive: Path) -> None:
+def _claim(taken: dict[str, tuple[str, bool]], entry: ArchiveEntry, archive: Path) -> None:
     "Note the place of an entry and of the folders above it; refuse one that somebody has."
     above = [(folder, True) for folder in entry.name.parents if folder.parts]
     for place, is_folder in [*above, (entry.name, entry.open is None)]:
@@ -208,7 +208,7 @@ def _claim(taken: dict[str, tuple[str, bool]], entry: Entry, archive: Path) -> N
 
 def survey(
     archive: Path,  # its name is for messages
-    entries: Iterator[Entry],  # what it announces, one by one
+    entries: Iterator[ArchiveEntry],  # what it announces, one by one
     max_bytes: int,  # unpacked
     max_files: int,  # refuse more than so many
 ) -> None:
@@ -278,7 +278,7 @@ class _Limited:
         return block
 
 
-def _write(entries: Iterator[Entry], folder: Path) -> None:
+def _write(entries: Iterator[ArchiveEntry], folder: Path) -> None:
     "Every file of an archive, under `folder`."
     for name, size, stream in entries:
         if stream:

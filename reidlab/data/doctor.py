@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'FILE_KINDS', 'LABEL_KINDS', 'TREE_KINDS', 'KINDS', 'NUMBERED_TWICE', 'HUGE', 'TINY', 'CHANGES',
-           'BROKEN_CODES', 'Kind', 'Finding', 'open_queries', 'numbered_twice', 'examine_labels', 'examine_names',
+           'BROKEN_CODES', 'DamageKind', 'Finding', 'open_queries', 'numbered_twice', 'examine_labels', 'examine_names',
            'examine_files', 'examine', 'findings_table']
 
 # %% ../../nbs/01_data/24_doctor.ipynb #d819ceed
@@ -26,7 +26,7 @@ from .manifest import Manifest, Replaced, verified
 from .pictures import open_pictures
 
 # %% ../../nbs/01_data/24_doctor.ipynb #42825246
-class Kind(NamedTuple):
+class DamageKind(NamedTuple):
     "A kind of damage."
 
     level: str  # error, warning, note
@@ -36,92 +36,120 @@ class Kind(NamedTuple):
 
 LEVELS = ("error", "warning", "note")
 FILE_KINDS = {
-    "missing-file": Kind("error", "Unpack the download again, or leave the photo out.", "photo"),
-    "empty-file": Kind("error", "Get the file again; it has no bytes.", "photo"),
-    "unreadable-file": Kind("error", "Get the file again; it holds no picture.", "photo"),
-    "truncated-image": Kind("error", "Get the file again; its end never arrived.", "photo"),
-    "files-changed": Kind(
+    "missing-file": DamageKind(
+        "error", "Unpack the download again, or leave the photo out.", "photo"
+    ),
+    "empty-file": DamageKind("error", "Get the file again; it has no bytes.", "photo"),
+    "unreadable-file": DamageKind("error", "Get the file again; it holds no picture.", "photo"),
+    "truncated-image": DamageKind("error", "Get the file again; its end never arrived.", "photo"),
+    "files-changed": DamageKind(
         "error", "Prepare the set again: files are not those that were prepared.", "rewrite"
     ),
-    "duplicate-across-splits": Kind(
+    "duplicate-across-splits": DamageKind(
         "error", "Leave the training copies out: the test would be seen in training.", "photo"
     ),
-    "duplicate-other-pid-train": Kind(
+    "duplicate-other-pid-train": DamageKind(
         "error", "One picture cannot be two identities; leave all its copies out.", "photo"
     ),
-    "duplicate-other-pid-test": Kind(
+    "duplicate-other-pid-test": DamageKind(
         "error", "One picture cannot be two identities; ask the set's authors which it is."
     ),
-    "query-in-gallery": Kind(
+    "query-in-gallery": DamageKind(
         "error",
         "Leave the gallery copies out, or mend their cameras: each is a free hit at rank 1.",
         "photo",
     ),
-    "duplicate-photo": Kind("warning", "Leave all copies but the first out.", "photo"),
-    "wrong-extension": Kind(
+    "duplicate-photo": DamageKind("warning", "Leave all copies but the first out.", "photo"),
+    "wrong-extension": DamageKind(
         "note", "Nothing: pictures are read by content. Other programs may stop at the ending."
     ),
-    "animated-image": Kind("warning", "Look at it: the first frame alone is used."),
-    "huge-image": Kind("note", "Nothing, but it is slow to read; is it a photo of one person?"),
-    "tiny-image": Kind("note", "Look at it: a box this small shows little."),
-    "oversized-image": Kind("error", "Make it smaller: it has more pixels than are read.", "photo"),
-    "odd-mode": Kind("note", "Nothing: grey, palette, alpha and CMYK pictures are read as RGB."),
-    "turned-photo": Kind(
+    "animated-image": DamageKind("warning", "Look at it: the first frame alone is used."),
+    "huge-image": DamageKind(
+        "note", "Nothing, but it is slow to read; is it a photo of one person?"
+    ),
+    "tiny-image": DamageKind("note", "Look at it: a box this small shows little."),
+    "oversized-image": DamageKind(
+        "error", "Make it smaller: it has more pixels than are read.", "photo"
+    ),
+    "odd-mode": DamageKind(
+        "note", "Nothing: grey, palette, alpha and CMYK pictures are read as RGB."
+    ),
+    "turned-photo": DamageKind(
         "note", "Nothing: read upright, as EXIF asks and viewers do; other programs may not."
     ),
-    "deep-pixels": Kind("note", "Nothing: more than 8 bits to a channel are read as 8."),
-    "transparent-photo": Kind("note", "Nothing: what is transparent is read as white."),
-    "other-colours": Kind("note", "Nothing: colours of another profile are read as sRGB."),
-    "odd-profile": Kind(
+    "deep-pixels": DamageKind("note", "Nothing: more than 8 bits to a channel are read as 8."),
+    "transparent-photo": DamageKind("note", "Nothing: what is transparent is read as white."),
+    "other-colours": DamageKind("note", "Nothing: colours of another profile are read as sRGB."),
+    "odd-profile": DamageKind(
         "note", "Nothing: a colour profile that is torn or of another kind is ignored."
     ),
 }
 
 # %% ../../nbs/01_data/24_doctor.ipynb #d69e9707
 LABEL_KINDS = {
-    "pid-in-train-and-test": Kind(
+    "pid-in-train-and-test": DamageKind(
         "error", "Leave these identities out of train: the test must hold new people.", "photo"
     ),
-    "junk-in-train": Kind("error", "Leave them out: −1 would be learned as a person.", "photo"),
-    "junk-in-query": Kind("error", "Leave them out: junk has no match.", "photo"),
-    "odd-pid": Kind("error", "Prepare the set again: a pid is 0 or more, or −1 for junk."),
-    "odd-camera": Kind("error", "Prepare the set again: a camid is 0 or more, or −1 for unknown."),
-    "split-missing": Kind("error", "Prepare the set again: a test needs queries and a gallery."),
-    "single-camera": Kind(
+    "junk-in-train": DamageKind(
+        "error", "Leave them out: −1 would be learned as a person.", "photo"
+    ),
+    "junk-in-query": DamageKind("error", "Leave them out: junk has no match.", "photo"),
+    "odd-pid": DamageKind("error", "Prepare the set again: a pid is 0 or more, or −1 for junk."),
+    "odd-camera": DamageKind(
+        "error", "Prepare the set again: a camid is 0 or more, or −1 for unknown."
+    ),
+    "split-missing": DamageKind(
+        "error", "Prepare the set again: a test needs queries and a gallery."
+    ),
+    "single-camera": DamageKind(
         "error", "Read the cameras, or give query and gallery two numbers: no query has a match."
     ),
-    "query-without-match": Kind(
+    "query-without-match": DamageKind(
         "warning", "Nothing: such queries are skipped and counted; or leave them out.", "photo"
     ),
-    "query-own-camera-only": Kind(
+    "query-own-camera-only": DamageKind(
         "warning",
         "Nothing: such queries are skipped and counted; or leave them out. Are cameras right?",
         "photo",
     ),
-    "camera-missing": Kind(
+    "camera-missing": DamageKind(
         "warning", "Say so beside every number: without cameras all photos of a person count."
     ),
-    "camera-partly-missing": Kind("warning", "Read the lost cameras from the source, or say so."),
-    "lone-train-identity": Kind(
+    "camera-partly-missing": DamageKind(
+        "warning", "Read the lost cameras from the source, or say so."
+    ),
+    "lone-train-identity": DamageKind(
         "note", "Nothing: the one photo is drawn repeatedly; or leave it out.", "photo"
     ),
-    "pid-gaps": Kind("note", "Look whether folders were lost: the numbers nearly follow on."),
+    "pid-gaps": DamageKind("note", "Look whether folders were lost: the numbers nearly follow on."),
 }
 
 # %% ../../nbs/01_data/24_doctor.ipynb #487b58aa
 TREE_KINDS = {
-    "escaping-path": Kind("error", "Prepare the set again with a root that holds all photos."),
-    "case-clash": Kind(
+    "escaping-path": DamageKind(
+        "error", "Prepare the set again with a root that holds all photos."
+    ),
+    "case-clash": DamageKind(
         "error", "Rename one of each: some systems take the two names for one file."
     ),
-    "version-mixed": Kind("error", "Unpack each version into a folder of its own and choose one."),
-    "version-folders": Kind("error", "Prepare the set again and name the version that it is."),
-    "list-missing": Kind("warning", "Get the list file: it says which photos belong to the test."),
-    "listed-photo-missing": Kind("warning", "Is the download whole? A list names these photos."),
-    "unnamed-file": Kind("note", "Nothing, if they were left out on purpose."),
-    "counts-differ": Kind("warning", "Is this the version you meant, and were all files read?"),
+    "version-mixed": DamageKind(
+        "error", "Unpack each version into a folder of its own and choose one."
+    ),
+    "version-folders": DamageKind(
+        "error", "Prepare the set again and name the version that it is."
+    ),
+    "list-missing": DamageKind(
+        "warning", "Get the list file: it says which photos belong to the test."
+    ),
+    "listed-photo-missing": DamageKind(
+        "warning", "Is the download whole? A list names these photos."
+    ),
+    "unnamed-file": DamageKind("note", "Nothing, if they were left out on purpose."),
+    "counts-differ": DamageKind(
+        "warning", "Is this the version you meant, and were all files read?"
+    ),
 }
-KINDS: dict[str, Kind] = {**FILE_KINDS, **LABEL_KINDS, **TREE_KINDS}
+KINDS: dict[str, DamageKind] = {**FILE_KINDS, **LABEL_KINDS, **TREE_KINDS}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..core.run import read_json, write_bytes, write_json
 from ..core.seed import rng
 from ..core.settings import settings
 from .archives import prepare_command
-from .contents import contents, memory_of, recall, remember
+from .contents import contents, memory_of, remember, remembered
 from .files import left_out, walk_tree
 from .fingerprint import by_sizes, changed, contents_digest, fingerprints, rows_wrong
 from .tables import lines_of, plain_spelling, read_table_text
@@ -159,7 +159,7 @@ def write_manifest(
     folder, root, more = Path(folder), Path(root).resolve(), dict(more or {})
     plain_name(name, "data set")
     frame, memory = _sorted_rows(frame, classes), memory_of(folder)
-    seen = contents(root, list(frame["path"]), recall(memory))
+    seen = contents(root, list(frame["path"]), remembered(memory))
     counts = _beside(Manifest(name, root, frame, about={}), published)
     about = {"name": name, "version": version, "protocol": protocol, "counts": counts}
     about |= {} if classes is None else {"protocol": "classification", "classes": list(classes)}
@@ -318,7 +318,7 @@ def verified(
 ) -> Manifest:  # the same, with a fingerprint by every rule
     "The manifest, if its photos hold what they held when they were prepared."
     frame, about, memory = manifest.frame, manifest.about, memory_of(manifest.folder)
-    known, new = recall(memory), "contents" in about
+    known, new = remembered(memory), "contents" in about
     seen = contents(manifest.root, list(frame["path"]), known)
     told = about["contents"] if new else rules_of(about["fingerprint"]).get(1)
     if told != (contents_digest if new else by_sizes)(frame, seen):

@@ -18,7 +18,7 @@ from ..core.files import clear_parts, writing
 from ..core.heartbeat import alive
 from ..core.settings import settings
 from .archives import only_one
-from .contents import contents, memory_of, recall
+from .contents import contents, memory_of, remembered
 from .manifest import Photos
 from .pixels import READER
 from .transforms import read_photo
@@ -33,7 +33,7 @@ def packed_key(
     digest = hashlib.sha256(f"2 {READER} bilinear-antialias {height}x{width}".encode())
     for package in ("pillow", "torch", "torchvision"):
         digest.update(f" {package} {version(package)}".encode())
-    seen = contents(photos.root, photos.paths, recall(memory_of(photos.folder)))
+    seen = contents(photos.root, photos.paths, remembered(memory_of(photos.folder)))
     for path, photo in seen.items():
         digest.update(f"\n{path}\t{photo.sha256}".encode())
     return digest.hexdigest()[:24]

@@ -6,7 +6,7 @@
 __all__ = ['Colour', 'COLOURS', 'SKINS', 'HAIRS', 'PATTERNS', 'BAGS', 'Point', 'ARC', 'COLUMNS', 'HAIRLINES', 'VOLUME',
            'wardrobe', 'Garment', 'Person', 'pick', 'pick_garment', 'draw_person', 'leg_joints', 'arm_joints', 'walk',
            'View', 'tone', 'between', 'capsule', 'limb', 'ring', 'ellipse', 'column', 'outline', 'wrap', 'checks',
-           'weave', 'crease', 'front', 'wear_coat', 'wear_straps', 'torso_cloth', 'skirt_cloth', 'tails_cloth',
+           'weave', 'crease', 'collar_shape', 'wear_coat', 'wear_straps', 'torso_cloth', 'skirt_cloth', 'tails_cloth',
            'draw_torso', 'draw_face', 'head_cloth', 'draw_hair', 'draw_visor', 'draw_hat', 'draw_head', 'draw_shoe',
            'draw_leg', 'draw_arm', 'box', 'bag_spot', 'draw_bag', 'draw_figure']
 
@@ -456,7 +456,7 @@ def crease(
     return lit.clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/01_data/07_people.ipynb #ffc486e2
-def front(
+def collar_shape(
     gap: float,  # half-width of the gap, in degrees
     collar: float,  # half-width of the collar, in degrees
     depth: float,  # row at which the V ends
@@ -474,11 +474,11 @@ def wear_coat(
     "Lay a coat over a cloth, open or closed in front, with darker edges."
     over = weave(person.coat, 72)
     gap = 22 if person.coat_open else 0
-    ImageDraw.Draw(over).polygon(front(gap + 4, 42, 36), fill=tone(person.coat.colour, 0.6))
+    ImageDraw.Draw(over).polygon(collar_shape(gap + 4, 42, 36), fill=tone(person.coat.colour, 0.6))
     if not person.coat_open:
-        ImageDraw.Draw(over).polygon(front(2, 40, 22), fill=tone(person.coat.colour, 0.8))
+        ImageDraw.Draw(over).polygon(collar_shape(2, 40, 22), fill=tone(person.coat.colour, 0.8))
     shown = Image.new("L", over.size, 255)
-    hole = front(gap, 36, 34) if person.coat_open else front(0, 32, 16, height=16)
+    hole = collar_shape(gap, 36, 34) if person.coat_open else collar_shape(0, 32, 16, height=16)
     ImageDraw.Draw(shown).polygon(hole, fill=0)
     cloth.paste(over, mask=shown)
 
@@ -504,7 +504,7 @@ def torso_cloth(
 ) -> np.ndarray:  # (72, COLUMNS, 3) uint8
     "What covers the torso from the collar to the hem."
     cloth = weave(person.top, 72)
-    ImageDraw.Draw(cloth).polygon(front(0, 30, 9, height=9), fill=tone(person.skin, 0.9))
+    ImageDraw.Draw(cloth).polygon(collar_shape(0, 30, 9, height=9), fill=tone(person.skin, 0.9))
     if person.coat:
         wear_coat(cloth, person)
     wear_straps(cloth, person)

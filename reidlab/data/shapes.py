@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ..core.files import clear_parts, part_of
 from ..core.seed import rng
 from .classes import prepare_classes
-from .synthetic import adopt
+from .synthetic import name_folder
 
 # %% ../../nbs/01_data/21_shapes.ipynb #18f585d8
 def corners(
@@ -120,5 +120,5 @@ def prepare_shapes(
     with part_of(folder, folder=True) as part:
         write_shapes(part, *arguments)
         prepare_classes("synthetic_shapes", part, part, more={"drawn": folder.name})
-        adopt(part, folder)
+        name_folder(part, folder)
     return folder

@@ -8,8 +8,8 @@ __all__ = ['HEIGHT', 'WIDTH', 'SUPER', 'SCENES', 'SCENE_SIZE', 'FEET', 'PAINTERS
            'paint_car', 'paint_street', 'paint_brick', 'paint_park', 'paint_shop', 'paint_station', 'paint_plaza',
            'mottle', 'paint_scene', 'soft_spot', 'cast_shadow', 'block_pillar', 'block_bush', 'block_car',
            'block_railing', 'block_bin', 'block_passer', 'occlude', 'aim', 'response', 'develop', 'draw_photo',
-           'draw_junk', 'draw_distractor', 'Shot', 'market_name', 'plan_person', 'plan_others', 'plan', 'take',
-           'check_arguments', 'write_synthetic', 'adopt', 'prepare_synthetic']
+           'draw_junk', 'draw_distractor', 'Shot', 'market_name', 'plan_person', 'plan_others', 'plan_shots', 'take',
+           'check_arguments', 'write_synthetic', 'name_folder', 'prepare_synthetic']
 
 # %% ../../nbs/01_data/08_synthetic.ipynb #60c0db0d
 import os
@@ -634,7 +634,7 @@ def plan_others(
     return shots
 
 
-def plan(
+def plan_shots(
     train_pids: int,  # identities 1 … train_pids
     test_pids: int,  # the identities after them
     cameras: int,  # of the data set
@@ -726,7 +726,7 @@ def write_synthetic(
         distractors=distractors,
         junk=junk,
     )
-    shots = plan(
+    shots = plan_shots(
         train_pids,
         test_pids,
         cameras,
@@ -747,7 +747,7 @@ def write_synthetic(
 GENERATOR_VERSION = 1  # raised whenever the same arguments would give other bytes
 
 
-def adopt(
+def name_folder(
     part: Path,  # the folder, whole
     folder: Path,  # the name that it gets
 ) -> None:
@@ -794,5 +794,5 @@ def prepare_synthetic(
     with part_of(folder, folder=True) as part:
         frame = write_synthetic(part, **arguments)
         write_manifest(part, "synthetic", frame, root=part, more={"drawn": folder.name})
-        adopt(part, folder)
+        name_folder(part, folder)
     return folder

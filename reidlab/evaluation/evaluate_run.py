@@ -26,7 +26,7 @@ from ..core.names import is_plain, option, unknown
 from ..core.recipe import Evaluate, Recipe, undotted, validated
 from ..core.run import RunFolder, environment, finished_run, read_json, write_json
 from ..core.settings import settings
-from ..data.joined import family, shared_people
+from ..data.joined import numbering, shared_people
 from ..data.loaders import DataSet, find_manifest, open_test
 from ..data.manifest import Manifest, Photos, verified
 from ..data.pixels import READER, open_image, turn_of
@@ -97,7 +97,7 @@ def check_transfer(
     try:
         source = find_manifest(recipe.data, data_dir)
     except FileNotFoundError:
-        if name.startswith(family(target)) or name in [
+        if name.startswith(numbering(target)) or name in [
             p["name"] for p in target.about.get("parts", [])
         ]:
             raise FileNotFoundError(

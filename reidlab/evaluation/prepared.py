@@ -16,7 +16,7 @@ from .card import protocol_counts
 from .protocols import PROTOCOLS, Protocol, find_protocol
 
 # %% ../../nbs/08_evaluation/13_prepared.ipynb #3e6bea77
-from .protocols import Finding, check_counts
+from .protocols import CountFinding, check_counts
 
 # %% ../../nbs/08_evaluation/13_prepared.ipynb #3e14d7d0
 def set_counts(
@@ -77,7 +77,7 @@ def compare_set(
     frame: pd.DataFrame,  # path, pid, camid, split
     protocol: Protocol | str,  # or its name
     strict: bool = False,  # raise where a count differs
-) -> list[Finding]:  # empty: all as published
+) -> list[CountFinding]:  # empty: all as published
     "What was read against what is published."
     findings = check_counts(protocol, set_counts(frame))
     differ = [f for f in findings if f.level == "differs"]

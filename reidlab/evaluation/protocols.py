@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'PEOPLE', 'MSMT17', 'CUHK03', 'PARTIAL', 'VERI', 'WILD', 'VEHICLES8', 'CROSS_DOMAIN', 'PROTOCOLS', 'Protocol',
-           'cross_domain', 'find_protocol', 'protocol_table', 'Finding', 'check_counts', 'protocol_rules',
+           'cross_domain', 'find_protocol', 'protocol_table', 'CountFinding', 'check_counts', 'protocol_rules',
            'manifest_protocol', 'rank_by_protocol']
 
 # %% ../../nbs/08_evaluation/08_protocols.ipynb #98ee6764
@@ -447,7 +447,7 @@ def protocol_table() -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("protocol")
 
 # %% ../../nbs/08_evaluation/08_protocols.ipynb #7513bc85
-class Finding(NamedTuple):
+class CountFinding(NamedTuple):
     "A count that is not as published."
 
     count: str  # its name
@@ -480,7 +480,7 @@ def check_counts(
     protocol: Protocol | str,  # or its name
     counts: dict[str, int],  # from `protocol_counts`; train, train_pids, … may be added
     tolerance: float = 0.01,  # share by which a merely quoted count may be off and still be "close"
-) -> list[Finding]:  # empty: all as published
+) -> list[CountFinding]:  # empty: all as published
     "Compare what was read with what is published."
     p = find_protocol(protocol) if isinstance(protocol, str) else protocol
     if p.rule == "target":
@@ -497,7 +497,7 @@ def check_counts(
             f"{p.name}: {name} is {seen:,}, published {published:,}{' (quoted)' if quoted else ''}. "
             f"{_advice(p, name, counts)}"
         )
-        found.append(Finding(name, seen, published, level=level, message=message))
+        found.append(CountFinding(name, seen, published, level=level, message=message))
     return found
 
 # %% ../../nbs/08_evaluation/08_protocols.ipynb #b94313a9

@@ -18,7 +18,7 @@ from ..core.names import unknown
 from ..core.reading import read_text, shown
 from ..core.recipe import undotted
 from ..core.yaml_texts import yaml_values
-from .file_rules import UNREADABLE, Line, Refused
+from .file_rules import UNREADABLE, FileLine, Refused
 from ..models.ops import space_ops
 
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #7b4f406c
@@ -110,7 +110,7 @@ def typed(
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #894a9970
 def flattened(
     sections: Mapping[str, Mapping[str, Any]],  # a file's
-) -> tuple[dict[str, tuple[str, Any]], list[Line]]:  # name -> (section, value), and what lost
+) -> tuple[dict[str, tuple[str, Any]], list[FileLine]]:  # name -> (section, value), and what lost
     "A file's settings as the original sees them: later sections replace earlier ones."
     flat: dict[str, tuple[str, Any]] = {}
     lost = []
@@ -120,7 +120,7 @@ def flattened(
                 old, was = flat[key]
                 same = "with the same value" if was == value else f"with {value!r}"
                 why = f"{section}.{key} stands later and wins, {same}: the original has one space of names"
-                lost.append(Line(f"{old}.{key}", was, "overridden", becomes="", reason=why))
+                lost.append(FileLine(f"{old}.{key}", was, "overridden", becomes="", reason=why))
             flat[key] = section, value
     return flat, lost
 
@@ -315,33 +315,33 @@ def _decide(key: str, flat: Mapping[str, Any], searching: bool) -> dict[str, Any
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #a5a7184b
 def _line(
     key: str, section: str, value: Any, flat: Mapping[str, Any], note: str
-) -> tuple[Line, dict]:
+) -> tuple[FileLine, dict]:
     "What becomes of one winning key, and the dotted keys it sets."
     name = f"{section}.{key}"
     known = [k for keys in KEYS.values() for k in keys]
     if key not in KINDS:
-        return Line(name, value, "refused", becomes="", reason=unknown("key", key, known)), {}
+        return FileLine(name, value, "refused", becomes="", reason=unknown("key", key, known)), {}
     try:
         found = _decide(key, flat, flat["model_name"] == "Darts_normal")
     except Refused as why:
-        return Line(name, value, "refused", becomes="", reason=str(why)), {}
+        return FileLine(name, value, "refused", becomes="", reason=str(why)), {}
     except UNREADABLE:
         why = f"cannot be read as this key's value: {shown(repr(value))}"
-        return Line(name, value, "refused", becomes="", reason=why), {}
+        return FileLine(name, value, "refused", becomes="", reason=why), {}
     home = [s for s, keys in KEYS.items() if key in keys]
     stray = "" if section in home else f"usually in {' or '.join(home)}"
     if isinstance(found, str):
-        return Line(
+        return FileLine(
             name, value, "ignored", becomes="", reason="; ".join(filter(None, [found, note, stray]))
         ), {}
     reason = "; ".join(filter(None, [REMARKS.get(key, ""), note, stray]))
-    return Line(name, value, "mapped", becomes=", ".join(found), reason=reason), found
+    return FileLine(name, value, "mapped", becomes=", ".join(found), reason=reason), found
 
 
 def seed_recipe(
     sections: Mapping[str, Mapping[str, Any]],  # of a file
     space: str = "darts",  # operations on offer: reid or darts; no key says it
-) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key of the file
+) -> tuple[dict[str, Any], list[FileLine]]:  # a recipe's mapping, and a line a key of the file
     "What the settings of Auto-ReID-Fast mean here."
     space_ops(space)
     for section, keys in sections.items():
@@ -366,7 +366,7 @@ def seed_recipe(
     return undotted(dotted), report
 
 
-def _repeated(text: str, name: str) -> list[Line]:
+def _repeated(text: str, name: str) -> list[FileLine]:
     "Keys that stand twice in one section, of which YAML keeps the last; a section twice is an error."
     lines, sections = [], set()
     for head, body in yaml.compose(text, yaml.SafeLoader).value:
@@ -382,7 +382,7 @@ def _repeated(text: str, name: str) -> list[Line]:
             if last[key.value] != i:
                 why = "stands again later in its section, and YAML keeps the last"
                 lines.append(
-                    Line(
+                    FileLine(
                         f"{head.value}.{key.value}",
                         value.value,
                         "overridden",
@@ -396,7 +396,7 @@ def _repeated(text: str, name: str) -> list[Line]:
 def read_seed_config(
     path: str | Path,  # a YAML file of Auto-ReID-Fast
     space: str = "darts",  # operations on offer: reid or darts; no key says it
-) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key of the file
+) -> tuple[dict[str, Any], list[FileLine]]:  # a recipe's mapping, and a line a key of the file
     "Read a configuration of Auto-ReID-Fast as a recipe; nothing is left out in silence."
     path = Path(path)
     text = read_text(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.reading import json_values, read_text, shown
 from reidlab.interchange.file_rules import (
-    Line,
+    FileLine,
     Refused,
     Rule,
     apply_rules,
@@ -342,7 +342,7 @@ LITE_REMARKS = {
 # %% ../../nbs/05_interchange/03_reid_lite.ipynb #e2953b0c
 def lite_recipe(
     params: Mapping[str, Any],  # of a params.json
-) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
+) -> tuple[dict[str, Any], list[FileLine]]:  # a recipe's mapping, and a line a key
     "What the settings of pytorch-reid-lite mean here."
     loose = ("asoftmax_params.margin", "asoftmax_params.scale", "tri_loss_params.margin")
     return apply_rules(flat(params), LITE, LITE_DEFAULTS, remarks=LITE_REMARKS, loose=loose)
@@ -350,7 +350,7 @@ def lite_recipe(
 # %% ../../nbs/05_interchange/03_reid_lite.ipynb #1d6302ea
 def read_lite_config(
     path: str | Path,  # a params.json
-) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
+) -> tuple[dict[str, Any], list[FileLine]]:  # a recipe's mapping, and a line a key
     "Read the settings of pytorch-reid-lite as a recipe; nothing is left out in silence."
     path = Path(path)
     values = json_values(read_text(path), path.name)

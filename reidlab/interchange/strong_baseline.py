@@ -16,7 +16,7 @@ from ..core.names import unknown
 from ..core.reading import check_plain, read_text, shown
 from ..core.yaml_texts import yaml_values
 from reidlab.interchange.file_rules import (
-    Line,
+    FileLine,
     Refused,
     Rule,
     apply_rules,
@@ -263,7 +263,7 @@ def strong_recipe(
     sections: Mapping[str, Any],  # of a YAML file
     family: str,  # sbn or strong: whose file it is
     stem_relu: bool,  # whether the stem had its ReLU; no key says it
-) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
+) -> tuple[dict[str, Any], list[FileLine]]:  # a recipe's mapping, and a line a key
     "What the settings of reid-strong-baseline and of its successor mean here."
     if family not in ("sbn", "strong"):
         raise ValueError(unknown("family", family, ["sbn", "strong"]))
@@ -292,7 +292,7 @@ def read_strong_config(
     path: str | Path,  # a YAML file
     family: str,  # sbn or strong: whose file it is
     stem_relu: bool,  # whether the stem had its ReLU; no key says it
-) -> tuple[dict[str, Any], list[Line]]:  # a recipe's mapping, and a line a key
+) -> tuple[dict[str, Any], list[FileLine]]:  # a recipe's mapping, and a line a key
     "Read the settings of a strong baseline as a recipe; nothing is left out in silence."
     path = Path(path)
     values = yaml_values(read_text(path), path.name, ours=False)

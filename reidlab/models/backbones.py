@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'CLASSIFIERS', 'set_stride', 'ResNet', 'conv_bn_relu', 'SmallCNN', 'find_weights', 'WeightFile',
-           'read_weights', 'misfits', 'load_weights', 'key_account', 'published_files', 'resnet', 'small_cnn']
+           'read_weights', 'misfits', 'load_weight_file', 'key_account', 'published_files', 'resnet', 'small_cnn']
 
 # %% ../../nbs/02_models/02_backbones.ipynb #8d04a81c
 from collections.abc import Callable, Mapping, Sequence
@@ -170,7 +170,7 @@ def misfits(
     return [f"{len(v)} {kind} ({', '.join(v[:3])})" for kind, v in kinds.items() if v]
 
 # %% ../../nbs/02_models/02_backbones.ipynb #906b1d76
-def load_weights(
+def load_weight_file(
     net: nn.Module,  # a backbone; filled in place
     weights: str,  # file name under weights_dir, or absolute path
     published: list[str],  # names of files that would fit, for the message
@@ -219,7 +219,7 @@ def resnet(
 ) -> ResNet:
     "A ResNet feature map, random or filled from a local file."
     net = ResNet(depth, last_stride, stem_relu)
-    return load_weights(net, weights, published_files(depth)) if weights else net
+    return load_weight_file(net, weights, published_files(depth)) if weights else net
 
 # %% ../../nbs/02_models/02_backbones.ipynb #4e4ce0e2
 def small_cnn(
@@ -228,4 +228,4 @@ def small_cnn(
 ) -> SmallCNN:
     "The desk's backbone, random or filled from a local file."
     net = SmallCNN(last_stride)
-    return load_weights(net, weights, []) if weights else net
+    return load_weight_file(net, weights, []) if weights else net

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.names import unknown
-from .backbones import find_weights, load_weights
+from .backbones import find_weights, load_weight_file
 from .fblneck import BALANCED, balanced_parts
 from .genotype import LayerGenotype
 from .heads import LinearHead
@@ -206,6 +206,6 @@ def load_published(
     path = find_weights(weights, [])
     state = weights_of(path).state
     if not any(name.startswith("base.") for name in state):
-        load_weights(model.backbone, weights, [])
+        load_weight_file(model.backbone, weights, [])
         return None
     return load_reference_state(model, state, fresh_classifiers=True)

@@ -9,7 +9,7 @@ __all__ = ['IBN', 'IBNResNet', 'ibn_resnet']
 import torch
 from torch import Tensor, nn
 
-from .backbones import ResNet, load_weights
+from .backbones import ResNet, load_weight_file
 
 # %% ../../nbs/02_models/23_ibn.ipynb #5f77fa86
 class IBN(nn.Module):
@@ -55,4 +55,4 @@ def ibn_resnet(
 ) -> IBNResNet:
     "A ResNet with IBN-a, random or filled from a local file."
     net = IBNResNet(depth, last_stride, stem_relu)
-    return load_weights(net, weights, []) if weights else net
+    return load_weight_file(net, weights, []) if weights else net

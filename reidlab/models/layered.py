@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.names import unknown
 from ..core.seed import rng
-from .backbones import load_weights
+from .backbones import load_weight_file
 from .cblock import CBlock, down_sample, first_weights
 from .genotype import PUBLISHED_LAYERS, Genotype, LayerGenotype, find_genotype
 
@@ -194,7 +194,7 @@ def _layered(
         found.layers, width, stem, taps=taps, build=partial(layer_blocks, fusion=fusion)
     )
     net.genotype = found
-    return load_weights(net, weights, []) if weights else net
+    return load_weight_file(net, weights, []) if weights else net
 
 
 def cdnet_maps(

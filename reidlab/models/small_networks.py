@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..core.names import unknown
-from .backbones import load_weights
+from .backbones import load_weight_file
 from .cblock import CBlock, first_weights
 from .cells import Cell, preprocess
 from .genotype import Genotype
@@ -38,7 +38,7 @@ def osnet(
 ) -> LayeredNet:
     "OSNet without its last convolution (Zhou et al., 2019), as Li et al. (2021) compared it."
     net = LayeredNet([OSNET_KERNELS] * 6, width, taps=taps, build=os_block)
-    return load_weights(net, weights, []) if weights else net
+    return load_weight_file(net, weights, []) if weights else net
 
 # %% ../../nbs/02_models/18_small_networks.ipynb #17e6a948
 class MobileNetV2(nn.Module):
@@ -73,7 +73,7 @@ def mobilenetv2(
 ) -> MobileNetV2:
     "MobileNetV2 with a last map of 1,024 channels (Sandler et al., 2018)."
     net = MobileNetV2(width)
-    return load_weights(net, weights, []) if weights else net
+    return load_weight_file(net, weights, []) if weights else net
 
 # %% ../../nbs/02_models/18_small_networks.ipynb #8780e4de
 SHORT = {
@@ -158,4 +158,4 @@ def gdasnet(
 ) -> GDASNet:
     "GDASNet: six cells found by GDAS for person re-ID (Li et al., 2021)."
     net = GDASNet(taps)
-    return load_weights(net, weights, []) if weights else net
+    return load_weight_file(net, weights, []) if weights else net

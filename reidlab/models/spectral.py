@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.names import unknown
 from .heads import Branch, LinearHead
-from .pooling import at_least_float32, full_precision
+from .pooling import at_least_float32, no_autocast
 
 # %% ../../nbs/02_models/22_spectral.ipynb #fb601060
 NORMS = {"row": 1, "col": 0}
@@ -38,7 +38,7 @@ def transition(
 ) -> Tensor:  # (B, B) float32 or wider
     "Transition probabilities of a random walk over the batch (Luo et al., 2019)."
     check_spectral(sigma, norm)
-    with full_precision(feats):
+    with no_autocast(feats):
         unit = F.normalize(at_least_float32(feats), dim=1)
         return (unit @ unit.T / sigma).softmax(NORMS[norm])
 
@@ -49,7 +49,7 @@ def spectral_transform(
     norm: Literal["row", "col"] = "row",  # row: the paper; col: as reid-lite
 ) -> Tensor:  # (B, D) float32 or wider; the gradient flows through the matrix as well
     "Every feature averaged with its neighbours in the batch (Luo et al., 2019)."
-    with full_precision(feats):
+    with no_autocast(feats):
         return transition(feats, sigma, norm) @ at_least_float32(feats)
 
 # %% ../../nbs/02_models/22_spectral.ipynb #8e67246e

@@ -9,7 +9,7 @@ __all__ = ['PUBLISHED', 'SQUEEZED', 'GatedNorm', 'SEResNet', 'squeezed_key', 'se
 import torch
 from torch import Tensor, nn
 
-from .backbones import load_weights
+from .backbones import load_weight_file
 
 # %% ../../nbs/02_models/26_squeeze_excite.ipynb #07c652a7
 class GatedNorm(nn.BatchNorm2d):
@@ -105,7 +105,7 @@ def se_resnet(
     blocks, groups, width, file = SQUEEZED[name]
     net = SEResNet(blocks, groups, width, last_stride=last_stride)
     return (
-        load_weights(net, weights, [f"{PUBLISHED}/{file}"], renamed=squeezed_key)
+        load_weight_file(net, weights, [f"{PUBLISHED}/{file}"], renamed=squeezed_key)
         if weights
         else net
     )

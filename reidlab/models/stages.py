@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import ResNet, load_weights, published_files, set_stride
+from .backbones import ResNet, load_weight_file, published_files, set_stride
 
 # %% ../../nbs/02_models/21_stages.ipynb #9978ab34
 class MiddleResNet(ResNet):
@@ -53,7 +53,7 @@ def middle_resnet(
 ) -> MiddleResNet:
     "The maps of the last two stages as one, random or filled from a local file."
     net = MiddleResNet(depth, last_stride, stem_relu)
-    return load_weights(net, weights, published_files(depth)) if weights else net
+    return load_weight_file(net, weights, published_files(depth)) if weights else net
 
 # %% ../../nbs/02_models/21_stages.ipynb #66ca97de
 class ForkedResNet(nn.Module):

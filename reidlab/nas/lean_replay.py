@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .lean_layers import Notes, first_order, layout
-from .lean_ops import Source, along, enter, share
+from .lean_ops import Source, along, lean_input, share
 from .supernet import SearchCell
 
 # %% ../../nbs/07_nas/05_lean_replay.ipynb #887a8cb5
@@ -38,8 +38,8 @@ def run_cell(
 ) -> Tensor:  # (B, B·C, H/stride, W/stride)
     "A cell's output from frugal operations."
     states = [
-        enter(cell.pre0, s0, p, at="pre0.", notes=notes),
-        enter(cell.pre1, s1, p, at="pre1.", notes=notes),
+        lean_input(cell.pre0, s0, p, at="pre0.", notes=notes),
+        lean_input(cell.pre1, s1, p, at="pre1.", notes=notes),
     ]
     states += [None] * cell.nodes
     for i in range(cell.nodes + 1):
@@ -95,7 +95,8 @@ class _Replay:
         cell, form = self.cell, layout(out)
         doors = [(cell.pre0, self.s0, "pre0."), (cell.pre1, self.s1, "pre1.")]
         entered = [
-            self.again(enter, door, s, self.p, at, self.notes, grad=False) for door, s, at in doors
+            self.again(lean_input, door, s, self.p, at, self.notes, grad=False)
+            for door, s, at in doors
         ]
         states = [*entered, *out.chunk(cell.nodes, 1)]
         slopes = [
@@ -110,7 +111,7 @@ class _Replay:
             heard = self.leave(x, i, slopes, one_by_one)
             slopes[i] = heard if slopes[i] is None else slopes[i] + heard
         for i, (door, s, at) in enumerate(doors):
-            y = self.again(enter, door, s, self.p, at, self.notes)
+            y = self.again(lean_input, door, s, self.p, at, self.notes)
             self.pull([y], [slopes[i]], [s, *self.own(at)])
 
     def leave(self, x: Tensor, i: int, slopes: list[Tensor], one_by_one: bool) -> Tensor:

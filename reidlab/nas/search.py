@@ -50,7 +50,7 @@ from reidlab.nas.strategies import (
     search_trainer,
 )
 from .supernet import FAR, Supernet, supernet_of
-from ..training.checkpoint import fitting, read_kept
+from ..training.checkpoint import must_fit, read_kept
 from ..training.distributed import barrier, from_every_rank, rank, world_size
 from ..training.loop import normalised_there, note_input, open_together, run_epochs
 
@@ -557,7 +557,7 @@ def _left_by(
     n: int,  # operations an edge keeps; 0: all that it has
 ) -> dict[str, torch.Tensor]:  # what it leaves on offer
     content = read_kept(stage, "last")
-    with fitting(f"last.pt of {stage.path}"):
+    with must_fit(f"last.pt of {stage.path}"):
         model = content["model"]
         logits = {kind: model[f"backbone.alpha_{kind}"] for kind in ("normal", "reduce")}
     if masks:

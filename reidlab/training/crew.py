@@ -34,7 +34,7 @@ import torch
 import torch.distributed as dist
 
 from ..core.heartbeat import Sign, last_sign, leave_signs, new_signs
-from ..core.processes import await_end, die_with_parent, end_family, family, processes
+from ..core.processes import await_end, descendants, die_with_parent, end_family, processes
 from ..core.settings import settings
 from ..data.readers import CUT, readers_named
 from .distributed import from_every_rank, rank, stay_here, world_size
@@ -200,7 +200,7 @@ class Rank:
         sign = last_sign(self.seat.place / f"signs{self.seat.rank}")
         if sign.count != self.sign.count:
             self.sign, self.heard = sign, now
-        mine = [self.process.pid, *family(self.process.pid, table)]
+        mine = [self.process.pid, *descendants(self.process.pid, table)]
         still = [pid for pid in mine if pid in table and table[pid].state == "T"]
         self.stopped = {pid: self.stopped.get(pid, now) for pid in still}
 

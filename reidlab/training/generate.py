@@ -33,7 +33,7 @@ from .frechet import Judge
 from .loop import check_moments, load_model, normalised_there, note_input
 
 # %% ../../nbs/06_training/15_generate.ipynb #ck0r1g1n
-from .checkpoint import check_architecture, check_origin, fitting, load_weights
+from .checkpoint import check_architecture, check_origin, load_weights, must_fit
 
 # %% ../../nbs/06_training/15_generate.ipynb #d4e69c46
 def real_photos(
@@ -240,7 +240,7 @@ def draw_epochs(
         check_architecture(facts, content["architecture"], name)
         check_origin(content, recipe, name, photos)
         load_weights(pair.networks, content, facts, name)
-        with fitting(name):
+        with must_fit(name):
             pair.restore({"networks": content["model"], "optimizers": content["optimizers"]})
             check_moments(pair.optimizers)
             progress.update(_measured(content, epochs))

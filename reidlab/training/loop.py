@@ -55,7 +55,7 @@ from .optim import build_optimizer, learning_rate, set_rate
 from .syncbn import convert_sync_batchnorm
 
 # %% ../../nbs/06_training/09_loop.ipynb #40ed93d6
-from .checkpoint import check_architecture, check_origin, fitting, load_weights
+from .checkpoint import check_architecture, check_origin, load_weights, must_fit
 from .distributed import mean_over_world, rank, world_size
 
 # %% ../../nbs/06_training/09_loop.ipynb #11ae385b
@@ -237,7 +237,7 @@ def _resume(
     trainer: Trainer, content: dict[str, Any], architecture: dict[str, Any], name: str, steps: int
 ) -> dict[str, Any]:
     "Put a trainer where a checkpoint left it; returns the progress."
-    with fitting(name):
+    with must_fit(name):
         _measure(content, trainer.train.epochs, steps)
         if (begun := len(content["random"])) != world_size():
             raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..evaluation.embed import evaluating
 from ..models.reid import ReIDModel
-from .photos import canvas, place
+from .photos import canvas, place_photo
 
 # %% ../../nbs/09_viz/16_activations.ipynb #b42e58b6
 def stretched(
@@ -72,5 +72,5 @@ def show_stages(
         ax.text(0, dy * row + h / 2, f"stage {row}" if row else "photo", fontsize=9, va="center")
         for i, photo in enumerate(photos):
             shown = photo if layer is None else (1 - alpha) * photo + alpha * layer[i]
-            place(ax, shown, margin + dx * i, y=dy * row)
+            place_photo(ax, shown, margin + dx * i, y=dy * row)
     return ax

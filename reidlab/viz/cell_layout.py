@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from ..models.genotype import Cell
+from ..models.genotype import CellEdges
 
 # %% ../../nbs/09_viz/07_cell_layout.ipynb #37ce3cc0
 WORDS = {
@@ -34,7 +34,7 @@ Item = tuple[int, ...]  # (node,) is a box, (wire, column) a lane
 
 
 def _columns(
-    cell: Cell, concat: Sequence[int]
+    cell: CellEdges, concat: Sequence[int]
 ) -> tuple[list[list[Item]], list[tuple[str, int, int]], list[list[Item]]]:
     "Items by column, wires (op, source, node), and the items along each wire."
     depth = {0: 0, 1: 0}
@@ -212,7 +212,7 @@ def _label_width(words: str) -> float:
 
 # %% ../../nbs/09_viz/07_cell_layout.ipynb #17bbba20
 def layout_cell(
-    cell: Cell,  # for each node from 2 on: ((op, source), …)
+    cell: CellEdges,  # for each node from 2 on: ((op, source), …)
     concat: Sequence[int] = (),  # nodes that make the output; empty: all
     first: int = 2,  # what the cell's first node is called: 2 as in genotype.json, 0 as in papers
 ) -> Layout:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from ..core import look
 from ..data.manifest import Photos
 from ..evaluation.accuracy import Named
-from .photos import canvas, place, read_thumbs
+from .photos import canvas, place_photo, read_thumbs
 
 # %% ../../nbs/09_viz/15_confusion.ipynb #7dc3ded8
 def plot_class_accuracy(
@@ -65,5 +65,5 @@ def show_confused(
             if len(found):
                 thumbs = read_thumbs(photos, found, side, width=side)
                 for i, thumb in enumerate(thumbs):
-                    place(ax, thumb, left + (start + i) * step, y=step * row, frame=frame)
+                    place_photo(ax, thumb, left + (start + i) * step, y=step * row, frame=frame)
     return ax

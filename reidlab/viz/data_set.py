@@ -17,7 +17,7 @@ from ..core import look
 from ..data.files import kinds_left, left_out, walk_tree
 from ..data.manifest import SPLITS, Manifest, Photos
 from ..data.pixels import QUARTERS, open_image, turn_of
-from ..evaluation.protocols import Finding
+from ..evaluation.protocols import CountFinding
 from .photos import show_person
 
 # %% ../../nbs/09_viz/21_data_set.ipynb #e9e17f3b
@@ -142,7 +142,7 @@ def _left(manifest: Manifest, odd: Sequence[str] | None) -> str:
 def closing_line(
     manifest: Manifest,  # as it was written
     odd: Sequence[str] | None = None,  # files that were left out; None: all beside the photos
-    findings: Sequence[Finding] = (),  # from compare_set
+    findings: Sequence[CountFinding] = (),  # from compare_set
 ) -> str:  # Markdown
     "What was prepared, in one paragraph, differences in bold."
     version = f" ({plain_text(manifest.about['version'])})" if manifest.about["version"] else ""

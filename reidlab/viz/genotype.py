@@ -30,7 +30,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from ..core import look
-from ..models.genotype import Cell, Genotype, LayerGenotype, read_genotype
+from ..models.genotype import CellEdges, Genotype, LayerGenotype, read_genotype
 from ..models.layered import STAGES
 from .cell_layout import MARGIN, NODE, STUB, WORDS, Box, Layout, Wire, layout_cell
 from .tensorboard import EVENTS, append, written
@@ -140,7 +140,7 @@ def _index(text: str) -> tuple[str, str]:
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #2d9a3881
 def cell_words(
-    cell: Cell,  # for each node from 2 on: ((op, source), …)
+    cell: CellEdges,  # for each node from 2 on: ((op, source), …)
     first: int = 2,  # what the cell's first node is called
 ) -> str:
     "A cell as a sentence: node 2 = separable 3×3 of c_{k−2} + skip of c_{k−1}; …"
@@ -170,7 +170,7 @@ def _drawn(layout: Layout, x: float = 0, y: float = 0) -> str:
 
 
 def cell_svg(
-    cell: Cell,  # for each node from 2 on: ((op, source), …)
+    cell: CellEdges,  # for each node from 2 on: ((op, source), …)
     concat: Sequence[int] = (),  # nodes that make the output; empty: all
     title: str = "",  # above the cell
     first: int = 2,  # what the cell's first node is called

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from ..core import look
 from ..core.run import RunFolder, write_bytes
 from ..models.genotype import genotypes_of
-from ..nas.health import Finding, health_history, verdicts
+from ..nas.health import SearchFinding, health_history, verdicts
 from .alphas import Spans, plot_entropy, shade_warmup
 from .genotype import KINDS, figure_png
 
@@ -38,7 +38,7 @@ def _frame(ax: Axes, history: pd.DataFrame, warmup: int | Spans) -> None:
 
 
 def mark_findings(
-    findings: Sequence[Finding],  # from `verdicts`
+    findings: Sequence[SearchFinding],  # from `verdicts`
     codes: Sequence[str],  # the rules that this panel is about
     ax: Axes,  # with epochs along it
 ) -> Axes:
@@ -150,7 +150,7 @@ def plot_layer_figure(
 
 def plot_health(
     history: pd.DataFrame,  # a row an epoch, as health_history gives it
-    findings: Sequence[Finding] = (),  # of nas.health.verdicts
+    findings: Sequence[SearchFinding] = (),  # of nas.health.verdicts
     ax: Sequence[Axes] | None = None,  # one a panel: see panels_of
     warmup: int | Spans = 0,  # epochs in which only the weights learn: so many, or from … to …
 ) -> np.ndarray:  # the axes
@@ -236,7 +236,7 @@ SIGNS = {  # marker and colour of a rule's findings
 
 
 def plot_verdicts(
-    findings: Mapping[str, Sequence[Finding]],  # of each search, by name
+    findings: Mapping[str, Sequence[SearchFinding]],  # of each search, by name
     epochs: Mapping[str, int] | int,  # of each search, or of all
     ax: Axes | None = None,  # None: a new figure
     warmup: int = 0,  # epochs in which only the weights learn

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from ..core import look
 from ..core.names import unknown
 from ..data.manifest import Photos
-from .photos import canvas, open_photo, place, read_thumbs
+from .photos import canvas, open_photo, place_photo, read_thumbs
 
 # %% ../../nbs/09_viz/02_ranking.ipynb #cd6071d5
 def hits(
@@ -81,7 +81,7 @@ def show_ranks(
     for row, q in enumerate(rows):
         y = head + dy * row
         ax.text(0, y + h / 2, _query_label(query, q, ap), fontsize=8, va="center")
-        place(ax, q_thumbs[row], left, y=y)
+        place_photo(ax, q_thumbs[row], left, y=y)
         for r, g in enumerate(top[q].tolist()):
             _place_rank(
                 ax,
@@ -102,10 +102,10 @@ def _place_rank(ax, thumb, gallery, g, right, x, y, size) -> None:
     w, h = size
     if thumb is None:
         thumb = np.full((h, w, 3), 255, dtype=np.uint8)
-        place(ax, thumb, x, y=y, frame=look.JUNK)
+        place_photo(ax, thumb, x, y=y, frame=look.JUNK)
         ax.text(x + w / 2, y + h / 2, "none", fontsize=8, ha="center", va="center", color="0.5")
         return
-    place(ax, thumb, x, y=y, frame=look.HIT if right else look.MISS)
+    place_photo(ax, thumb, x, y=y, frame=look.HIT if right else look.MISS)
     label = f"pid {gallery.pids[g]}\ncam {gallery.camids[g]}"
     ax.text(x + w / 2, y + h + 0.07 * w, label, fontsize=7, ha="center", va="top", linespacing=1.0)
 

@@ -18,7 +18,7 @@ from reidlab.core.recipe import load_recipe
 from reidlab.core.run import RunFolder, open_run, read_json, write_json
 from reidlab.core.settings import project_root
 from reidlab.data import contents as content
-from reidlab.data.contents import memory_of, recall, remember
+from reidlab.data.contents import memory_of, remember, remembered
 from reidlab.data.doctor import examine
 from reidlab.data.joined import join
 from reidlab.data.loaders import open_data, open_test
@@ -69,7 +69,7 @@ def data(tmp_path, monkeypatch):
 def rest(folder):
     "Let every photo of a set have come to rest, as if an hour had passed since it was read."
     memory = memory_of(folder)
-    seen = {path: s._replace(at=s.at + 3600 * 10**9) for path, s in recall(memory).items()}
+    seen = {path: s._replace(at=s.at + 3600 * 10**9) for path, s in remembered(memory).items()}
     remember(memory, seen)
 
 
@@ -177,9 +177,9 @@ def test_what_the_file_system_vouches_for_is_not_read_again(data, monkeypatch):
 def test_a_memory_that_cannot_be_trusted_is_made_anew(damage, data):
     memory, before = memory_of(data / "mine"), opened(data).fingerprint
     memory.write_bytes(damage(memory.read_bytes()))
-    assert recall(memory) == {}
+    assert remembered(memory) == {}
     assert opened(data).fingerprint == before
-    assert len(recall(memory)) == 18 and not list(memory.parent.glob("*.part"))
+    assert len(remembered(memory)) == 18 and not list(memory.parent.glob("*.part"))
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_does_no_harm(data, monkeypatch):
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_does_no_harm(data, monkeypa
 def test_there_are_so_many_memories_at_most(data, monkeypatch):
     monkeypatch.setenv("REIDLAB_CACHE_DIR", str(data / "caches"))
     monkeypatch.setattr(content, "MEMORIES", 3)
-    seen = recall(data / "mine" / "contents.jsonl")
+    seen = remembered(data / "mine" / "contents.jsonl")
     for i in range(5):
         remember(memory_of(data / f"set{i}"), seen)
     assert len(list((data / "caches" / "contents").iterdir())) == 3

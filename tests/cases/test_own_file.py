@@ -16,7 +16,7 @@ from reidlab.data.archives import find_raw
 from reidlab.data.joined import shared_people
 from reidlab.data.loaders import DataSet, open_test
 from reidlab.data.manifest import Photos, hold_out, write_manifest
-from reidlab.data.synthetic import plan
+from reidlab.data.synthetic import plan_shots
 from reidlab.evaluation.baselines import rank_baseline
 from reidlab.evaluation.breakdown import camera_matrix_features
 from reidlab.evaluation.card import ProtocolCard, protocol_counts
@@ -95,7 +95,7 @@ ROWS = {  # of query and gallery, computed by the code that made the committed r
 def synthetic_train():
     "Training rows of smoke, first_look and the other recipes on synthetic people, in manifest order."
     shots = sorted(
-        (s.pid, s.camid, s.path) for s in plan(60, 30, 6, 4, 0, 60, 40) if s.split == "train"
+        (s.pid, s.camid, s.path) for s in plan_shots(60, 30, 6, 4, 0, 60, 40) if s.split == "train"
     )
     return Photos(Path("."), [s[2] for s in shots], *np.array([s[:2] for s in shots]).T)
 

@@ -19,7 +19,7 @@ from reidlab.core.parameters import (
     SweepJob,
     check_parameters,
 )
-from reidlab.jobs.grid import Cell
+from reidlab.jobs.grid import SweepCell
 from reidlab.jobs.sweep import page_command
 
 LOST = ["007", "2024_01", "1e3", "1.10", "nan", "-inf", "True", "None", "٣", " 7 "]
@@ -93,7 +93,7 @@ def test_a_word_for_papermill_arrives_as_it_was(text):
 
 
 def test_a_sweep_hands_its_names_over_as_they_are(tmp_path):
-    cell = Cell("2024_01", "2024_01", "007", 3, {"train.epochs": 1})
+    cell = SweepCell("2024_01", "2024_01", "007", 3, {"train.epochs": 1})
     words = page_command(cell, "train", tmp_path)
     given = dict(pairwise(words))
     assert words[words.index("run") - 1] == words[words.index("recipe") - 1] == "-r"
