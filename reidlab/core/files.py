@@ -267,9 +267,10 @@ def read_json(
 ) -> dict:  # without its seal
     "Read a JSON file of ours; a newer format, a broken seal or a missing value is refused by name."
     values, where = _plain(path), f"{path.name} in {path.parent}"
-    if not isinstance(version := values.get("format", 0), int) or version > FORMAT:
+    version = values.get("format", 0)
+    if type(version) is not int or not 0 <= version <= FORMAT:
         raise ValueError(
-            f"{where} has format {version}, this reidlab reads up to {FORMAT}. Update reidlab."
+            f"{where} has format {str(version)[:20]}, this reidlab reads up to {FORMAT}. Update reidlab."
         )
     if SEAL in values and values.pop(SEAL) != seal_of(values):
         broken = f"{where} is not as it was written: its values do not match their seal."

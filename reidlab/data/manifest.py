@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.identity import rules_of
 from ..core.names import is_plain, plain_name, unknown
@@ -179,12 +180,70 @@ TYPES = dict.fromkeys(("path", "split", "dataset", "identity"), str)
 TYPES |= dict.fromkeys(("pid", "camid", "track"), "int64")
 
 
+class _Said(BaseModel):
+    "Something that a manifest says; other keys are other programs'."
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Count(_Said):
+    ours: int = Field(ge=0)
+    published: int | None = None
+
+
+class _Rows(_Said):
+    count: int = Field(ge=0)
+    sha256: str
+
+
+class _Part(_Said):
+    name: str
+    family: str
+    pid_offset: int
+
+
+class _Origin(_Said):
+    name: str
+
+
+def _path(text: str) -> str:
+    "A text that can be a path."
+    if b"\0" in os.fsencode(text):
+        raise ValueError("it has a zero byte, as no path has")
+    return text
+
+
+class _Card(_Said):
+    "manifest.json; an older one lacks some of it."
+
+    name: str
+    root: Annotated[str, AfterValidator(_path), Field(max_length=2000)]
+    fingerprint: str
+    version: str = ""
+    protocol: str = ""
+    counts: dict[str, _Count] = {}
+    rows: _Rows = Field(default=None)
+    contents: str = ""
+    marks: str = ""
+    drawn: str = ""
+    findings: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    classes: list[str] = []
+    parts: list[_Part] = []
+    mended_from: _Origin = Field(default=None)
+
+
 def _read_about(file: Path) -> dict:
     "manifest.json, if it is one."
     try:
-        return read_json(file, dict.fromkeys(("name", "root", "fingerprint"), str))
+        about = read_json(file, dict.fromkeys(("name", "root", "fingerprint"), str))
+        _Card.model_validate(about)
+    except ValidationError as wrong:
+        key, said = ".".join(map(str, wrong.errors()[0]["loc"])), wrong.errors()[0]["msg"]
+        raise ValueError(f"manifest.json in {file.parent} has {key}: {said}. {AGAIN}") from None
     except ValueError as wrong:
         raise ValueError(f"{wrong} {AGAIN}") from None
+    return about
 
 
 def _by_line(file: Path) -> pd.DataFrame:
@@ -215,7 +274,7 @@ def _read_rows(file: Path) -> pd.DataFrame:
             raise ValueError(unknown("split", strange[0], dict.fromkeys((*SPLITS, *CLASS_SPLITS))))
     except ValueError as wrong:
         raise ValueError(
-            f"{file} is no manifest ({str(wrong).rstrip('.')[:300]}). {AGAIN}"
+            f"{file} is no manifest ({str(wrong).rstrip('.')[:150]}). {AGAIN}"
         ) from None
     return frame
 

@@ -14,7 +14,7 @@ from test_bad_input import refused
 from reidlab.core.parameters import EvaluateJob, RecipeJob, SweepJob, check_parameters
 from reidlab.core.recipe import load_recipe, validated
 from reidlab.core.settings import settings
-from reidlab.data.manifest import read_manifest
+from reidlab.data.manifest import COLUMNS, read_manifest, write_manifest
 from reidlab.data.own import cameras_of, read_mapping, read_table
 from reidlab.interchange.autoreid import read_seed_config
 from reidlab.interchange.reid_lite import read_lite_config
@@ -111,6 +111,109 @@ READERS = {
     "mapping": (".json", read_mapping),
     "table": (".csv", read_table),
 }
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    "A manifest's two files, as they are written."
+    folder = tmp_path_factory.mktemp("manifest")
+    rows = [("a.jpg", 1, 0, "train"), ("b.jpg", 2, 0, "query"), ("c.jpg", 2, 1, "gallery")]
+    for path, *_ in rows:
+        (folder / path).write_bytes(path.encode())
+    write_manifest(folder, "set", pd.DataFrame(rows, columns=COLUMNS), folder)
+    return json.loads((folder / "manifest.json").read_text()), (folder / "manifest.csv").read_text()
+
+
+def laid(folder, card, **files):
+    "A folder with a manifest in which something else stands."
+    for name, text in {"manifest.json": json.dumps(card[0]), "manifest.csv": card[1]}.items():
+        (folder / name).write_text(text)
+    for name, spoil in files.items():
+        path = folder / f"manifest.{name}"
+        path.unlink()
+        spoil(path) if callable(spoil) else path.write_bytes(spoil)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["json", "csv"])
+@pytest.mark.parametrize("harm", [harm for harm in HARMS if harm != "long"])
+def test_a_broken_manifest_is_one_line_that_names_it(file, harm, card, tmp_path):
+    with refused(f"manifest.{file}"):
+        read_manifest(laid(tmp_path, card, **{file: HARMS[harm]}))
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"format": True}, ("format True",)),
+        ({"format": -1}, ("format -1",)),
+        ({"format": 10**400}, ()),
+        ({"name": "../set"}, ("manifest.json: data set",)),
+        ({"root": "a\0b"}, ("root", "zero byte")),
+        ({"root": "\ud800"}, ("root",)),
+        ({"root": "x/" * 5000}, ("root",)),
+        ({"version": 5}, ("version",)),
+        ({"version": ["1"]}, ("version",)),
+        ({"protocol": ["market1501"]}, ("protocol",)),
+        ({"counts": [5]}, ("counts",)),
+        ({"counts": {"train photos": 1}}, ("counts.train photos",)),
+        ({"counts": {"train photos": {"ours": -1}}}, ("counts.train photos.ours",)),
+        ({"rows": []}, ("rows",)),
+        ({"rows": None}, ("rows",)),
+        ({"rows": {"count": "3", "sha256": ""}}, ("rows.count",)),
+        ({"rows": {"count": 3}}, ("rows.sha256",)),
+        ({"contents": None}, ("contents",)),
+        ({"marks": [5]}, ("marks",)),
+        ({"drawn": 5}, ("drawn",)),
+        ({"findings": 5}, ("findings",)),
+        ({"findings": ["broken"]}, ("findings.0",)),
+        ({"left_out": {}}, ("left_out",)),
+        ({"classes": "ab"}, ("classes",)),
+        ({"classes": [1, 2]}, ("classes.0",)),
+        ({"parts": [{"name": "a"}]}, ("parts.0.family",)),
+        ({"mended_from": "set"}, ("mended_from",)),
+        ({"fingerprint": "2:0 1:0"}, ("manifest.csv", "has the fingerprint of others")),
+        ({"seal": "0"}, ("do not match their seal",)),
+    ],
+)
+def test_bad_values_in_a_manifest_s_card(values, words, card, tmp_path):
+    with refused("manifest.", *words):
+        read_manifest(laid(tmp_path, card, json=json.dumps(card[0] | values).encode()))
+
+
+@pytest.mark.parametrize(
+    "old, new, word",
+    [
+        ("a.jpg,1", "a.jpg,1.5", "line 2"),
+        ("a.jpg,1", "a.jpg,nan", "line 2"),
+        ("a.jpg,1", "a.jpg,", "line 2"),
+        ("a.jpg,1", "a.jpg,99999999999999999999", "line 2"),
+        ("a.jpg,1", "a.jpg,0x1", "line 2"),
+        ("a.jpg,1", "a.jpg,9", "edited"),
+        ("1,0,train", "1,-5,train", "edited"),
+        ("a.jpg", "../a.jpg", "edited"),
+        ("a.jpg", "b.jpg", "1 of them for a photo that has one"),
+        ("a.jpg", '"a.jpg', ""),
+        ("a.jpg", "a\0.jpg", ""),
+        ("train", "trian", "split 'trian'"),
+        ("train", "TRAIN", "split 'TRAIN'"),
+        ("path,pid", "path,path,pid", ""),
+        ("path,pid", "path,name", "pid"),
+        ("c.jpg,2,1,gallery\n", "", "3 were prepared"),
+        ("c.jpg,2,1,gallery\n", "c.jpg,2,1\n", ""),
+        ("a.jpg,1,0,train\n", "a.jpg,1,0,train\n" * 2, "4 rows"),
+    ],
+)
+def test_bad_rows_in_a_manifest(old, new, word, card, tmp_path):
+    assert old in card[1]
+    with refused("manifest.csv", word):
+        read_manifest(laid(tmp_path, card, csv=card[1].replace(old, new, 1).encode()))
+
+
+@pytest.mark.parametrize("how", [("\n", "\r\n"), (",", ";"), (",", "\t"), ("path", "\ufeffpath")])
+def test_a_manifest_saved_by_a_spreadsheet_is_read(how, card, tmp_path):
+    text = card[1].replace(*how) if how[0] != "path" else "\ufeff" + card[1]
+    assert len(read_manifest(laid(tmp_path, card, csv=text.encode())).frame) == 3
 
 
 @pytest.mark.parametrize("reader", READERS)
