@@ -11,13 +11,13 @@ __all__ = ['RULES', 'USUAL', 'USUAL_LAYERS', 'FOR_LAYERS', 'edge_figures', 'heal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from ..core.parts import members
-from ..core.values import Share, Weight, Whole
+from ..core.values import Count, Share, Weight, Whole
 from ..models.genotype import CellEdges, Genotype, LayerGenotype, genotype_distance
 from ..models.ops import PARAMETER_FREE
 from .derive import Table, by_node, describe_alphas, softmax
@@ -149,10 +149,10 @@ def _since(alarm: pd.Series, patience: int) -> int | None:
 # %% ../../nbs/07_nas/18_health.ipynb #1284bd03
 def too_many_skips(
     history: pd.DataFrame,  # after the warm-up, a row an epoch
-    least: int = 2,  # short cuts in a cell
-    margin: float = 0.05,  # median margin of the kept edges; 0: to the letter
+    least: Count = 2,  # short cuts in a cell
+    margin: Share = 0.05,  # median margin of the kept edges; 0: to the letter
     patience: Whole = 3,  # epochs in a row
-    kind: str = "normal",  # of cell
+    kind: Literal["normal", "reduce"] = "normal",  # of cell
 ) -> SearchFinding | None:
     "Short cuts fill the cell (Liang et al., 2019)."
     skips, clear = f"skips_{kind}", f"margin_{kind}"
@@ -201,7 +201,7 @@ def none_takes_over(
     history: pd.DataFrame,  # a row an epoch
     times: Weight = 1.4,  # the even share
     patience: Whole = 3,  # epochs in a row
-    kind: str = "normal",  # of cell: normal or reduce
+    kind: Literal["normal", "reduce"] = "normal",  # of cell
 ) -> SearchFinding | None:
     "The alphas would rather have no edges."
     column = f"p_none_{kind}"

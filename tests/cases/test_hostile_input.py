@@ -12,6 +12,7 @@ import pytest
 from test_bad_input import refused
 
 from reidlab.core.parameters import EvaluateJob, RecipeJob, SweepJob, check_parameters
+from reidlab.core.parts import options_of
 from reidlab.core.recipe import load_recipe, validated
 from reidlab.core.settings import settings
 from reidlab.data.manifest import COLUMNS, read_manifest, write_manifest
@@ -24,6 +25,8 @@ from reidlab.losses.catalogue import weighted_sum
 from reidlab.models.genotype import PUBLISHED, find_genotype, genotype_from
 from reidlab.models.ops import SPACES
 from reidlab.nas.derive import RULES, derive
+from reidlab.nas.health import RULES as HEALTH
+from reidlab.nas.health import checked_rules
 
 
 @pytest.fixture(autouse=True)
@@ -520,6 +523,43 @@ def test_alphas_that_are_no_numbers_decide_nothing(rule, wrong):
 def test_bad_options_of_a_loss(terms, words):
     with refused(*words):
         weighted_sum(terms)
+
+
+@pytest.mark.parametrize(
+    "rule, option, value",
+    [
+        ("skips", "least", -1),
+        ("skips", "least", 10**7),
+        ("skips", "margin", float("nan")),
+        ("skips", "margin", 1.5),
+        ("skips", "patience", 0),
+        ("skips", "patience", True),
+        ("skips", "kind", "odd"),
+        ("parameter_free", "share", -0.1),
+        ("parameter_free", "mass", 2),
+        ("none", "times", float("inf")),
+        ("none", "times", -1.0),
+        ("none", "kind", "../x"),
+        ("entropy", "floor", 10**400),
+        ("entropy", "before", 50),
+        ("eigenvalue", "ratio", -1.0),
+        ("eigenvalue", "window", 0),
+        ("eigenvalue", "window", 10**12),
+        ("eigenvalue", "apart", -5),
+        ("unchanged", "epochs", 0),
+        ("unheard", "share", "x" * 10**5),
+        ("unheard", "after", 1.1),
+    ],
+)
+def test_bounds_of_what_watches_a_search(rule, option, value):
+    with refused(f"search.health.{rule}", option):
+        checked_rules({rule: {option: value}})
+
+
+def test_each_number_that_a_rule_takes_is_bounded():
+    for rule, check in HEALTH.items():
+        for name, option in options_of(check).items():
+            assert option.kind not in (int, float, str), (rule, name)
 
 
 # --- other programs' settings ----------------------------------------------------------------------
