@@ -76,9 +76,9 @@ def test_duke_from_an_archive_inside_a_folder(lab):
     names = walk(page("dukemtmc"))
     assert facts(lab.raw) == before
     manifest = prepared("dukemtmc", "dukemtmc", DUKE)
-    assert names["odd"] == ["bounding_box_test/notes_c1.jpg"]
+    assert names["made"].odd == ["bounding_box_test/notes_c1.jpg"]
     assert manifest.about["counts"]["train photos"] == {"ours": 2, "published": 16522}
-    assert {f.count for f in names["findings"]} >= {"train", "queries", "gallery", "cameras"}
+    assert {f.count for f in names["made"].findings} >= {"train", "queries", "gallery", "cameras"}
 
 
 def test_counts_that_differ_are_flagged_and_strict_writes_nothing(lab):
@@ -87,8 +87,8 @@ def test_counts_that_differ_are_flagged_and_strict_writes_nothing(lab):
         walk(page("dukemtmc"), strict=True)
     assert not list(lab.data.rglob("manifest.*"))
     names = walk(page("dukemtmc"))
-    assert "DIFFERS" in names["counts_table"](names["frame"], "dukemtmc")["verdict"].tolist()
-    line = names["closing_line"](names["manifest"], names["odd"], names["findings"])
+    assert "DIFFERS" in names["made"].counts()["verdict"].tolist()
+    line = names["made"].closing()
     assert "**dukemtmc: queries is 1, published 2,228." in line
 
 
@@ -253,7 +253,7 @@ def test_veri776_lists_and_tracks(lab):
     veri(lab.raw / "veri776" / "VeRi")
     names = walk(page("veri776"))
     manifest = prepared("veri776", "veri776", VERI)
-    assert names["odd"] == ["image_train/0001_c005_00016499_0.jpg"]
+    assert names["made"].odd == ["image_train/0001_c005_00016499_0.jpg"]
     track = dict(zip(manifest.frame["path"], manifest.frame["track"], strict=True))
     assert [track[p] for p in VERI] == [-1, -1, -1, 0, 1, 1, 2]  # the last is on no line
     walk(page("veri776"), protocol="veri776_track")
@@ -530,7 +530,7 @@ def test_names_of_others_are_shown_as_they_are(lab):
     drawn.figure.canvas.draw()
     grow(lab.raw / "dukemtmc", [*DUKE, "query/<b>`x`_[y](z).jpg"])
     names = walk(page("dukemtmc"))
-    line = names["closing_line"](names["manifest"], names["odd"], [])
+    line = names["made"].closing()
     assert "1 files left out (first: query/&#60;b&#62;" in line and "](" not in line
 
 

@@ -9,7 +9,7 @@ from reidlab.core.run import find_run, keep_run, load_runs, open_run
 from reidlab.data.loaders import open_data
 from reidlab.data.transforms import normalise
 from reidlab.evaluation.evaluate_run import evaluate_run
-from reidlab.jobs.command import plan_training
+from reidlab.jobs.tasks import plan_training
 from reidlab.models.generator import Critic, Generator
 from reidlab.training.checkpoint import read_checkpoint
 from reidlab.training.generate import Studio, generate_from_recipe, load_generator

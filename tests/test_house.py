@@ -20,9 +20,10 @@ from papermill import inspect_notebook
 from rattler import MatchSpec, VersionSpec
 from rattler import Version as CondaVersion
 
-from reidlab.core import parameters
 from reidlab.core.recipe import SECTION_NAMES, load_recipe, recipe_card, recipe_names
 from reidlab.core.settings import Settings
+from reidlab.jobs.parameters import EvaluateJob, GenerateJob, RecipeJob, SweepJob, comments
+from reidlab.jobs.prepare_classes import SETS
 from reidlab.viz.contents import LINK, chapters_table, recipes_page, right_link
 from reidlab.viz.page import to_readme
 
@@ -191,6 +192,9 @@ def test_a_chapter_opens_with_its_title_and_shows_its_results(page):
 # --- the jobs --------------------------------------------------------------------------------
 
 
+SCHEMAS = [EvaluateJob, GenerateJob, RecipeJob, SweepJob, *(schema for _, schema in SETS.values())]
+
+
 def schema_of(page):
     "The schema that a job hands to check_parameters."
     (call,) = [
@@ -200,7 +204,8 @@ def schema_of(page):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check_parameters"
     ]
     assert ast.unparse(call.args[0]) == "globals()"
-    return getattr(parameters, call.args[1].id if len(call.args) > 1 else "RecipeJob")
+    (schema,) = [s for s in SCHEMAS if s.__name__ == call.args[1].id]
+    return schema
 
 
 def test_the_jobs_are_there():
@@ -217,12 +222,14 @@ def test_papermill_reads_every_parameter(page):
     read = inspect_notebook(str(page))
     assert list(read) == list(written)
     assert {k: ast.literal_eval(v["default"]) for k, v in read.items()} == written
-    assert all(v["help"] for v in read.values()), "each parameter has a comment"
     schema = schema_of(page)
-    assert set(written) == set(schema.model_fields)
     schema(**written)
-    if page.parent.name == "nbs":  # the door and the schema name the same defaults
-        assert written == schema().model_dump()
+    told = {name: v["help"] for name, v in read.items()}
+    assert all(told.values()), "each parameter has a comment"
+    assert told == comments(schema), "the door, the schema and --help say the same"
+    assert written == schema().model_dump(), "and name the same defaults"
+    if page.parent.name == "data_prep":
+        assert schema is SETS[page.stem][1]
 
 
 @each_job

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidlab.core.names import plain_name
-from reidlab.core.parameters import SweepJob, check_parameters
 from reidlab.core.run import open_run, write_json
 from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.parameters import SweepJob, check_parameters
 from reidlab.jobs.sweep import cell_state, claim, run_sweep, stop_all
 
 VALUES = {

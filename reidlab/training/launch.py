@@ -20,7 +20,7 @@ import torch.distributed as dist
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
-from ..core.parameters import check_devices
+from ..core.devices import check_devices
 from ..core.recipe import Recipe
 from ..core.run import RunFolder, open_run, run_path
 from ..core.settings import settings

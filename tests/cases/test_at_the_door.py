@@ -6,14 +6,15 @@ import pytest
 from conftest import tiny_recipe
 from PIL import Image
 
-from reidlab.core.parameters import RecipeJob, check_parameters
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.data.loaders import can_be_found, find_manifest, open_data
 from reidlab.data.manifest import Photos, write_manifest
 from reidlab.evaluation.evaluate import own_camids
 from reidlab.evaluation.evaluate_run import evaluate_run
-from reidlab.jobs.command import plan_training, search, train
+from reidlab.jobs.parameters import RecipeJob, check_parameters
+from reidlab.jobs.tasks import plan_training
+from reidlab.jobs.verbs import search, train
 from reidlab.nas.search import check_judged, check_search
 from reidlab.retrieval.roles import has_match
 from reidlab.training.loop import fit_from_recipe

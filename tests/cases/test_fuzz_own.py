@@ -19,7 +19,7 @@ from reidlab.data.own import draw_splits, own_rows
 from reidlab.data.repair import keep_findings
 from reidlab.evaluation.evaluate import embed_split, load_embeddings
 from reidlab.evaluation.evaluate_run import evaluate_run
-from reidlab.jobs.command import plan_training
+from reidlab.jobs.tasks import plan_training
 from reidlab.training.loop import load_model
 
 FORMS = ("table", "table with splits", "mapping", "folders", "folders with splits", "tracks")

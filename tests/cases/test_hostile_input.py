@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from test_bad_input import refused
 
-from reidlab.core.parameters import EvaluateJob, RecipeJob, SweepJob, check_parameters
 from reidlab.core.parts import options_of
 from reidlab.core.recipe import load_recipe, validated
 from reidlab.core.settings import settings
@@ -21,6 +20,7 @@ from reidlab.interchange.autoreid import read_seed_config
 from reidlab.interchange.reid_lite import read_lite_config
 from reidlab.interchange.strong_baseline import read_strong_config
 from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.parameters import EvaluateJob, RecipeJob, SweepJob, check_parameters
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.models.genotype import PUBLISHED, find_genotype, genotype_from
 from reidlab.models.ops import SPACES

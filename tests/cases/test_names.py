@@ -6,22 +6,16 @@ import pandas as pd
 import pytest
 
 from reidlab.core.names import unknown
-from reidlab.core.parameters import (
-    EvaluateJob,
-    JoinJob,
-    PrepareDrawn,
-    PrepareJob,
-    PrepareOwn,
-    PrepareVeriWild,
-    RecipeJob,
-    check_parameters,
-)
 from reidlab.core.recipe import Recipe, load_recipe, recipe_card
 from reidlab.core.run import find_run, keep_run, open_run
 from reidlab.data.joined import join
 from reidlab.data.manifest import load_manifest, read_manifest, write_manifest
 from reidlab.evaluation.evaluate_run import read_ranking
 from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.parameters import EvaluateJob, RecipeJob, check_parameters
+from reidlab.jobs.prepare import PrepareJob
+from reidlab.jobs.prepare_lists import PrepareVeriwild
+from reidlab.jobs.prepare_made import PrepareJoined, PrepareOwn, PrepareSynthetic
 
 AWAY = ["../../x", "/etc/x", "a/b", "..", ".", ".hidden", "-x", "a b", "a\nb", "a\0b", "a\\b", "~"]
 LONG = ["x" * 101, "ä" * 51, "y" * 300, "z" * 70_000]
@@ -39,15 +33,17 @@ def refused(call, name):
 
 
 @pytest.mark.parametrize("name", [*AWAY, *LONG, *OURS, ""], ids=lambda n: ascii(n[:12]))
-@pytest.mark.parametrize("schema", [PrepareJob, PrepareOwn, PrepareDrawn], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "schema", [PrepareJob, PrepareOwn, PrepareSynthetic], ids=lambda s: s.__name__
+)
 def test_a_data_page_writes_nowhere_else(name, schema):
     refused(lambda n: check_parameters({"name": n}, schema), name)
 
 
 @pytest.mark.parametrize("name", [*AWAY, *LONG], ids=lambda n: ascii(n[:12]))
 def test_nor_does_any_other_reader_of_a_name(name, lab):
-    refused(lambda n: check_parameters({"name": n}, PrepareVeriWild), name)
-    refused(lambda n: check_parameters({"name": n}, JoinJob), name)
+    refused(lambda n: check_parameters({"name": n}, PrepareVeriwild), name)
+    refused(lambda n: check_parameters({"name": n}, PrepareJoined), name)
     refused(lambda n: check_parameters({"run": n}, RecipeJob), name)
     refused(lambda n: check_parameters({"run": n}, EvaluateJob), name)
     refused(lambda n: open_run(n, Recipe(), "train"), name)
@@ -61,8 +57,8 @@ def test_nor_does_any_other_reader_of_a_name(name, lab):
 
 
 def test_what_a_page_makes_itself_may_be_empty():
-    assert check_parameters({"name": ""}, PrepareVeriWild).name == ""
-    assert check_parameters({"name": ""}, JoinJob).name == ""
+    assert check_parameters({"name": ""}, PrepareVeriwild).name == ""
+    assert check_parameters({"name": ""}, PrepareJoined).name == ""
     assert check_parameters({"run": ""}, RecipeJob).run == ""
     assert check_parameters({"name": "x" * 100, "out": "../.."}, PrepareOwn).out == "../.."
 

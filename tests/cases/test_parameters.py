@@ -6,20 +6,12 @@ from itertools import pairwise
 import pytest
 from papermill.cli import _resolve_type
 
-from reidlab.core import parameters
 from reidlab.core.names import option
-from reidlab.core.parameters import (
-    EvaluateJob,
-    JoinJob,
-    Parameters,
-    PrepareMore,
-    PrepareOwn,
-    PrepareSet,
-    RecipeJob,
-    SweepJob,
-    check_parameters,
-)
 from reidlab.jobs.grid import SweepCell
+from reidlab.jobs.parameters import EvaluateJob, GenerateJob, RecipeJob, SweepJob, check_parameters
+from reidlab.jobs.prepare import PrepareSet
+from reidlab.jobs.prepare_classes import SETS
+from reidlab.jobs.prepare_made import PrepareDistractors, PrepareJoined, PrepareOwn
 from reidlab.jobs.sweep import page_command
 
 LOST = ["007", "2024_01", "1e3", "1.10", "nan", "-inf", "True", "None", "٣", " 7 "]
@@ -33,8 +25,8 @@ KEPT = ["market", "1.2.3", "v1", "0x10", "true", "null", "2024-01", "1,5"]
         (PrepareSet, "name"),
         (PrepareSet, "version"),
         (PrepareOwn, "camera"),
-        (PrepareMore, "base"),
-        (JoinJob, "parts"),
+        (PrepareDistractors, "base"),
+        (PrepareJoined, "parts"),
         (EvaluateJob, "dataset"),
         (RecipeJob, "run"),
         (SweepJob, "recipe"),
@@ -51,8 +43,7 @@ def test_a_text_by_r_stays_what_it_is(text):
 
 
 def test_every_text_of_every_job_refuses_a_number():
-    schemas = [s for s in vars(parameters).values() if isinstance(s, type)]
-    schemas = [s for s in schemas if issubclass(s, Parameters) and s is not Parameters]
+    schemas = {EvaluateJob, GenerateJob, RecipeJob, SweepJob} | {s for _, s in SETS.values()}
     texts = [
         (s, name)
         for s in schemas

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from reidlab.core.parameters import RecipeJob, check_parameters
 from reidlab.core.parts import KINDS, members, options_model, resolved, shelf
 from reidlab.core.recipe import (
     SECTION_NAMES,
@@ -24,6 +23,7 @@ from reidlab.core.recipe import (
     validated,
 )
 from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.parameters import RecipeJob, check_parameters
 
 # --- random valid recipes ----------------------------------------------------------------------
 
