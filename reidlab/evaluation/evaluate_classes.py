@@ -6,7 +6,6 @@
 __all__ = ['naming_baselines', 'save_predictions', 'load_predictions', 'evaluate_classes']
 
 # %% ../../nbs/08_evaluation/11_evaluate_classes.ipynb #372ef22b
-import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import holding
+from ..core.files import holding, writing
 from ..core.heartbeat import LONG, alive
 from ..core.recipe import Recipe
 from reidlab.core.run import (
@@ -22,7 +21,6 @@ from reidlab.core.run import (
     environment,
     finished_run,
     read_json,
-    write_bytes,
     write_json,
 )
 from ..core.settings import settings
@@ -65,9 +63,8 @@ def save_predictions(
     labels: np.ndarray,  # (N,) the right class of each photo
 ) -> None:
     "Write predictions.npz: ranks, predicted and the right class, one row a photo."
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **named._asdict(), labels=np.asarray(labels, dtype="int64"))
-    write_bytes(path, buffer.getvalue())
+    with writing(path) as file:
+        np.savez_compressed(file, **named._asdict(), labels=np.asarray(labels, dtype="int64"))
 
 
 def load_predictions(

@@ -8,7 +8,7 @@ __all__ = ['KEYS', 'KINDS', 'SEARCH', 'TRAINING', 'NO_EFFECT', 'LOSSES', 'PLAIN'
 
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #aef91bbe
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..core.names import unknown
 from ..core.reading import read_text, shown
 from ..core.recipe import undotted
 from ..core.yaml_texts import yaml_values
-from .file_rules import UNREADABLE, FileLine, Refused
+from .file_rules import UNREADABLE, FileLine, Refused, Rule, one_of, only
 from ..models.ops import space_ops
 
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #7b4f406c
@@ -166,24 +166,7 @@ NO_EFFECT = {
 }
 
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #b58ac7c0
-def _one_of(key: str, value: Any, table: Mapping[str, Any]) -> Any:
-    if not isinstance(value, str | int | float | bool) or value not in table:
-        raise Refused(unknown(key, shown(str(value)), table))
-    return table[value]
-
-
-def _only(wanted: Any, why: str) -> Callable[[str, Any], dict[str, Any]]:
-    "A key with one harmless value."
-
-    def decide(key: str, value: Any) -> dict[str, Any]:
-        if value != wanted:
-            raise Refused(why)
-        return {}
-
-    return decide
-
-
-def _data(key: str, value: str) -> dict[str, Any]:
+def _data(value: Any, all_values: Mapping[str, Any]) -> dict[str, Any]:
     if "market" not in str(value).lower():
         raise Refused("the name of the data set cannot be read off the folder: set data.name")
     return {"data.name": "market1501"}
@@ -202,24 +185,20 @@ CROPS = {
     "train_pcb_baseline_aug": PLAIN | {"data.height": 384, "data.width": 192, "data.pad": 0},
 }
 WARM = "fails in the original, on a variable that was never set; say train.warmup in the recipe"
-DECIDED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
-    "aug_for_train": lambda key, value: _one_of(key, value, CROPS),
-    "color_jitter": _only(
+DECIDED: dict[str, Rule] = {
+    "aug_for_train": one_of("aug_for_train", CROPS),
+    "color_jitter": only(
         False, "it varies brightness, contrast and saturation by 0.1; here is data.brightness alone"
     ),
     "data_dir": _data,
-    "train_all": lambda key, value: {"data.val_fraction": 0.0 if value else 0.1},
-    "shuffle": _only(True, "batches are always drawn anew"),
-    "warm_up": _only(False, WARM),
-    "input_channels": _only(3, "photos have three channels"),
-    "pretrain": _only(False, "weights come from a file: name it in model.weights"),
-    "return_middle_level_feature": _only(False, "model_name says it: resnet50_middle"),
-    "optimizer_type": lambda key, value: {
-        "train.optimizer": _one_of(key, value, {"build_base_SGD_opt": "sgd"})
-    },
-    "lr_mode": lambda key, value: {
-        "train.schedule": _one_of(key, value, {"wrap_cosine_lr": "cosine"})
-    },
+    "train_all": lambda value, all_values: {"data.val_fraction": 0.0 if value else 0.1},
+    "shuffle": only(True, "batches are always drawn anew"),
+    "warm_up": only(False, WARM),
+    "input_channels": only(3, "photos have three channels"),
+    "pretrain": only(False, "weights come from a file: name it in model.weights"),
+    "return_middle_level_feature": only(False, "model_name says it: resnet50_middle"),
+    "optimizer_type": one_of("optimizer_type", {"build_base_SGD_opt": {"train.optimizer": "sgd"}}),
+    "lr_mode": one_of("lr_mode", {"wrap_cosine_lr": {"train.schedule": "cosine"}}),
 }
 REMARKS = {
     "train_all": "nobody is validated on photos that were trained on: True trains on all identities and holds nobody "
@@ -245,7 +224,7 @@ def _batch(flat: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 def _loss(flat: Mapping[str, Any], place: str) -> dict[str, Any]:
     "The loss, if the batches that it needs are asked for as well."
-    found = _one_of("loss_f", flat["loss_f"], LOSSES)
+    found = one_of("loss_f", LOSSES)(flat["loss_f"], flat)
     if "triplet" in found and (flat.get("pair_num") or 1) < 2:
         raise Refused("the triplet needs pair_num, two photos or more of each person in a batch")
     return {place: found}
@@ -289,7 +268,7 @@ def _decide(key: str, flat: Mapping[str, Any], searching: bool) -> dict[str, Any
     if key in NO_EFFECT:
         return NO_EFFECT[key].format(value=value)
     if key == "model_name":
-        return _one_of(key, value, NETWORKS)
+        return one_of(key, NETWORKS)(value, flat)
     if key == "PCB":
         if bool(value) != (flat["model_name"] == "PCB"):
             raise Refused("model_name says it: PCB")
@@ -307,7 +286,7 @@ def _decide(key: str, flat: Mapping[str, Any], searching: bool) -> dict[str, Any
             raise Refused("head_lr needs backbone_lr beside it")
         return _rates(flat)
     if key in DECIDED:
-        return DECIDED[key](key, value) or "the only value there is here"
+        return DECIDED[key](value, flat)
     if key in ("warm_epoch", "warmup_lr", "targetlr"):
         return f"part of a warm-up that {WARM}"
     return f"a {'search' if searching else 'baseline'} does not read it"
@@ -355,7 +334,7 @@ def seed_recipe(
         values[key], notes[key] = typed(key, value) if key in KINDS else (value, "")
     if "model_name" not in values:
         raise ValueError("needs MODEL.model_name (Darts_normal, resnet50_middle or PCB), got none.")
-    _one_of("model_name", values["model_name"], NETWORKS)
+    one_of("model_name", NETWORKS)(values["model_name"], values)
     dotted: dict[str, Any] = (
         {"search.space": space} if values["model_name"] == "Darts_normal" else {}
     )

@@ -87,8 +87,7 @@ class SpectralHead(LinearHead):
         if not self.training:
             return super().forward(before, after)
         seen = self.dropout(after)
-        feat = before if self.train_feat == "before" else seen
-        first = Branch(self.classifier(seen), feat)
+        first = self.branch(before, seen)
         # a network without memory has no numbers to ask
         if self.gate and not self.accuracy.is_meta and self.accuracy.item() < self.gate:
             self.kept = seen.new_zeros(())

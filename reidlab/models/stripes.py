@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.names import unknown
-from .heads import Branch, CosineClassifier, classifier_layer
+from .heads import Branch, CosineClassifier, classifier_layer, judged
 from .neck import centred_norm
 from .pooling import AvgPool, MaxPool, at_least_float32
 from .regularise import BranchUpdate, FeatureErasing, FeatureMask
@@ -112,17 +112,6 @@ class StripeNeck(nn.Module):
         return before, after
 
 # %% ../../nbs/02_models/20_stripes.ipynb #794807e5
-def _judged(
-    classifier: nn.Module | None,
-    feat: Tensor,  # (B, D)
-) -> tuple[
-    Tensor | None, Tensor | None
-]:  # (B, n_pids) logits or cosines; (B,) lengths with cosines
-    "What a classifier says, if there is one."
-    said = None if classifier is None else classifier(feat)
-    return said if isinstance(said, tuple) else (said, None)
-
-
 class StripeHead(nn.Module):
     "A classifier for every stripe, and, as asked, for all together and for the whole body."
 
@@ -163,7 +152,7 @@ class StripeHead(nn.Module):
         if not self.training:
             return torch.cat(after if self.neck_feat == "after" else before, 1)
         n, seen = self.stripes, [self.dropout(v) for v in after[: len(self.dims)]]
-        said = [_judged(layer, v) for layer, v in zip(self.classifiers, seen, strict=True)]
+        said = [judged(layer, v) for layer, v in zip(self.classifiers, seen, strict=True)]
         feats = before if self.train_feat == "before" else seen
         joined = torch.cat(feats[:n], 1)
         for gate in after[len(self.dims) :]:
@@ -172,7 +161,7 @@ class StripeHead(nn.Module):
             Branch(z, None, f"stripe_{i + 1}", norm=norm, part=feats[i])
             for i, (z, norm) in enumerate(said[:n])
         ]
-        of_all, norm = _judged(self.concat, torch.cat(seen[:n], 1))
+        of_all, norm = judged(self.concat, torch.cat(seen[:n], 1))
         branches.append(Branch(of_all, joined, "stripes", norm=norm))
         rest = zip(said[n:], feats[n:], strict=True)
         branches += [Branch(z, feat, "global", norm=norm) for (z, norm), feat in rest]
@@ -187,7 +176,7 @@ class StripeHead(nn.Module):
         seen = [self.dropout(v) for v in after[: len(self.dims)]]
         parts = list(zip(self.classifiers, seen, strict=True))
         parts += [] if self.concat is None else [(self.concat, torch.cat(seen[: self.stripes], 1))]
-        return torch.stack([_judged(layer, v)[0] for layer, v in parts]).sum(0)
+        return torch.stack([judged(layer, v)[0] for layer, v in parts]).sum(0)
 
 # %% ../../nbs/02_models/20_stripes.ipynb #cc44ce19
 def pcb_parts(
