@@ -133,7 +133,7 @@ _NUMBER = (int, float)
 PULSE = {  # what a pulse may say, and how
     **dict.fromkeys(("epoch", "epochs", "step", "pid"), int),
     **dict.fromkeys(("beat", "loss", "images_per_s", "seconds_left"), _NUMBER),
-    **dict.fromkeys(("host", "verb"), str),
+    **dict.fromkeys(("host", "verb", "place"), str),
 }
 STATES = ("new", "running", "stopped", "crashed", "finished")
 
@@ -226,6 +226,7 @@ class RunFolder:
         with suppress(ValueError, OSError):  # a damaged pulse: here is a new one
             known = {k: v for k, v in self.status().items() if k != "format"}
         mine = {"pid": os.getpid(), "host": socket.gethostname(), "began": _began(os.getpid())}
+        mine["place"] = _place(self.path)
         now = {**known, **where, "state": state, **mine, "beat": time.time()}
         write_json(self.path / "status.json", now, sealed=True, lasting=state != "running")
 
@@ -324,6 +325,13 @@ def _began(pid: int) -> str | None:  # None: no such process, or a system that d
     return None
 
 
+def _place(folder: Path) -> str:  # empty: not locked yet
+    "What tells a run folder from a copy of it: its lock file, which is another in a copy."
+    with suppress(OSError):
+        return str(os.stat(folder / ".lock").st_ino)
+    return ""
+
+
 def _there(pid: int) -> bool:
     "Whether this host has a process of that number."
     try:
@@ -335,10 +343,13 @@ def _there(pid: int) -> bool:
     return True
 
 
-def _alive(status: dict) -> bool:
+def _alive(folder: RunFolder, status: dict) -> bool:
     "Whether, by its pulse, another process still writes this run."
     state, pid = status.get("state"), status.get("pid", 0)
     if state not in ("new", "running") or pid == os.getpid():
+        return False
+    here, there = _place(folder.path), status.get("place")
+    if here and there and here != there:  # copied from a run while that was being written
         return False
     recent = abs(time.time() - status.get("beat", 0)) < STALE
     if status.get("host") != socket.gethostname():
@@ -431,7 +442,7 @@ def _known(
             f"run {folder.name!r} is another's ({status.get('state', 'unfinished')}): {change}. "
             "Choose a name with -p run NAME, or move that folder away."
         )
-    if _alive(status):
+    if _alive(folder, status):
         raise _busy(folder)
     return True
 
@@ -646,7 +657,9 @@ def keep_run(
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
     status = {
-        k: v for k, v in folder.status().items() if k not in ("format", "pid", "host", "began")
+        k: v
+        for k, v in folder.status().items()
+        if k not in ("format", "pid", "host", "began", "place")
     }
     write_json(
         target / "status.json", status, sealed=True

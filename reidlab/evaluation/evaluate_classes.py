@@ -130,7 +130,7 @@ def evaluate_classes(
     alive("writing what was named", limit=LONG)
     record = None
     if rank() == 0:
-        with holding(run.path / ".lock"):  # others with other rules wait, and put ours aside
+        with holding(run.path / ".lock", f"evaluating {run.name}", alive):  # one after the other
             card = rules | {
                 "version": data.manifest.about.get("version", ""),
                 "counts": {"photos": len(data.test.paths), "classes": data.n_pids},

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..core.files import clear_parts, holding
+from ..core.heartbeat import alive
 from ..core.identity import file_digest, same_data
 from ..core.names import is_plain, option, unknown
 from ..core.recipe import Evaluate, Recipe, undotted, validated
@@ -403,7 +404,7 @@ def evaluate_run(
     )
     record = None
     if rank() == 0:
-        with holding(run.path / ".lock"):  # others with other rules wait, and put ours aside
+        with holding(run.path / ".lock", f"evaluating {run.name}", alive):  # one after the other
             clear_parts(out)
             times = count_opening(out)
             if again:

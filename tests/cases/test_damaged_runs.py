@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -13,7 +14,8 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
-from reidlab.core.files import SEAL, clear_parts, hold, let_go, seal_of
+from reidlab.core import files
+from reidlab.core.files import SEAL, clear_parts, hold, holder, holding, let_go, seal_of
 from reidlab.core.run import RunFolder, load_runs, open_run
 from reidlab.core.sealed import content_digest
 from reidlab.data.loaders import open_data
@@ -349,9 +351,9 @@ def test_two_evaluations_with_different_rules_keep_both(made, tmp_path, monkeypa
     path = shutil.copytree(made["whole"], tmp_path / "run")
     gate, embed = threading.Barrier(2), evaluation.embed_split
 
-    def together(*args):
+    def together(*args, **named):
         gate.wait(30)
-        return embed(*args)
+        return embed(*args, **named)
 
     monkeypatch.setattr(evaluation, "embed_split", together)
     (path / TEST / "features.json").unlink()  # so that both take features
@@ -366,6 +368,78 @@ def test_two_evaluations_with_different_rules_keep_both(made, tmp_path, monkeypa
     records = [json.loads(f.read_text()) for f in (path / TEST).glob("metrics*.json")]
     assert sorted(r["protocol"]["times_opened"] for r in records) == [1, 2, 3]
     assert [r["protocol"]["flip"] for r in seen] == [True, False]
+
+
+def test_who_waits_says_for_whom_and_gives_signs_of_life(tmp_path, monkeypatch, capsys):
+    "Until the holder is gone: here a process that is killed when it has been waited for twice."
+    ready, signs = os.pipe(), []
+    if (child := os.fork()) == 0:
+        hold(tmp_path / ".lock")
+        os.write(ready[1], b"1")
+        signal.alarm(60)  # whatever becomes of the parent
+        signal.pause()
+    os.read(ready[0], 1)
+
+    def sign(words):
+        signs.append(words)
+        if len(signs) == 2:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    monkeypatch.setattr(files, "TURN", 0.0)
+    with holding(tmp_path / ".lock", "evaluating run a", sign):
+        assert len(signs) == 2 and hold(tmp_path / ".lock") is None
+    who = f"process {child} on {socket.gethostname()}, since 20"
+    assert capsys.readouterr().err.startswith(f"evaluating run a waits for {who}")
+    assert all(words.startswith(f"waiting for {who}") for words in signs)
+    assert holder(tmp_path / ".lock").startswith(f"process {os.getpid()} ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\0", b"process 1\nfailed", b"x" * 10**6])
+def test_a_lock_in_which_something_else_is_written_is_a_lock(content, tmp_path):
+    (tmp_path / ".lock").write_bytes(content)
+    assert holder(tmp_path / ".lock") == "another process"
+    held = hold(tmp_path / ".lock")
+    assert held is not None and hold(tmp_path / ".lock") is None
+    let_go(held)
+
+
+def test_an_evaluation_that_has_to_wait_says_for_whom(made, tmp_path, monkeypatch, capsys):
+    path, signs = shutil.copytree(made["whole"], tmp_path / "run"), []
+    mine = hold(path / ".lock")
+
+    def sign(words="", limit=0.0):
+        signs.append(words)
+        if words.startswith("waiting"):
+            let_go(mine)
+
+    monkeypatch.setattr(evaluation, "alive", sign)
+    rules = {"evaluate.max_rank": 7}
+    evaluate_run(path, overrides=rules, workers=0, data_dir=made["photos"])
+    assert f"evaluating run waits for process {os.getpid()} on " in capsys.readouterr().err
+    assert any(words.startswith("waiting for process") for words in signs)
+
+
+def test_a_copy_of_a_run_that_is_being_written_is_a_run_of_its_own(made, tmp_path):
+    path = shutil.copytree(made["stopped"], tmp_path / "stopped")
+    os.utime(path / ".lock")
+    data = RunFolder(path).environment["data"]
+    child, go = os.pipe(), os.pipe()
+    if (writer := os.fork()) == 0:
+        RunFolder(path).beat("running")
+        os.write(child[1], b"1")
+        os.read(go[0], 1)
+        os._exit(0)
+    os.read(child[0], 1)
+    shutil.copytree(path, tmp_path / "copy" / "stopped")
+    with pytest.raises(ValueError, match=f"is being written by process {writer} on"):
+        open_run("stopped", made["recipe"], "train", data, root=tmp_path)
+    said, ended = heard(
+        lambda: trained(tmp_path / "copy", made["photos"], made["recipe"], "stopped")
+    )
+    os.write(go[1], b"1")
+    os.waitpid(writer, 0)
+    assert ended and not said and bits(tmp_path / "copy" / "stopped") == made["bits"]
 
 
 NOW = {"state": "running", "pid": os.getppid(), "host": socket.gethostname()}
