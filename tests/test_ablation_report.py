@@ -185,6 +185,6 @@ def test_what_a_row_says_to_type_is_a_plan_of_its_own():
         (cell,) = plan_cells(job.recipe, job.rows, job.grid, job.seeds)
         recipe = cell.resolved()
         assert recipe.data.name == row["dataset"]
-        assert row["rerank"] in (recipe.evaluate.rerank, "not said")
+        assert row["rerank"] in (recipe.evaluate.rerank.name, "not said")
         runs.setdefault(cell.name, set()).add((row["recipe"], row["dataset"], row["rerank"]))
     assert len(runs) > 20 and all(len(asked) == 1 for asked in runs.values())

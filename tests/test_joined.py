@@ -148,10 +148,10 @@ def directly(p, rules, feats, labels, tracks):
     if p.rule == "single_shot":
         draw = "gallery" if p.dataset == "Partial-REID" else "query"
         return evaluate_single_shot(dist, *sides(*labels), Draws(p.repeats, draw=draw))
-    if rules.rerank == "k_reciprocal":
+    if rules.rerank.name == "k_reciprocal":
         stays = labels[1] != -1
         unit = [l2_normalise(feats[0]), l2_normalise(feats[1][stays])]
-        dist[:, stays] = rerank(*unit, rules.k1, rules.k2, rules.lambda_value)
+        dist[:, stays] = rerank(*unit, **rules.rerank.options)
     return (
         evaluate_tracks(dist, *sides(*labels, tracks))
         if p.rule == "tracks"
@@ -171,8 +171,8 @@ def test_a_manifest_is_ranked_by_its_protocol(name):
     feats = [np.float32(people[pids] + gen.normal(size=(len(pids), 8))) for pids in labels[:2]]
     paths = [np.array([str(i) for i in range(len(x))]) for x in feats]
     p, given = PROTOCOLS[name], tracks if PROTOCOLS[name].rule == "tracks" else None
-    for rules in (Evaluate(), Evaluate(rerank="k_reciprocal", k1=6, k2=3)):
-        if rules.rerank != "none" and p.rule == "single_shot":
+    for rules in (Evaluate(), Evaluate(rerank={"k_reciprocal": {"k1": 6, "k2": 3}})):
+        if rules.rerank.name != "none" and p.rule == "single_shot":
             continue
         kept = Embeddings(*feats, *labels, *paths)
         found = rank_by_protocol(kept, ranking_rules(rules), name, given)

@@ -39,10 +39,16 @@ class Option(NamedTuple):
     meaning: str  # from the comment beside it
 
 
-def _function(builder: Callable) -> Callable:
-    "The function whose source and types a builder has."
+def _unwrapped(builder: Callable) -> Callable:
+    "What a partial is of."
     while isinstance(builder, partial):
         builder = builder.func
+    return builder
+
+
+def _function(builder: Callable) -> Callable:
+    "The function whose source and types a builder has."
+    builder = _unwrapped(builder)
     return builder.__init__ if inspect.isclass(builder) else inspect.unwrap(builder)
 
 # %% ../../nbs/00_core/07_parts.ipynb #eef1799a
@@ -101,7 +107,8 @@ def options_of(
 ) -> dict[str, Option]:
     "What a recipe may say about a part: the parameters that have a default."
     function = _function(builder)
-    hints, said = get_type_hints(function, include_extras=True), meanings(function)
+    hints = get_type_hints(function, include_extras=True)
+    said = meanings(function) or meanings(_unwrapped(builder))  # a data class writes none itself
     found = {}
     for name, p in inspect.signature(builder).parameters.items():
         kind = hints.get(name, Any if p.default is None else type(p.default))
@@ -115,9 +122,7 @@ def documented(
     builder: Callable,  # a function, a class, or a partial of one
 ) -> str:
     "A builder's docstring."
-    while isinstance(builder, partial):
-        builder = builder.func
-    return inspect.getdoc(builder) or ""
+    return inspect.getdoc(_unwrapped(builder)) or ""
 
 
 @cache
@@ -144,6 +149,8 @@ KINDS: dict[str, Kind] = {
     "loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.health": Kind("reidlab.nas.health:RULES", many=True),
+    "evaluate.rerank": Kind("reidlab.retrieval.rules:RERANKS"),
+    "evaluate.expansion": Kind("reidlab.retrieval.rules:EXPANSIONS"),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .names import is_plain, unknown
-from .parts import KINDS, Part, PartError, laid, part_set
+from .parts import KINDS, Part, PartError, laid, part_set, slot
 from .reading import check_file, check_plain, exists, is_file, read_text, shown
 from .settings import settings
 from .upgrade import new_form, old_keys, upgrade
@@ -336,17 +336,8 @@ class Evaluate(Section):
     multi_query: Literal["none", "mean", "max"] = (
         "none"  # pool all photos of the query's person and camera
     )
-    gallery_augmentation: Count = 0  # join gallery features with so many neighbours; 0: no
-    query_expansion: Count = 0  # join the query with so many first answers; 0: no
-    expansion_weight: Weight = 0.0  # of a neighbour: its cosine to this power
-    rerank: Literal["none", "k_reciprocal", "smooth_top"] = "none"  # the list looked at again
-    k1: Annotated[int, Field(ge=1, le=10_000)] = 20  # k_reciprocal: neighbours that must be mutual
-    k2: Annotated[int, Field(ge=1, le=10_000)] = 6  # k_reciprocal: neighbours averaged over
-    lambda_value: Share = 0.3  # k_reciprocal: share of the original distance
-    smooth_top: Annotated[int, Field(ge=1, le=10_000)] = (
-        50  # smooth_top: answers that may change places
-    )
-    temperature: Positive = 0.5  # smooth_top
+    expansion: slot("evaluate.expansion") = "none"  # features joined with those of neighbours
+    rerank: slot("evaluate.rerank") = "none"  # the list looked at again
     max_rank: Whole = 50  # length of the CMC curve
     batch_size: Photos = 128  # photos at a time; changes speed, not numbers
     baselines: bool = True  # also rank by colour histogram and by chance
@@ -367,7 +358,7 @@ class Recipe(Section):
     }
     train: Train = Train()
     search: Search = Field(default_factory=Search)
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate = Field(default_factory=Evaluate)
 
     @field_validator("overrides", mode="before")
     @classmethod
@@ -417,17 +408,18 @@ TASK_KEYS = {  # keys that one task alone reads
             *("saturation", "hue", "noise", "erase_fill", "erase_value"),
         ),
         "train": ("normalise_on",),
-        "evaluate": (
-            *("metric", "normalise", "multi_query", "gallery_augmentation", "query_expansion"),
-            *("rerank", "expansion_weight", "k1", "k2", "lambda_value", "smooth_top"),
-            *("temperature", "max_rank"),
-        ),
+        "evaluate": (*("metric", "normalise", "multi_query", "expansion", "rerank", "max_rank"),),
     },
     "classification": {
         "data": ("shapes", "batch_size", "crop", "crop_area", "cutout", "resize"),
     },
 }
 SELECT = {"reid": ("mAP", "R1", "mINP", "last"), "classification": ("top1", "top5", "last")}
+
+
+def _brief(value: Any) -> str:
+    "The beginning of a value, for a message."
+    return str(value.plain() if isinstance(value, Part) else value)[:40]
 
 
 def misplaced(
@@ -443,7 +435,7 @@ def misplaced(
                 if (value := getattr(part, key)) != default:
                     lines.append(
                         f"{section}.{key} is for task {other}, and data.task is {task}; "
-                        f"got {str(value)[:40]}. Leave it at {str(default)[:40]}."
+                        f"got {_brief(value)}. Leave it at {_brief(default)}."
                     )
     if recipe.train.select not in SELECT[task]:
         lines.append(
@@ -572,15 +564,20 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
     return laid(values, rows[row], usual_parts()) if row else values
 
 # %% ../../nbs/00_core/09_recipe.ipynb #4e151f32
-def undotted(
-    overrides: Mapping[str, Any],  # by dotted key
-) -> dict:
-    "{'train.lr': 0.1} as the nested mapping it stands for."
+def _check_sections(overrides: Mapping[str, Any]) -> None:
+    "Refuse overrides of what belongs to no section."
     for dotted in overrides:
         if str(dotted).split(".")[0] not in SECTION_NAMES:
             raise ValueError(
                 unknown("override", shown(dotted), SECTION_NAMES) + ' Write {"train.lr": 0.1}.'
             )
+
+
+def undotted(
+    overrides: Mapping[str, Any],  # by dotted key
+) -> dict:
+    "{'train.lr': 0.1} as the nested mapping it stands for."
+    _check_sections(overrides)
     return laid({}, overrides)
 
 # %% ../../nbs/00_core/09_recipe.ipynb #ba56e1be
@@ -604,7 +601,7 @@ def overridden(
 ) -> dict[str, Any]:
     "Values with overrides laid upon them, whole sets before their members."
     _check_old(overrides)
-    undotted(overrides)  # refuses what belongs to no section
+    _check_sections(overrides)
     return laid(values, overrides, usual_parts())
 
 # %% ../../nbs/00_core/09_recipe.ipynb #46cbd355

@@ -18,9 +18,28 @@ from .reading import shown
 Places = tuple[str | tuple[str, ...], ...]
 MOVES: dict[str, Places] = {
     "loss.terms": ("loss",),
+    "evaluate.gallery_augmentation": ("evaluate.expansion.*.gallery",),
+    "evaluate.query_expansion": ("evaluate.expansion.*.query",),
+    "evaluate.expansion_weight": ("evaluate.expansion.*.weight",),
+    "evaluate.k1": ("evaluate.rerank.*.k1",),
+    "evaluate.k2": ("evaluate.rerank.*.k2",),
+    "evaluate.lambda_value": ("evaluate.rerank.*.lambda_value",),
+    "evaluate.smooth_top": ("evaluate.rerank.*.top",),
+    "evaluate.temperature": ("evaluate.rerank.*.temperature",),
 }
 TURNED: dict[str, Callable[[Any, dict], Any]] = {}  # old key → (its value, the recipe) → today's
-FILLED: tuple[Callable[[dict], None], ...] = ()  # what else an old recipe needs, done in place
+
+
+def _expansion(values: dict) -> None:
+    "Neighbours were joined where one of two numbers was not 0."
+    said = values.get("evaluate")
+    if isinstance(said, dict) and (said.get("gallery_augmentation") or said.get("query_expansion")):
+        said["expansion"] = "neighbours"
+
+
+FILLED: tuple[Callable[[dict], None], ...] = (
+    _expansion,
+)  # what else an old recipe needs, done in place
 
 # %% ../../nbs/00_core/08_upgrade.ipynb #d61488a6
 NOTHING = object()  # a key that is not there

@@ -24,9 +24,10 @@ from ..core.files import clear_parts, holding
 from ..core.heartbeat import alive
 from ..core.identity import file_digest, same_data
 from ..core.names import is_plain, option, unknown
-from ..core.recipe import Evaluate, Recipe, undotted, validated
+from ..core.recipe import Evaluate, Recipe, overridden, validated
 from ..core.run import RunFolder, environment, finished_run, read_json, write_json
 from ..core.settings import settings
+from ..core.upgrade import upgrade
 from ..data.joined import numbering, shared_people
 from ..data.loaders import DataSet, find_manifest, open_test
 from ..data.manifest import Manifest, Photos, verified
@@ -80,8 +81,7 @@ def evaluation_recipe(
             raise ValueError(
                 f"an evaluation can change evaluate.* alone, got {key!r}. Train again to change the rest."
             )
-    values = json.loads(recipe.model_dump_json())
-    values["evaluate"] |= undotted(overrides or {}).get("evaluate", {})
+    values = overridden(json.loads(recipe.model_dump_json()), overrides or {})
     values["data"]["name"] = dataset or recipe.data.name
     return validated(recipe.name, values)
 
@@ -520,7 +520,8 @@ def ranking_of(
             f"Evaluate it again: papermill nbs/evaluate.ipynb out.ipynb -p run {run.name}"
         )
     plain = {key: card[key] for key in ("metric", "max_rank")} | {"normalise": card["normalised"]}
-    rules = replace(ranking_rules(Evaluate(**record.get("rules", plain))), top=top)
+    said = upgrade({"evaluate": record.get("rules", plain)})["evaluate"]
+    rules = replace(ranking_rules(Evaluate(**said)), top=top)
     embeddings = load_embeddings(out / "embeddings.npz")
     return rank_lists(embeddings, rules, data, manifest_protocol(data.manifest))
 

@@ -516,8 +516,8 @@ def _check_rule(p: Protocol, rules: Rules, tracked: bool) -> None:
         )
     if p.rule != "market" and (rules.expansion or isinstance(rules.rerank, SmoothTop)):
         raise ValueError(
-            f"{p.name} goes by {RULES[p.rule]}: evaluate.gallery_augmentation, query_expansion and "
-            "rerank smooth_top do not apply. Set them to 0 and none."
+            f"{p.name} goes by {RULES[p.rule]}: evaluate.expansion and "
+            "rerank smooth_top do not apply. Set them to none."
         )
 
 # %% ../../nbs/08_evaluation/08_protocols.ipynb #674dbd91

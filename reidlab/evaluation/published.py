@@ -134,9 +134,11 @@ def command(
         words = (
             f"papermill nbs/evaluate.ipynb evaluate.ipynb -p run {run} -p dataset {row['dataset']}"
         )
-        again = {} if row["rerank"] == said.evaluate.rerank else {"evaluate.rerank": row["rerank"]}
+        again = (
+            {} if row["rerank"] == said.evaluate.rerank.name else {"evaluate.rerank": row["rerank"]}
+        )
         return words + (f" -p overrides '{json.dumps(again)}'" if again else "") + ", once trained"
-    if row["rerank"] not in (NOT_SAID, said.evaluate.rerank):
+    if row["rerank"] not in (NOT_SAID, said.evaluate.rerank.name):
         apart["evaluate.rerank"] = [row["rerank"]]
     if row["dataset"] != said.data.name:
         apart["data.name"] = [row["dataset"]]

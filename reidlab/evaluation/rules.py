@@ -8,8 +8,9 @@ __all__ = ['ranking_rules', 'plain_rules', 'in_words']
 # %% ../../nbs/08_evaluation/03_rules.ipynb #55f6ad8a
 from dataclasses import replace
 
+from ..core.parts import build
 from ..core.recipe import Evaluate
-from ..retrieval.rules import Expansion, KReciprocal, Rules, SmoothTop
+from ..retrieval.rules import Expansion, Rules
 
 # %% ../../nbs/08_evaluation/03_rules.ipynb #1eb164d8
 def ranking_rules(
@@ -17,19 +18,11 @@ def ranking_rules(
 ) -> Rules:
     "A recipe's rules of comparison."
     e = evaluate
-    rerank = {
-        "none": None,
-        "k_reciprocal": KReciprocal(k1=e.k1, k2=e.k2, lambda_value=e.lambda_value),
-        "smooth_top": SmoothTop(top=e.smooth_top, temperature=e.temperature),
-    }
-    expansion = Expansion(
-        gallery=e.gallery_augmentation, query=e.query_expansion, weight=e.expansion_weight
-    )
     return Rules(
         metric=e.metric,
         normalise=e.normalise,
-        expansion=expansion,
-        rerank=rerank[e.rerank],
+        expansion=build("evaluate.expansion", e.expansion),
+        rerank=build("evaluate.rerank", e.rerank),
         max_rank=e.max_rank,
     )
 

@@ -200,7 +200,7 @@ def near_and_same(seed, mean):
 def test_the_same_photo_is_first_whatever_is_asked(mean):
     labels = np.array([1]), np.array([2, 1]), np.array([0]), np.array([1, 1])
     rules = {"normalised": {}, "raw": {"normalise": False}, "cosine": {"metric": "cosine"}}
-    rules["smooth"] = {"rerank": "smooth_top", "temperature": 1e-9}
+    rules["smooth"] = {"rerank": {"smooth_top": {"temperature": 1e-9}}}
     for seed in range(20):
         query, gallery = near_and_same(seed, mean)
         paths = np.array(["q"]), np.array(["a", "b"])

@@ -349,7 +349,11 @@ def test_names_that_no_recipe_has(name, tmp_path):
         (RecipeJob, {"seed": float("nan")}, ("seed", "finite")),
         (RecipeJob, {"gpus": 10**9}, ("gpus", "less than or equal to 1024")),
         (RecipeJob, {"gpus": True}, ("gpus",)),
-        (EvaluateJob, {"overrides": '{"evaluate.k1": 1e999}'}, ("overrides", "evaluate.k1")),
+        (
+            EvaluateJob,
+            {"overrides": '{"evaluate.max_rank": 1e999}'},
+            ("overrides", "evaluate.max_rank"),
+        ),
         (SweepJob, {"rows": "5"}, ("rows", "list")),
         (SweepJob, {"seeds": "[1, NaN]"}, ("seeds", "finite")),
         (SweepJob, {"grid": '{"a": [1], "a": [2]}'}, ("grid", "stands twice")),
