@@ -32,6 +32,7 @@ class Settings:
     )
     cache_dir: Path | None = None  # resized photos; empty: packed/ beside the data set
     patience: float = 60.0  # seconds without a sign of life after which a job is given up
+    own: Path | None = None  # own.py, which adds parts of one's own; empty: none
 
 # %% ../../nbs/00_core/05_settings.ipynb #836098af
 def project_root(
@@ -116,9 +117,9 @@ def _typed(key: str, text: str, where: str, root: Path):
     "One value in its type, or an error that names the line to mend."
     if key == "raw_dirs":
         return tuple(_folder(key, p, where, root=root) for p in text.split(",") if p.strip())
-    if key == "cache_dir" and not text.strip():
+    if key in ("cache_dir", "own") and not text.strip():
         return None
-    if key.endswith("_dir"):
+    if key == "own" or key.endswith("_dir"):
         return _folder(key, text, where, root=root)
     if key == "workers":
         if not text.strip().isdecimal() or len(text) > 9 or int(text) > MOST_WORKERS:

@@ -105,7 +105,8 @@ def right_link(
         return to
     name = re.sub(r"^\d\d_", "", Path(place).name)
     found = [p for p in nbs.glob("[0-9][0-9]_*/[0-9][0-9]_*.ipynb") if p.name[3:] == name]
-    of_room = [p for p in found if p.parent.name[3:] == Path(place).parent.name[3:]]
+    room = Path(place).parent.name or home.name
+    of_room = [p for p in found if p.parent.name[3:] == room[3:]]
     if len(found := of_room or found) != 1:
         raise ValueError(
             f"a page in {home.name} links to {to}, which is not there; set the link right."

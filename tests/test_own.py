@@ -1,0 +1,72 @@
+"""Parts of one's own: in a recipe, in a run, in other processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from reidlab.core.identity import given_files
+from reidlab.core.own import load_own, shelves
+from reidlab.core.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+MINE = """import torch
+
+from reidlab.losses.catalogue import LOSSES
+
+
+def {name}(feats: torch.Tensor, pids: torch.Tensor, size: float = 2.0):  # size: how much
+    "A loss of my own."
+    return size * feats.square().mean()
+
+
+LOSSES["{name}"] = {name}
+"""
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    "A workbench with an own.py, whose parts are gone afterwards."
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8").replace("\nown =", "\nown = own.py")
+    (tmp_path / "settings.ini").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("REIDLAB_ROOT", str(tmp_path))
+    yield tmp_path
+    monkeypatch.undo()
+    load_own()
+
+
+def test_every_shelf_of_the_house_is_found():
+    import reidlab.losses.catalogue
+    import reidlab.models.catalogue  # noqa: F401
+
+    found = {address for address, _ in shelves()}
+    assert {"reidlab.losses.catalogue:LOSSES", "reidlab.models.catalogue:BACKBONES"} <= found
+
+
+def test_an_own_part_is_checked_like_any_other(bench):
+    (bench / "own.py").write_text(MINE.format(name="mine"))
+    folder = ROOT / "recipes"
+    recipe = load_recipe("smoke", overrides={"loss": {"mine": {"size": 3.0}}}, folder=folder)
+    assert recipe.loss["mine"]["size"] == 3.0
+    with pytest.raises(ValueError, match="sise"):
+        load_recipe("smoke", overrides={"loss": {"mine": {"sise": 3.0}}}, folder=folder)
+    before = given_files(recipe)["own.py"]
+    (bench / "own.py").write_text(MINE.format(name="mine") + "# another\n")
+    assert given_files(recipe)["own.py"] != before  # a run continued with another is refused
+
+
+def test_a_part_of_the_house_is_not_replaced(bench):
+    (bench / "own.py").write_text(MINE.format(name="triplet"))
+    with pytest.raises(ValueError, match=r"own.py replaces 'triplet' in reidlab.losses"):
+        load_recipe("smoke", folder=ROOT / "recipes")
+    (bench / "own.py").write_text("")
+    assert "triplet" in load_recipe("smoke", overrides=TINY, folder=ROOT / "recipes").loss
+
+
+def test_another_process_has_it_before_it_looks(bench):
+    (bench / "own.py").write_text(MINE.format(name="mine"))
+    code = "from reidlab.core.parts import shelf; import sys; print('mine' in shelf('loss'), sys.modules['own'].__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=bench)
+    assert done.stdout.split() == ["True", "own"], done.stderr
