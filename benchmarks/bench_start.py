@@ -22,7 +22,7 @@ from bench_retrieval import Row, append, table  # noqa: E402
 NETWORK = """
 import torch
 from reidlab.core.recipe import load_recipe
-from reidlab.training.loop import model_from_recipe
+from reidlab.training.network import model_from_recipe
 net = model_from_recipe(load_recipe("smoke"), 8)
 images = torch.zeros(8, 3, 64, 32)
 """
@@ -56,7 +56,7 @@ PARTS = {  # what a line is called: what its process runs
     "core": "import reidlab.core.run",
     "ranking": "import reidlab.retrieval.scan",
     "a reader": "import reidlab.data.loaders",
-    "training": "import reidlab.training.loop",
+    "training": "import reidlab.training.fit",
     "evaluation": "import reidlab.evaluation.evaluate_run",
     "the command, all jobs": "import reidlab.jobs.command",
     "first batch": BATCH,

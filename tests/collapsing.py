@@ -30,7 +30,8 @@ from reidlab.nas.curvature import alpha_sharpness
 from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.derive import derive
 from reidlab.nas.health import health
-from reidlab.nas.search import half_loaders, weight_plan
+from reidlab.nas.search import weight_plan
+from reidlab.nas.split import half_loaders
 from reidlab.nas.supernet import supernet_from_recipe
 from reidlab.training.distributed import rank
 

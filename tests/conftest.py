@@ -26,7 +26,7 @@ from skips import (  # noqa: F401
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.data.loaders import find_manifest, open_data
-from reidlab.training.loop import fit_from_recipe
+from reidlab.training.fit import fit_from_recipe
 
 matplotlib.use("Agg")
 TINY = {  # fourteen people before three cameras; two epochs of four batches

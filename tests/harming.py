@@ -8,7 +8,8 @@ from pathlib import Path
 from reidlab.core.processes import descendants, processes
 from reidlab.nas.search import search_from_recipe
 from reidlab.training.distributed import rank
-from reidlab.training.loop import Trainer, fit_from_recipe
+from reidlab.training.fit import fit_from_recipe
+from reidlab.training.step import Trainer
 
 WORK = {"train": fit_from_recipe, "search": search_from_recipe}
 

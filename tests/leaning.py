@@ -8,7 +8,7 @@ from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.lean import use_memory
 from reidlab.nas.supernet import supernet_from_recipe
 from reidlab.training.distributed import rank, world_size
-from reidlab.training.loop import Trainer
+from reidlab.training.step import Trainer
 
 
 class Same:

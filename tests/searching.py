@@ -6,8 +6,8 @@ import torch
 
 from reidlab.data.loaders import open_data
 from reidlab.nas.cdnet_space import LAYER_SPACES
-from reidlab.nas.search import half_loaders, weight_plan
-from reidlab.nas.split import Circle
+from reidlab.nas.search import weight_plan
+from reidlab.nas.split import Circle, half_loaders
 from reidlab.nas.strategies import search_model, search_trainer
 from reidlab.training.distributed import rank
 

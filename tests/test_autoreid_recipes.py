@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from reidlab.core.recipe import first_difference, load_recipe, recipe_names
-from reidlab.nas.search import check_search
-from reidlab.training.loop import check_model
+from reidlab.nas.checks import check_search
+from reidlab.training.checks import check_model
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 ROWS = [name for name in recipe_names(FOLDER) if name.startswith("autoreid/")]

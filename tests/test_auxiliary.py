@@ -9,8 +9,10 @@ from reidlab.core.run import RunFolder, open_run
 from reidlab.data.loaders import open_data
 from reidlab.models.genotype import PUBLISHED
 from reidlab.nas.budget import derived_cost
+from reidlab.training.checks import check_model
+from reidlab.training.fit import fit_from_recipe
 from reidlab.training.launch import launch
-from reidlab.training.loop import check_model, fit_from_recipe, load_model
+from reidlab.training.trained import load_model
 
 CELLS = {
     "data__height": 32,

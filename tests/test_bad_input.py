@@ -21,7 +21,8 @@ from reidlab.models.genotype import PUBLISHED
 from reidlab.nas.derive import derive
 from reidlab.nas.supernet import supernet_from_recipe
 from reidlab.training.checkpoint import read_last
-from reidlab.training.loop import fit_from_recipe, keep_genotype
+from reidlab.training.fit import fit_from_recipe
+from reidlab.training.trained import keep_genotype
 
 TRAIN, EVALUATE, MARKET = "nbs/train.ipynb", "nbs/evaluate.ipynb", "data_prep/market1501.ipynb"
 

@@ -15,7 +15,8 @@ from reidlab.interchange.reid_lite import LITE, LITE_DEFAULTS, lite_recipe
 from reidlab.interchange.strong_baseline import STRONG, STRONG_DEFAULTS, strong_recipe
 from reidlab.models.catalogue import build_model
 from reidlab.training.adopt import adopt
-from reidlab.training.loop import check_model, fit_from_recipe
+from reidlab.training.checks import check_model
+from reidlab.training.fit import fit_from_recipe
 
 MODELS = {
     "strong": {"backbone": "resnet18"},

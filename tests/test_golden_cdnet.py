@@ -34,7 +34,7 @@ from reidlab.models.reid import ReIDModel
 from reidlab.models.small_networks import gdasnet, mobilenetv2, osnet
 from reidlab.nas.cdnet_space import LAYER_SPACES, derive_layers, layer_supernet
 from reidlab.nas.topk import select
-from reidlab.training.loop import check_model
+from reidlab.training.checks import check_model
 from reidlab.training.optim import learning_rate
 
 DATA = Path(__file__).parent / "data"

@@ -27,7 +27,7 @@ from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rerank import rerank
 from reidlab.retrieval.single_shot import Draws, evaluate_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks
-from reidlab.training.loop import fit_from_recipe
+from reidlab.training.fit import fit_from_recipe
 
 SIZE = {"train_pids": 8, "test_pids": 6, "cameras": 3, "distractors": 2, "junk": 2}
 NAMES = [p for p in PROTOCOLS if p != "cross_domain"]

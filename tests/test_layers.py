@@ -22,10 +22,11 @@ from reidlab.models.cblock import pointwise
 from reidlab.models.genotype import find_genotype, genotypes_of, read_genotype
 from reidlab.models.layered import random_layers
 from reidlab.nas.cdnet_space import MixedLayer
+from reidlab.nas.checks import check_search
 from reidlab.nas.darts import SearchTrainer
-from reidlab.nas.search import check_search, search_from_recipe, weight_plan
+from reidlab.nas.search import search_from_recipe, weight_plan
 from reidlab.nas.strategies import KINDS_OF, REFUSED, search_model, search_trainer, strategy_table
-from reidlab.training import loop
+from reidlab.training import epoch
 from reidlab.training.launch import launch
 from reidlab.viz.layers import selection_history
 
@@ -182,7 +183,7 @@ def test_two_searches_are_equal_and_a_search_in_pieces_is_too(
     torch.rand(7)  # whatever was drawn before does not count
     again = searched(recipe, "again", tmp_path, photos)
     assert different(leaves(last(first)), leaves(last(again))) == []
-    monkeypatch.setattr(loop, "ASK", 1)
+    monkeypatch.setattr(epoch, "ASK", 1)
     whole, left = SearchTrainer.step, [6]
 
     def step(self, *given):

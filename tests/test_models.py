@@ -13,7 +13,7 @@ from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS, build_model
 from reidlab.models.cdnet import cdnet, reference_key, strip_training_layers
 from reidlab.models.cost import count_macs, count_parameters
 from reidlab.models.fblneck import BALANCED
-from reidlab.training.loop import check_model
+from reidlab.training.checks import check_model
 
 LITE = {"backbone": "resnet50", "neck": "bn", "embedding": 256, "dropout": 0.5}
 

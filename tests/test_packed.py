@@ -16,7 +16,7 @@ from reidlab.data import loaders, packed
 from reidlab.data.loaders import eval_loader, open_data, open_photos, train_loader
 from reidlab.data.packed import pack_photos, packed_files, packed_path
 from reidlab.data.transforms import read_photo
-from reidlab.training.loop import fit_from_recipe
+from reidlab.training.fit import fit_from_recipe
 
 SIZE = (32, 16)
 

@@ -6,8 +6,8 @@ from reidlab.core.recipe import validated
 from reidlab.interchange.autoreid import read_seed_config
 from reidlab.interchange.reid_lite import lite_recipe
 from reidlab.interchange.strong_baseline import strong_recipe
-from reidlab.nas.search import check_search
-from reidlab.training.loop import check_model
+from reidlab.nas.checks import check_search
+from reidlab.training.checks import check_model
 from reidlab.training.optim import learning_rate
 
 

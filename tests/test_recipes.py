@@ -10,7 +10,8 @@ from reidlab.core.seed import seed_all
 from reidlab.core.settings import project_root
 from reidlab.data.loaders import Batch
 from reidlab.models.catalogue import build_model
-from reidlab.training.loop import Trainer, loss_from_recipe
+from reidlab.training.network import loss_from_recipe
+from reidlab.training.step import Trainer
 
 FOLDER = project_root() / "recipes"
 NAMES = recipe_names(FOLDER)

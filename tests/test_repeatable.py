@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from reidlab.core.run import open_run
 from reidlab.data import loaders
 from reidlab.data.loaders import open_data
+from reidlab.training.fit import fit_from_recipe
 from reidlab.training.launch import launch
-from reidlab.training.loop import fit_from_recipe
 
 
 def opened(recipe, name, root, photos):

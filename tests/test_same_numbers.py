@@ -21,8 +21,8 @@ from reidlab.data.loaders import find_manifest, open_data
 from reidlab.nas.search import search_from_recipe
 from reidlab.training.checkpoint import weights_digest
 from reidlab.training.classify import fit_classes
+from reidlab.training.fit import fit_from_recipe
 from reidlab.training.generate import generate_from_recipe
-from reidlab.training.loop import fit_from_recipe
 
 RECORD = Path(__file__).parent / "data" / "same_numbers.json"
 BRIEF = {  # at the size they are drawn: how a photo is resized depends on the processor

@@ -24,7 +24,7 @@ from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.derive import derive
 from reidlab.nas.search import search_from_recipe, weight_plan
 from reidlab.nas.strategies import search_model, search_trainer
-from reidlab.training import loop
+from reidlab.training import epoch
 from reidlab.training.launch import launch
 
 SEARCH = "nbs/search.ipynb"
@@ -155,7 +155,7 @@ def test_another_seed_searches_elsewhere(photos, tmp_path):
 
 def test_a_search_in_pieces_ends_where_the_whole_one_does(reference, photos, tmp_path, monkeypatch):
     recipe, first = reference
-    monkeypatch.setattr(loop, "ASK", 1)  # with the recipe's minutes: a checkpoint after every step
+    monkeypatch.setattr(epoch, "ASK", 1)  # with the recipe's minutes: a checkpoint after every step
     whole, left = SearchTrainer.step, [4, 2]  # steps until the power goes: at an end, in the middle
 
     def step(self, *given):

@@ -7,7 +7,7 @@ import yaml
 
 from reidlab.core.recipe import validated
 from reidlab.interchange.autoreid import KEYS, read_seed_config, seed_recipe, typed
-from reidlab.training.loop import check_model
+from reidlab.training.checks import check_model
 
 ENV = {"seed": 1024, "fix_gpu_id": False}
 SEARCHED = {

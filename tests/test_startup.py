@@ -26,7 +26,7 @@ import reidlab.evaluation.evaluate_run
 from reidlab.core.recipe import load_recipe
 from reidlab.data.loaders import open_data
 from reidlab.evaluation.evaluate import evaluate_split
-from reidlab.training.loop import model_from_recipe
+from reidlab.training.network import model_from_recipe
 small = {f"data.synthetic.{k}": n for k, n in dict(train_pids=6, test_pids=2, cameras=2).items()}
 recipe = load_recipe("smoke", overrides=small | {"data.val_fraction": 0.4})
 evaluate_split(model_from_recipe(recipe, 4), recipe)

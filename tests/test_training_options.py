@@ -11,7 +11,7 @@ from test_repeatable import different, fitted, last, leaves, opened
 
 from reidlab.core.run import RunFolder
 from reidlab.data import loaders
-from reidlab.training.loop import fit_from_recipe
+from reidlab.training.fit import fit_from_recipe
 
 SMALL = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0}
 VARIED = {

@@ -1,13 +1,18 @@
-"""A training builds its network once, counts its cost on that one, and follows its genotype once."""
+"""A training builds its network once and follows its genotype once; what older trainings left is continued."""
 
 import pytest
+import torch
 from conftest import tiny_recipe
 
 from reidlab.core.run import open_run
+from reidlab.core.sealed import write_sealed
 from reidlab.models import genotype as genotypes
 from reidlab.models.genotype import random_genotype
 from reidlab.models.reid import ReIDModel
-from reidlab.training.loop import check_model, fit_from_recipe
+from reidlab.training.checkpoint import read_checkpoint
+from reidlab.training.checks import check_model
+from reidlab.training.fit import fit_from_recipe
+from reidlab.training.generate import generate_from_recipe
 from reidlab.training.with_generator import fit_beside_generator
 
 ONE = {"train__epochs": 1, "train__validate_every": 0}
@@ -63,3 +68,45 @@ def test_a_check_builds_one_network(kind, cells, finished, monkeypatch):
     check_model(recipe)
     assert len(built) == 1
     assert len(read) == (kind == "genotype")
+
+
+def before_fields(content):
+    "A training's checkpoint as it was written before its progress was an object."
+    old = ("epoch", "step", "sums", "seconds", "best")
+    return content | {"progress": {key: content["progress"][key] for key in old}}
+
+
+def before_the_frame(content):
+    "A generator's checkpoint as it was written before it was trained in the frame of the others."
+    kept = content["progress"]
+    old = {"epoch": kept["epoch"], "seconds": kept["seconds"], "last": {"generator_loss": 1.0}}
+    mine = {key: value for key, value in content.items() if key not in ("baselines", "random")}
+    return mine | {"progress": old | {"baselines": content["baselines"]}}
+
+
+def stopped(path, record):
+    "Ends a run after its first epoch, once."
+    if record["epoch"] == 1 and not (path / "once").exists():
+        (path / "once").touch()
+        raise SystemError("the power went out")
+
+
+@pytest.mark.parametrize("kind", ["train", "generate"])
+def test_an_older_checkpoint_is_continued_to_the_same_bits(kind, photos, tmp_path):
+    drawing = {f"train__gan__{k}": v for k, v in DRAWING.items()} | {"train__gan__mode": "only"}
+    recipe = tiny_recipe(**drawing if kind == "generate" else {"model__dropout": 0.2})
+    work = generate_from_recipe if kind == "generate" else fit_from_recipe
+    ends = []
+    for name in ("whole", "older"):
+        run = open_run(name, recipe, verb=kind, root=tmp_path)
+        file = run.path / "checkpoints" / "last.pt"
+        if name == "older":
+            with pytest.raises(SystemError):
+                work(recipe, run.path, on_epoch=[stopped], workers=0, data_dir=photos)
+            old = before_the_frame if kind == "generate" else before_fields
+            write_sealed(file, old(read_checkpoint(file)))
+        final = work(recipe, run.path, workers=0, data_dir=photos)
+        ends.append((read_checkpoint(file), final["metrics"], final.get("baselines")))
+    (whole, *figures), (older, *same) = ends
+    assert all(torch.equal(value, older["model"][key]) for key, value in whole["model"].items())
+    assert figures == same

@@ -14,7 +14,7 @@ from reidlab.data.manifest import read_manifest
 from reidlab.evaluation.baselines import colour_histogram, rank_baseline
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.retrieval.rank import rank_features
-from reidlab.training.loop import fit_from_recipe
+from reidlab.training.fit import fit_from_recipe
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ from reidlab.evaluation.evaluate_run import (
     stored_result,
 )
 from ..training.checkpoint import weights_digest
-from ..training.classify import load_classifier
 from ..training.distributed import barrier, from_rank_zero, rank, world_size
+from ..training.trained import load_model
 
 # %% ../../nbs/08_evaluation/11_evaluate_classes.ipynb #3bab0405
 def naming_baselines(
@@ -112,7 +112,7 @@ def evaluate_classes(
     run = finished_run(folder)
     recipe = evaluation_recipe(run.recipe, dataset, overrides)
     data = open_classes(recipe.data, recipe.seed, data_dir)
-    model, content = load_classifier(run.path, recipe.evaluate.checkpoint, device)
+    model, content = load_model(run.path, recipe.evaluate.checkpoint, device, task="classification")
     _same_classes(run, data, content["architecture"]["n_pids"], data_dir=data_dir)
     rules = _rules(recipe, data, content)
     out = run.path / "evaluate" / data.name

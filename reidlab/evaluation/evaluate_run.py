@@ -63,7 +63,7 @@ from ..retrieval.single_shot import SingleShotResult
 from ..retrieval.tracks import group_tracks
 from ..training.checkpoint import weights_digest
 from ..training.distributed import barrier, from_rank_zero, rank, world_size
-from ..training.loop import load_model
+from ..training.trained import load_model
 
 # %% ../../nbs/08_evaluation/09_evaluate_run.ipynb #2069837e
 from .evaluate import load_embeddings, save_embeddings

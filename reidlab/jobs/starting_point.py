@@ -8,7 +8,8 @@ __all__ = ['Start', 'starting_point']
 # %% ../../nbs/10_jobs/03_starting_point.ipynb #7b03da88
 from ..core.recipe import Recipe
 from ..models.cdnet import load_published
-from ..training.loop import model_from_recipe, weights_report
+from ..training.network import model_from_recipe
+from ..training.parts import weights_report
 
 # %% ../../nbs/10_jobs/03_starting_point.ipynb #30bca341
 class Start(str):

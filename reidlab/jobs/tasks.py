@@ -18,10 +18,10 @@ from ..evaluation.accuracy import name_split
 from ..evaluation.evaluate_classes import evaluate_classes
 from ..evaluation.evaluate_run import evaluate_run
 from ..evaluation.validators import rehearse_judge, validator
-from ..training.classify import check_class_batches, fit_classes
+from ..training.checks import check_batches, check_class_batches, check_model
+from ..training.classify import fit_classes
 from ..training.distill import check_teacher, distil_from_recipe
 from ..training.launch import how_many
-from ..training.loop import check_batches, check_model
 from ..training.with_generator import check_beside, fit_beside_generator
 
 # %% ../../nbs/10_jobs/02_tasks.ipynb #e7f4e82b

@@ -25,8 +25,10 @@ from reidlab.jobs.parameters import (
 )
 from .starting_point import Start, starting_point
 from .tasks import plan_training, task_of
+from ..nas.checks import check_judged, check_search
 from ..nas.progressive import warmup_spans
-from ..nas.search import check_judged, check_search, half_loaders, search_from_recipe
+from ..nas.search import search_from_recipe
+from ..nas.split import half_loaders
 from ..training.generate import check_generator, generate_from_recipe, real_photos
 from ..training.launch import device_of, how_many, launch, open_job
 from ..viz.generated import write_samples

@@ -19,7 +19,7 @@ from ..data.loaders import Batch
 from .split import Circle
 from .supernet import supernet_of
 from ..training.distributed import mean_over_world
-from ..training.loop import Trainer
+from ..training.step import Trainer
 
 # %% ../../nbs/07_nas/09_darts.ipynb #4da698d2
 @contextmanager

@@ -15,9 +15,9 @@ from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.jobs.parameters import RecipeJob, check_parameters
 from reidlab.jobs.tasks import plan_training
 from reidlab.jobs.verbs import search, train
-from reidlab.nas.search import check_judged, check_search
+from reidlab.nas.checks import check_judged, check_search
 from reidlab.retrieval.roles import has_match
-from reidlab.training.loop import fit_from_recipe
+from reidlab.training.fit import fit_from_recipe
 
 SMALL = {"data__name": "own", "data__height": 32, "data__width": 16, "data__p": 2, "data__k": 2}
 ALONE = {"data.p": 1, "data.k": 1, "loss.triplet.weight": 0.0}

@@ -24,7 +24,8 @@ from reidlab.evaluation.evaluate_run import count_opening, evaluate_run, stored_
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.sweep import cell_state
 from reidlab.nas.search import search_from_recipe
-from reidlab.training.loop import fit_from_recipe, load_model
+from reidlab.training.fit import fit_from_recipe
+from reidlab.training.trained import load_model
 
 SMALL = {
     "data__height": 32,

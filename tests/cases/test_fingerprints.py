@@ -458,7 +458,7 @@ def test_a_teacher_of_before_teaches_the_same_photos(data, monkeypatch):
     now = opened(data)
     run = open_run("teacher", RECIPE, "train", rules_of(now.fingerprint)[1])
     from reidlab.training.checkpoint import save_checkpoint
-    from reidlab.training.loop import architecture_of, model_from_recipe
+    from reidlab.training.network import architecture_of, model_from_recipe
 
     model = model_from_recipe(RECIPE, now.n_pids)
     about = architecture_of(model, RECIPE)

@@ -20,7 +20,7 @@ from reidlab.data.repair import keep_findings
 from reidlab.evaluation.evaluate import embed_split, load_embeddings
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.jobs.tasks import plan_training
-from reidlab.training.loop import load_model
+from reidlab.training.trained import load_model
 
 FORMS = ("table", "table with splits", "mapping", "folders", "folders with splits", "tracks")
 ENDINGS = ("jpg", "png", "bmp", "webp", "tif", "JPG", "jpeg")

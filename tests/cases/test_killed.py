@@ -13,8 +13,8 @@ from test_crew import SEARCH, SMALL, different
 
 from reidlab.core.run import RunFolder, open_run
 from reidlab.data.loaders import open_data
-from reidlab.training import loop
-from reidlab.training.loop import Trainer
+from reidlab.training import epoch
+from reidlab.training.step import Trainer
 
 KILLS = 12  # in CI; 100 with -m slow
 
@@ -60,7 +60,7 @@ class Place:
 
     def run(self, name, kill=()):
         def work():
-            loop.ASK = 2  # a checkpoint every other step
+            epoch.ASK = 2  # a checkpoint every other step
             for one in kill:
                 dying(*one)
             about = (self.verb, self.data.fingerprint, "cpu", 1, self.root)
