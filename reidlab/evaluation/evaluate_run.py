@@ -44,10 +44,10 @@ from reidlab.evaluation.evaluate import (
     split_photos,
 )
 from reidlab.evaluation.protocols import (
-    PROTOCOLS,
     Protocol,
     manifest_protocol,
     protocol_rules,
+    protocols,
     rank_by_protocol,
 )
 from .rules import in_words, ranking_rules
@@ -261,7 +261,7 @@ def _same(stored: dict, card: dict) -> bool:
 def _same_rule(stored: Mapping, card: Mapping) -> bool:
     "Whether two protocols score alike: by name, or both by Market's rule, as before names were kept."
     names = [c.get("protocol") or "market1501" for c in (stored, card)]
-    return names[0] == names[1] or {PROTOCOLS[n].rule for n in names if n in PROTOCOLS} == {
+    return names[0] == names[1] or {protocols()[n].rule for n in names if n in protocols()} == {
         "market"
     }
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..data.manifest import Manifest
 from .card import protocol_counts
-from .protocols import PROTOCOLS, Protocol, find_protocol
+from .protocols import Protocol, find_protocol, protocols
 
 # %% ../../nbs/08_evaluation/13_prepared.ipynb #3e6bea77
 from .protocols import CountFinding, check_counts
@@ -51,7 +51,7 @@ def protocol_of(
     name: str,  # of a data set
 ) -> Protocol | None:  # None: nothing is published about it
     "The protocol that carries a data set's name."
-    return PROTOCOLS.get(name)
+    return protocols().get(name)
 
 
 def published_counts(
