@@ -25,7 +25,7 @@ from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.distance import distances, l2_normalise
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rerank import rerank
-from reidlab.retrieval.single_shot import Draws, evaluate_single_shot
+from reidlab.retrieval.single_shot import GalleryDraws, evaluate_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks
 from reidlab.training.fit import fit_from_recipe
 
@@ -147,7 +147,7 @@ def directly(p, rules, feats, labels, tracks):
     dist = distances(*(l2_normalise(x) for x in feats))
     if p.rule == "single_shot":
         draw = "gallery" if p.dataset == "Partial-REID" else "query"
-        return evaluate_single_shot(dist, *sides(*labels), Draws(p.repeats, draw=draw))
+        return evaluate_single_shot(dist, *sides(*labels), GalleryDraws(p.repeats, draw=draw))
     if rules.rerank.name == "k_reciprocal":
         stays = labels[1] != -1
         unit = [l2_normalise(feats[0]), l2_normalise(feats[1][stays])]

@@ -27,7 +27,7 @@ from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rank import rank
 from reidlab.retrieval.rerank import rerank
 from reidlab.retrieval.rules import KReciprocal, Rules
-from reidlab.retrieval.single_shot import Draws, evaluate_single_shot
+from reidlab.retrieval.single_shot import GalleryDraws, evaluate_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks
 
 DATA = Path(__file__).parent / "data"
@@ -71,7 +71,7 @@ def slow_places(dist, q_pids, g_pids, q_camids, g_camids, repeats, seed, draw):
 @given(scenes(), st.sampled_from(["query", "gallery"]), st.integers(0, 5))
 def test_single_shot_is_its_definition(scene, draw, seed):
     slow = slow_places(*scene, repeats=3, seed=seed, draw=draw)
-    draws = Draws(repeats=3, seed=seed, draw=draw)
+    draws = GalleryDraws(repeats=3, seed=seed, draw=draw)
     if (slow < 0).all():
         with pytest.raises(ValueError, match="no match in the gallery"):
             evaluate_single_shot(scene[0], *sides(*scene[1:]), draws)
@@ -90,7 +90,7 @@ def test_single_shot_is_what_the_published_code_draws():
         g = dict(stored)
     runs = 100  # of ten repeats each, as the golden means are of 150 such runs
     labels = [g[name] for name in ("q_pid", "g_pid", "q_cam", "g_cam")]
-    draws = Draws(repeats=10 * runs)
+    draws = GalleryDraws(repeats=10 * runs)
     result = evaluate_single_shot(g["distmat"], *sides(*labels), draws, max_rank=10)
     share = 4 / np.sqrt(runs) + 4 / np.sqrt(150)
     assert abs(result.mAP - g["map_mean"]) < share * g["map_std_per_run"]
@@ -106,14 +106,14 @@ def test_single_shot_depends_on_the_seed_alone():
     q_pids, g_pids = g.integers(0, 20, 150), g.integers(0, 25, 300)
     feats = [g.normal(size=(n, 8)).astype(np.float32) for n in (150, 300)]
     labels = q_pids, g_pids, np.zeros(150, int), np.ones(300, int)
-    drawn = Rules(draws=Draws(seed=1))
+    drawn = Rules(draws=GalleryDraws(seed=1))
     first = rank(*feats, *sides(*labels), rules=drawn)
     for tile in (1, 37, 1000):
         again = rank(*feats, *sides(*labels), rules=replace(drawn, tile=tile))
         np.testing.assert_array_equal(again.ranks, first.ranks)
     from_matrix = evaluate_single_shot(distances(*feats), *sides(*labels), drawn.draws)
     np.testing.assert_array_equal(from_matrix.ranks, first.ranks)
-    other = rank(*feats, *sides(*labels), rules=Rules(draws=Draws(seed=2)))
+    other = rank(*feats, *sides(*labels), rules=Rules(draws=GalleryDraws(seed=2)))
     assert (other.ranks != first.ranks).any()
     few = [x[:60] if len(x) == 150 else x for x in labels]
     alone = rank(feats[0][:60], feats[1], *sides(*few), rules=drawn)
@@ -235,11 +235,11 @@ def test_rules_are_dispatched():
     np.testing.assert_array_equal(tracks.ap, evaluate_tracks(dist, *with_tracks[2:]).ap)
     for name, draw in (("cuhk03_single_shot", "query"), ("partial_reid_single_shot", "gallery")):
         rules = protocol_rules(name)
-        assert rules.draws == Draws(repeats=10, draw=draw)
+        assert rules.draws == GalleryDraws(repeats=10, draw=draw)
         drawn = rank(*with_tracks, replace(rules, draws=replace(rules.draws, seed=3)))
-        alone = evaluate_single_shot(dist, *sides(*labels), Draws(10, seed=3, draw=draw))
+        alone = evaluate_single_shot(dist, *sides(*labels), GalleryDraws(10, seed=3, draw=draw))
         np.testing.assert_array_equal(drawn.ranks, alone.ranks)
-    four = replace(protocol_rules("cuhk03_single_shot"), draws=Draws(repeats=4))
+    four = replace(protocol_rules("cuhk03_single_shot"), draws=GalleryDraws(repeats=4))
     assert rank(*with_tracks, four).repeats == 4
 
 

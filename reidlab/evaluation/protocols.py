@@ -24,7 +24,7 @@ from ..retrieval.metrics import RankResult
 from ..retrieval.rules import PLAIN, KReciprocal, Rules, SmoothTop
 
 # %% ../../nbs/08_evaluation/08_protocols.ipynb #d1c3887c
-from ..retrieval.single_shot import Draws, SingleShotResult
+from ..retrieval.single_shot import GalleryDraws, SingleShotResult
 
 # %% ../../nbs/08_evaluation/08_protocols.ipynb #a6a199ee
 RULES = {
@@ -234,7 +234,7 @@ def protocol_rules(
     if p.rule != "single_shot":
         return replace(rules, tracks=p.rule == "tracks")
     drawer = "gallery" if p.dataset == "Partial-REID" else "query"
-    return replace(rules, draws=Draws(repeats=p.repeats, draw=drawer))
+    return replace(rules, draws=GalleryDraws(repeats=p.repeats, draw=drawer))
 
 # %% ../../nbs/08_evaluation/08_protocols.ipynb #dad22bd5
 def manifest_protocol(

@@ -26,7 +26,7 @@ from reidlab.evaluation.evaluate import (
     split_photos,
 )
 from .rules import plain_rules, ranking_rules
-from ..retrieval.single_shot import Draws
+from ..retrieval.single_shot import GalleryDraws
 
 # %% ../../nbs/08_evaluation/12_validators.ipynb #0aae2076
 def by_market(
@@ -64,7 +64,7 @@ def by_single_shot(
 
 
 def _single_shot(embeddings: Embeddings, recipe: Recipe) -> dict[str, float]:
-    rules = replace(plain_rules(recipe.evaluate), draws=Draws(seed=recipe.seed))
+    rules = replace(plain_rules(recipe.evaluate), draws=GalleryDraws(seed=recipe.seed))
     return rank_embeddings(embeddings, rules).summary()
 
 # %% ../../nbs/08_evaluation/12_validators.ipynb #d6be68df

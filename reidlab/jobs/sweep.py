@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Launch', 'cell_state', 'other_photos', 'claim', 'Process', 'page_command', 'start_page', 'cells_at_once',
            'failure', 'CellProgress', 'short_rest', 'stop_all', 'run_sweep', 'sweep_table', 'standing', 'LiveTable',
-           'check_sweep', 'finished_groups', 'planned', 'sweep', 'verdict']
+           'check_sweep', 'finished_groups', 'planned', 'sweep', 'last_word']
 
 # %% ../../nbs/10_jobs/07_sweep.ipynb #4f14d50f
 import fcntl
@@ -428,7 +428,7 @@ def sweep(
     return run_sweep(cells, launch, cells_at_once(p.at_once, p.gpus), show=LiveTable())
 
 
-def verdict(
+def last_word(
     p: SweepJob,
     table: Sequence[CellProgress],  # from `sweep`
 ) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EFFORT', 'check_lean', 'cells_of', 'make_lean', 'make_plain', 'CellBytes', 'cell_bytes', 'small_size', 'Measured',
-           'measure', 'Plan', 'plan', 'parse_budget', 'use_memory', 'check_memory']
+           'measure', 'MemoryPlan', 'plan', 'parse_budget', 'use_memory', 'check_memory']
 
 # %% ../../nbs/07_nas/06_lean.ipynb #1f06e850
 import copy
@@ -241,7 +241,7 @@ EFFORT = {"plain": 0.0, "lean": 0.0, "cell": 1.0, "node": 1.05, "edge": 1.1}  # 
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     "Which cell is read how, and what it will need."
 
     levels: tuple[str, ...]  # by cell
@@ -314,7 +314,7 @@ def plan(
     budget: str | int,  # such as "8GiB", or bytes
     amp: bool = False,  # as it will be under bfloat16 or float16 autocast
     measured: Measured | None = None,  # from an earlier plan for the same net, size and amp
-) -> Plan:
+) -> MemoryPlan:
     "The fastest way to read a supernet within a budget."
     if batch < 2:
         raise ValueError(f"a training step needs 2 photos or more, got {batch}.")
@@ -338,7 +338,7 @@ def plan(
             if found.alive(trial) <= room:
                 best = trial
                 break
-    return Plan(tuple(best), batch, (height, width), budget=limit, measured=found)
+    return MemoryPlan(tuple(best), batch, (height, width), budget=limit, measured=found)
 
 
 def parse_budget(
@@ -360,7 +360,7 @@ def use_memory(
     width: int,  # W
     batch: int,  # photos on one device
     amp: bool = False,  # trained under autocast
-) -> Plan | None:  # of a budget
+) -> MemoryPlan | None:  # of a budget
     "Let a model use memory as a recipe says; print nothing, return the plan."
     check_memory(memory)
     if not memory:

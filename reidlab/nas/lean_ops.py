@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..models.blocks import DilConv, FactorizedReduce, PoolBN, SepConv, StdConv
 from ..models.part_aware import Merge, PartAware, PartGate, part_means, part_of_row
 from reidlab.nas.lean_layers import (
-    Notes,
+    MomentNotes,
     depthwise,
     normed_pool,
     relu_conv,
@@ -48,7 +48,7 @@ def lean_input(
     x: Tensor,  # (B, C₀, H₀, W₀) output of a cell before
     p: dict[str, Tensor],  # weights by name
     at: str,  # the layer's name, with its dot
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, H, W)
     "A cell's preprocessing; keeps x and the norm's input."
     if isinstance(layer, FactorizedReduce):
@@ -79,7 +79,7 @@ def pooling(
 def share(
     x: Tensor,  # (B, C, H, W) a state
     edges: Sequence[nn.Module],  # mixed edges that leave it, all of one stride
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Source:
     "What all of these edges need of a state, once."
     ops = [op for edge in edges for op in edge.ops.values()]
@@ -101,7 +101,7 @@ def separable(
     w: Tensor,  # scalar, the operation's share
     p: dict[str, Tensor],  # weights by name
     at: str,  # the operation's name, with its dot
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · SepConv; keeps four maps."
     (first, _, norm), (_, _, last) = (half.net[1:] for half in op.net)
@@ -118,7 +118,7 @@ def dilated(
     w: Tensor,  # scalar, the operation's share
     p: dict[str, Tensor],  # weights by name
     at: str,  # the operation's name, with its dot
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · DilConv; keeps two maps."
     _, conv, _, norm = op.net
@@ -133,7 +133,7 @@ def reduced(
     w: Tensor,  # scalar, the operation's share
     p: dict[str, Tensor],  # weights by name
     at: str,  # the operation's name, with its dot
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · FactorizedReduce, the skip at stride 2; keeps one map."
     even, odd = every_second(source.relu)
@@ -160,7 +160,7 @@ def body_vectors(
     x: Tensor,  # (B, C, H, W)
     p: dict[str, Tensor],  # weights by name
     at: str,  # the operation's name, with its dot
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, M, h) parts that have seen one another
     "As `PartAware.attend`, from a dictionary of weights."
     means = F.relu(part_means(x, op.parts)).flatten(1)[:, :, None]
@@ -177,7 +177,7 @@ def part_aware(
     w: Tensor,  # scalar, the operation's share
     p: dict[str, Tensor],  # weights by name
     at: str,  # the operation's name, with its dot
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · PartAware; keeps one map, and vectors."
     z = body_vectors(op, source.x, p, at=at, notes=notes)
@@ -198,7 +198,7 @@ def part_gate(
     w: Tensor,  # scalar, the operation's share
     p: dict[str, Tensor],  # weights by name
     at: str,  # the operation's name, with its dot
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "w · PartGate, the public re-implementation's operation."
     v = part_means(source.x, op.parts)
@@ -231,7 +231,7 @@ def along(
     weights: Tensor,  # (E, O) of the cell
     row: int,  # the edge's
     p: dict[str, Tensor],  # the cell's weights, by name
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, C, h, w)
     "What an edge adds to its node: its operations, weighted."
     total = None

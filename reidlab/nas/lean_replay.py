@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .lean_layers import Notes, first_order, layout
+from .lean_layers import MomentNotes, first_order, layout
 from .lean_ops import Source, along, lean_input, share
 from .supernet import SearchCell
 
@@ -34,7 +34,7 @@ def run_cell(
     s1: Tensor,  # (B, ·, H, W) c_{k-1}
     weights: Tensor,  # (E, O) a row an edge
     p: dict[str, Tensor],  # the cell's weights, by name
-    notes: Notes,  # moments of this forward pass
+    notes: MomentNotes,  # moments of this forward pass
 ) -> Tensor:  # (B, B·C, H/stride, W/stride)
     "A cell's output from frugal operations."
     states = [
@@ -158,7 +158,7 @@ class _Again(Function):
         weights: Tensor,
         *own: Tensor,
     ) -> Tensor:
-        ctx.cell, ctx.names, ctx.level, ctx.notes = cell, names, cell.level, Notes()
+        ctx.cell, ctx.names, ctx.level, ctx.notes = cell, names, cell.level, MomentNotes()
         ctx.amp = _autocast_now(s0.device.type)
         with _autocast(*ctx.amp):
             out = run_cell(
@@ -196,7 +196,7 @@ class LeanCell(SearchCell):
         if self.level != "lean" and torch.is_grad_enabled():
             return _again(self, names, s0, s1, weights, *own)
         return run_cell(
-            self, s0, s1, weights=weights, p=dict(zip(names, own, strict=True)), notes=Notes()
+            self, s0, s1, weights=weights, p=dict(zip(names, own, strict=True)), notes=MomentNotes()
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.values import Count, Positive, Share, Weight
 from .expansion import augment_gallery, expand_queries, smooth_top
 from .rerank import rerank_blocks
-from .single_shot import Draws
+from .single_shot import GalleryDraws
 
 # %% ../../nbs/04_retrieval/14_rules.ipynb #ru000007
 Neighbours = Annotated[int, Field(ge=1, le=10_000)]
@@ -121,7 +121,7 @@ class Rules:
     expansion: Expansion = Expansion()  # of queries or gallery by their neighbours
     rerank: KReciprocal | SmoothTop | None = None  # None: plain distances
     tracks: bool = False  # whole tracks answer, each with its nearest photo
-    draws: Draws | None = None  # one drawn photo a person answers; None: all photos
+    draws: GalleryDraws | None = None  # one drawn photo a person answers; None: all photos
     max_rank: int = 50  # length of the CMC curve
     strict: bool = False  # refuse queries without a match instead of skipping them
     top: int = 10  # how much of each ranked list to keep

@@ -18,7 +18,7 @@ from reidlab.retrieval.rank import rank, rank_features
 from reidlab.retrieval.rerank import rerank, rerank_blocks
 from reidlab.retrieval.rules import Rules
 from reidlab.retrieval.scan import find_matches
-from reidlab.retrieval.single_shot import Draws
+from reidlab.retrieval.single_shot import GalleryDraws
 
 SHARE = 1e-4  # by which two distances must differ, as the chapter promises
 LEAST = 3e-45  # twice the step between the smallest numbers that float32 has
@@ -208,7 +208,7 @@ def test_the_same_photo_is_first_whatever_is_asked(mean):
             kept = Embeddings(query, gallery, *labels, *paths)
             found = rank_embeddings(kept, ranking_rules(Evaluate(**values)))
             assert found.rank(1) == 1 and found.top[0, 0] == 1, (name, seed)
-        shot = rank(query, gallery, *sides(*labels), rules=Rules(draws=Draws(repeats=2)))
+        shot = rank(query, gallery, *sides(*labels), rules=Rules(draws=GalleryDraws(repeats=2)))
         assert shot.mAP == 1
 
 

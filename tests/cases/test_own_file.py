@@ -29,7 +29,7 @@ from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.multi_query import pool_queries
 from reidlab.retrieval.rank import rank
 from reidlab.retrieval.rules import PLAIN, Rules
-from reidlab.retrieval.single_shot import Draws
+from reidlab.retrieval.single_shot import GalleryDraws
 
 
 def slow_map(dist, query, gallery, names):
@@ -199,7 +199,7 @@ def test_a_linked_file_is_never_its_own_match(tmp_path, camids):
 def test_one_draw_per_person_and_pairs_of_cameras_keep_the_own_file_out(tmp_path):
     manifest, _ = linked_set(tmp_path)
     embeddings, _, data = embedded(tmp_path, manifest)
-    twenty = Rules(draws=Draws(repeats=20))
+    twenty = Rules(draws=GalleryDraws(repeats=20))
     once = rank(*embeddings[:2], *embeddings.labels, rules=twenty)
     by_pairs = camera_matrix_features(*embeddings[:2], *embeddings.labels)
     assert list(by_pairs.mAP.index) == list(by_pairs.mAP.columns) == ["unknown"]
