@@ -12,7 +12,8 @@ from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.jobs.tasks import plan_training
 from reidlab.models.generator import Critic, Generator
 from reidlab.training.checkpoint import read_checkpoint
-from reidlab.training.generate import Studio, generate_from_recipe, load_generator
+from reidlab.training.generate import generate_from_recipe, load_generator
+from reidlab.training.studio import Studio
 from reidlab.training.with_generator import fit_beside_generator
 
 PLAN = {"input_dim": 8, "ngf": 4, "ndf": 4, "batch_size": 16, "sample_every": 1}

@@ -29,8 +29,9 @@ from ..nas.checks import check_judged, check_search
 from ..nas.progressive import warmup_spans
 from ..nas.search import search_from_recipe
 from ..nas.split import half_loaders
-from ..training.generate import check_generator, generate_from_recipe, real_photos
+from ..training.generate import generate_from_recipe
 from ..training.launch import device_of, how_many, launch, open_job
+from ..training.studio import check_generator, real_photos
 from ..viz.generated import write_samples
 from ..viz.genotype import write_genotype
 from ..viz.health import write_health

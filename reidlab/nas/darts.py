@@ -227,6 +227,22 @@ class SearchTrainer(Trainer):
         scale = self.scaler.get_scale()  # 1 without fp16
         return [g / scale for g in found.grads], found.loss / scale
 
+    def repeatable(
+        self,
+        batch: Batch,  # of the weights' half
+    ) -> Callable[[], Tensor]:
+        "The loss of a batch, with the same random draws at every call."
+        dice, device = torch.get_rng_state(), torch.device(self.device)
+        more = torch.cuda.get_rng_state(device) if self.kind == "cuda" else None
+
+        def loss() -> Tensor:
+            torch.set_rng_state(dice)
+            if more is not None:
+                torch.cuda.set_rng_state(more, device)
+            return self.forward(batch, self.model)[0]
+
+        return loss
+
     def unrolled(
         self,
         batch: Batch,  # of the alphas' half
@@ -238,18 +254,9 @@ class SearchTrainer(Trainer):
         weights = [weight for weight, _ in members]
         states = [self.optimizer.state.get(weight, {}) for weight in weights]
         plan, self.train = self.train, self.train.model_copy(update={"amp": "none"})
-        dice, device = torch.get_rng_state(), torch.device(self.device)
-        more = torch.cuda.get_rng_state(device) if self.kind == "cuda" else None
-
-        def train_loss() -> Tensor:
-            torch.set_rng_state(dice)
-            if more is not None:
-                torch.cuda.set_rng_state(more, device)
-            return self.forward(learned, self.model)[0]
-
         try:
             return hypergradient(
-                train_loss,
+                self.repeatable(learned),
                 lambda: self.alpha_loss(batch),
                 weights,
                 alphas=self.net.alphas,

@@ -20,7 +20,7 @@ from ..core.run import RunFolder, write_bytes
 from ..core.settings import settings
 from ..models.cost import count_parameters
 from ..models.genotype import read_genotype
-from .answers import Notes, figures_of, genotype_path
+from .answers import EpochNotes, figures_of, genotype_path
 from .cdnet_space import LAYER_SPACES
 from .checks import WATCHED, check_judged, check_search
 from .latency import run_latency
@@ -76,7 +76,7 @@ def _built(
         fresh = half_loaders(given.data.train, recipe, device=given.device)[1]
         watched = list(islice(fresh, WATCHED))
     known = {"n_pids": given.data.n_pids, "latency": given.latency, "watched": watched}
-    each = Notes(run, recipe, trainer, **known)
+    each = EpochNotes(run, recipe, trainer, **known)
     asked = {"validate": given.validate, "on_epoch": given.on_epoch, "each": each}
     return Fit(run, recipe, trainer, loader=loader, data=given.data, **asked), size
 
@@ -89,7 +89,7 @@ def _searched(
     skip_dropout: float = 0.0,
 ) -> dict[str, Any]:  # epochs, seconds, figures
     "One search, from where its folder stands to its last epoch."
-    fit, size = _built(run, recipe, given, masks, skip_dropout)
+    fit, size = _built(run, recipe, given, masks=masks, skip_dropout=skip_dropout)
     progress = run_epochs(fit)
     figures = {**progress.best, "supernet_params": size}
     ended = {key: figures.pop(key) for key in ("stop", "sound") if key in figures}
@@ -144,6 +144,6 @@ def search_from_recipe(
             found = staged(run, recipe, given, searched=_searched)
         else:
             found = _searched(run, recipe, given)
-        return _answered(run, recipe, given, found) if rank() == 0 else {}
+        return _answered(run, recipe, given, found=found) if rank() == 0 else {}
 
     return carry_out(folder, work)

@@ -70,7 +70,7 @@ class Relay:
 
     def copy(
         self,
-        stage: RunFolder,
+        stage: RunFolder,  # where it ran
         row: dict[str, Any],  # one of its epochs
         ranks: list[dict[str, Any]],  # what its processes held
     ) -> None:
@@ -121,9 +121,9 @@ def _one(
 
 
 def staged(
-    run: RunFolder,
+    run: RunFolder,  # of the search
     recipe: Recipe,  # with search.stages
-    given: Given,
+    given: Given,  # to the whole search
     searched: Callable[..., dict[str, Any]],  # searched(run, recipe, given, masks, skip_dropout)
 ) -> dict[str, Any]:  # epochs, seconds, figures
     "A progressive search, from where its folder stands (Chen et al., 2019)."
@@ -131,7 +131,7 @@ def staged(
     total, first, seconds, masks = sum(stage.epochs for stage in stages), 0, 0.0, None
     for i, stage in enumerate(stages):
         own = stage_recipe(recipe, i)
-        folder = _opened(run, own, given, i + 1)
+        folder = _opened(run, own, given, stage=i + 1)
         relay = Relay(run, i + 1, first, epochs=total, on_epoch=given.on_epoch)
         about = {"masks": masks, "skip_dropout": stage.skip_dropout}
         about |= {"recipe": own, "given": replace(given, on_epoch=[relay])}

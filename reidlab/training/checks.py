@@ -27,7 +27,7 @@ from reidlab.training.network import (
 
 # %% ../../nbs/06_training/11_checks.ipynb #d79cb5c1
 def check_pairs(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
 ) -> None:
     "Refuse a triplet loss where the sampler leaves people alone in a batch."
     term, data = recipe.loss.get("triplet"), recipe.data
@@ -42,7 +42,7 @@ def check_pairs(
 
 
 def check_model(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int = 2,  # identities of the classifier
 ) -> None:
     "Refuse a recipe whose network, loss or weights cannot be had, or that do not go together."
@@ -86,7 +86,7 @@ def _first_batch(
 
 
 def check_alone(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes
     photos: int,  # in a batch
     processes: int = 1,  # that share it
@@ -107,14 +107,14 @@ def check_alone(
 
 
 def check_batches(
-    recipe: Recipe,
-    data: DataSet,
+    recipe: Recipe,  # of the run
+    data: DataSet,  # opened
     processes: int = 1,  # that will train
 ) -> None:
     "Refuse photos that make no batch, and batches that the loss cannot learn from."
     p, k = recipe.data.p, recipe.data.k
     seen = _first_batch(recipe, data, processes)
-    check_alone(recipe, data.n_pids, p * k, processes)
+    check_alone(recipe, data.n_pids, p * k, processes=processes)
     if len(np.unique(seen)) > 1 and np.unique(seen, return_counts=True)[1].min() > 1:
         return  # as check_model tried it
     net = without_memory(recipe, data.n_pids)
@@ -130,7 +130,7 @@ def check_batches(
 # %% ../../nbs/06_training/11_checks.ipynb #eba672d5
 def check_class_batches(
     recipe: Recipe,  # of task classification
-    data: ClassSet,
+    data: ClassSet,  # opened
     processes: int = 1,  # that will train
 ) -> None:
     "Refuse photos that make no batch, classes without photos, and a middle that is not there."
@@ -147,5 +147,5 @@ def check_class_batches(
     except ValueError as wrong:
         told = f" {held} photos are held out (data.val_fraction {recipe.data.val_fraction:g})."
         raise ValueError(f"{wrong}{told * bool(held)}") from None
-    check_alone(recipe, data.n_pids, batch, processes)
+    check_alone(recipe, data.n_pids, batch, processes=processes)
     middle_loader(data.train, recipe.data)  # says where data.resize does not fit

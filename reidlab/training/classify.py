@@ -28,4 +28,4 @@ def fit_classes(
     "Train a classifier by a recipe, continuing where the folder stands; a finished run is returned as it is."
     opened = partial(open_together, recipe, data_dir, open_classes)
     build = builder(recipe, device, workers, about=lambda data: {"classes": data.n_pids})
-    return work_through(recipe, folder, opened, build, validate, on_epoch)
+    return work_through(recipe, folder, opened, build=build, validate=validate, on_epoch=on_epoch)

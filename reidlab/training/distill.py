@@ -42,13 +42,9 @@ def same_places(
     return list(zip(student, teacher, strict=True))
 
 
-def lesson(
-    student: Sequence[Any],  # of Branch
-    teacher: Sequence[Any],  # of Branch, of the same photos
-    plan: Distill,  # weights and temperature
-) -> tuple[Tensor, dict[str, Tensor]]:  # scalar with graph; each term unweighted, detached
-    "What a student pays for seeing things differently, summed over its branches."
-    pairs, values = same_places(student, teacher), {}
+def _compared(pairs: Sequence[tuple[Any, Any]], plan: Distill) -> dict[str, list[Tensor]]:
+    "What is taught, by kind: a loss of each pair of branches that has it."
+    values = {}
     if plan.logits:
         if any(getattr(b, "norm", None) is not None for pair in pairs for b in pair):
             raise ValueError(
@@ -59,6 +55,17 @@ def lesson(
     if plan.features:
         found = [(s.feat, t.feat) for s, t in pairs if s.feat is not None]
         values["taught_features"] = [feature_match_loss(*both) for both in found]
+    return values
+
+
+def lesson(
+    student: Sequence[Any],  # of Branch
+    teacher: Sequence[Any],  # of Branch, of the same photos
+    plan: Distill,  # weights and temperature
+) -> tuple[Tensor, dict[str, Tensor]]:  # scalar with graph; each term unweighted, detached
+    "What a student pays for seeing things differently, summed over its branches."
+    pairs = same_places(student, teacher)
+    values = _compared(pairs, plan)
     for name, each in values.items():
         if not each:
             raise ValueError(
@@ -83,16 +90,16 @@ class Distiller(Trainer):
         model: nn.Module,  # the student
         loss: Callable,  # of the recipe
         train: Train,  # its `distill` says how much is taught
-        device: str = "cpu",
+        device: str = "cpu",  # of the training
         *,
-        teacher: nn.Module,
+        teacher: nn.Module,  # a trained network, frozen here
     ):
         super().__init__(model, loss, train, device)
         self.teacher = teacher.to(device, memory_format=self.layout).requires_grad_(False)
 
     def forward(
         self,
-        batch: Batch,
+        batch: Batch,  # photos and people
         network: nn.Module | None = None,  # instead of the wrapped one
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "The recipe's loss and the lesson, of one batch."
@@ -116,7 +123,7 @@ TOGETHER = ("name", "val_fraction", "height", "width", "mean", "std")  # of the 
 
 
 def find_teacher(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     roots: Iterable[str | Path] = (),  # where runs lie; empty: runs_dir, then results_dir
 ) -> RunFolder:
     "The run that a recipe names as its teacher."
@@ -127,8 +134,8 @@ def find_teacher(
 
 
 def check_teacher(
-    recipe: Recipe,
-    data: DataSet,
+    recipe: Recipe,  # of the run
+    data: DataSet,  # opened
     roots: Iterable[str | Path] = (),  # where runs lie; empty: runs_dir, then results_dir
 ) -> None:
     "Refuse a teacher that learned other people or other photos, or has other branches."
@@ -168,7 +175,7 @@ def _note_teacher(run: RunFolder, facts: dict[str, Any]) -> None:
 
 
 def distil_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     folder: str | Path,  # an opened run folder
     device: str = "cpu",  # given by launch
     validate: Callable | None = None,  # as fit_from_recipe

@@ -19,7 +19,7 @@ from .checkpoint import save_checkpoint
 from .distributed import barrier, from_rank_zero, mean_over_world, rank
 from .network import architecture_of
 from .optim import set_rate
-from .progress import Progress, state_of
+from .progress import Progress, resume_state
 
 # %% ../../nbs/06_training/15_epoch.ipynb #ed50d4a0
 @dataclass
@@ -60,19 +60,27 @@ class Fit:
 
 # %% ../../nbs/06_training/15_epoch.ipynb #b228e1d2
 def save(
-    fit: Fit,
+    fit: Fit,  # under way
     kind: str = "last",  # last or best
     selection: str = "last",  # how this one was chosen
 ) -> None:
     "Write a checkpoint of a training; called on every rank."
     last, progress = kind == "last", fit.progress
-    state = {"data": fit.data.fingerprint} | (state_of(fit.trainer, progress) if last else {})
+    state = {"data": fit.data.fingerprint} | (resume_state(fit.trainer, progress) if last else {})
     with busy("writing a checkpoint", LONG):
         if rank() == 0:
             path = fit.run.path / "checkpoints" / f"{kind}.pt"
             model = fit.trainer.model if last else fit.trainer.judged
             plain = fit.recipe.model_dump(mode="json")
-            save_checkpoint(path, model, fit.facts, plain, progress.epoch, selection, **state)
+            save_checkpoint(
+                path,
+                model,
+                fit.facts,
+                recipe=plain,
+                epoch=progress.epoch,
+                selection=selection,
+                **state,
+            )
         barrier()
 
 # %% ../../nbs/06_training/15_epoch.ipynb #54055b15
@@ -81,7 +89,7 @@ ASK = 16  # steps between two looks at the clock, which all ranks take together
 
 
 def finite(
-    progress: Progress,
+    progress: Progress,  # of the training
     steps: int,  # summed up in it
 ) -> float:
     "The mean loss so far, or an error when it is not a number."
@@ -99,7 +107,7 @@ class Watch:
 
     def __init__(
         self,
-        fit: Fit,
+        fit: Fit,  # under way
     ):
         self.fit, self.start = fit, fit.progress.step
         self.began = self.beaten = self.saved = time.monotonic()
@@ -147,7 +155,7 @@ def shared(
 
 
 def train_epoch(
-    fit: Fit,
+    fit: Fit,  # under way
 ) -> dict[str, float]:  # mean loss, its terms, images/s, rate
     "One pass over the sampler's batches, from the step at which the training stands."
     trainer, progress, steps = fit.trainer, fit.progress, fit.steps

@@ -40,7 +40,7 @@ def reason_of(
 
 
 def keep_best(
-    fit: Fit,
+    fit: Fit,  # under way
     record: dict[str, Any],  # of the epoch that is complete
 ) -> None:
     "Write best.pt when this epoch is the one to keep."
@@ -95,11 +95,11 @@ def _draw(fit: Fit, record: dict[str, Any]) -> None:
 
 
 def run_epochs(
-    fit: Fit,
+    fit: Fit,  # under way
 ) -> Progress:
     "Train from where the folder stands to the last epoch, and leave checkpoints and history."
     where = {"data": fit.data.fingerprint, "steps": fit.steps}
-    fit.progress = take_up(fit.run, fit.recipe, fit.trainer, fit.facts, **where)
+    fit.progress = take_up(fit.run, fit.recipe, fit.trainer, facts=fit.facts, **where)
     while fit.progress.epoch < fit.plan.epochs and not fit.progress.stop:
         record = _passed(fit)
         record |= _judged(fit, record["epoch"])
@@ -133,7 +133,7 @@ def carry_out(
 
 
 def open_together(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     data_dir: str | Path,  # where data sets lie; empty: settings().data_dir
     opened: Callable = open_data,  # opened(data section, seed, folder)
 ) -> Any:  # what `opened` gives, here a DataSet
@@ -152,8 +152,15 @@ class Work(NamedTuple):
     about: dict[str, Any] = {}  # further entries of metrics.json
 
 
+def _ended(fit: Fit) -> dict[str, Any]:  # for run.finish
+    "What a training says of itself at its end."
+    chosen = reason_of(fit.recipe.train, fit.progress.best)
+    about = {"verb": "train", "dataset": fit.data.name, "seconds": fit.progress.seconds}
+    return about | {"selection": chosen}
+
+
 def work_through(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     folder: str | Path,  # an opened run folder
     opened: Callable[[], Any],  # the data; all processes meet in it
     build: Callable[..., Work],  # build(run, data, genotype: the run's own, or None)
@@ -168,22 +175,16 @@ def work_through(
             data = opened()  # the other processes may read the genotype from here on
         with busy("building the network", LONG):
             made = build(run, data, genotype or kept_genotype(recipe, run.path))
-        fit = Fit(run, recipe, made.trainer, made.loader, data, validate, on_epoch)
-        best = run_epochs(fit).best
-        return {
-            "metrics": {**best, **made.costs},
-            "verb": "train",
-            "dataset": data.name,
-            "seconds": fit.progress.seconds,
-            "selection": reason_of(recipe.train, best),
-            **made.about,
-        }
+        asked = {"validate": validate, "on_epoch": on_epoch}
+        fit = Fit(run, recipe, made.trainer, loader=made.loader, data=data, **asked)
+        run_epochs(fit)
+        return _ended(fit) | {"metrics": {**fit.progress.best, **made.costs}, **made.about}
 
     return carry_out(folder, work)
 
 # %% ../../nbs/06_training/16_fit.ipynb #4a8daac7
 def builder(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     device: str = "cpu",  # of the training
     workers: int | None = None,  # reading processes; None: settings().workers
     make: Callable[..., Trainer] = Trainer,  # as Trainer(model, loss, train, device)
@@ -195,13 +196,13 @@ def builder(
         parts = parts_from_recipe(recipe, data, genotype, device=device, workers=workers)
         note_parts(run, recipe, parts)
         trainer = make(parts.model, parts.loss, recipe.train, device)
-        return Work(trainer, parts.loader, parts.costs, about(data))
+        return Work(trainer, parts.loader, parts.costs, about=about(data))
 
     return build
 
 
 def fit_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     folder: str | Path,  # an opened run folder
     device: str = "cpu",  # given by launch
     validate: Callable | None = None,  # validate(model, recipe=…, data=…, device=…) -> scores
@@ -216,5 +217,5 @@ def fit_from_recipe(
             "the recipe has a teacher (train.distill.teacher): train it with training.distill.distil_from_recipe."
         )
     opened = partial(open_together, recipe, data_dir)
-    build = builder(recipe, device, workers, make)
-    return work_through(recipe, folder, opened, build, validate, on_epoch)
+    build = builder(recipe, device, workers, make=make)
+    return work_through(recipe, folder, opened, build=build, validate=validate, on_epoch=on_epoch)

@@ -28,7 +28,7 @@ AnyGenotype = Genotype | LayerGenotype | None  # a run's own; None: the recipe n
 
 
 def build_network(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     genotype: AnyGenotype = None,  # the run's own; None: the recipe names it
     **changes: Any,  # keys of the recipe's model section
@@ -42,7 +42,7 @@ def build_network(
 
 
 def model_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     genotype: AnyGenotype = None,  # the run's own; None: the recipe names it
 ) -> nn.Module:  # random weights from the recipe's seed, or the file it names
@@ -58,8 +58,8 @@ def model_from_recipe(
 
 
 def architecture_of(
-    model: nn.Module,
-    recipe: Recipe,
+    model: nn.Module,  # built, on any device
+    recipe: Recipe,  # of the run
 ) -> dict[str, Any]:  # plain values
     "The facts about a network that its weights do not show: its parts, input size and metric."
     data, rules = recipe.data, recipe.evaluate
@@ -74,7 +74,7 @@ def architecture_of(
 
 # %% ../../nbs/06_training/09_network.ipynb #3f25e739
 def teaching_mode(
-    model: nn.Module,
+    model: nn.Module,  # built, on any device
 ) -> nn.Module:  # the same network
     "Evaluation everywhere, but the head answers as in training: what it would say, without learning."
     model.eval()
@@ -83,7 +83,7 @@ def teaching_mode(
 
 
 def without_memory(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
 ) -> nn.Module:  # random weights, whatever file the recipe names
     "The network a recipe describes on torch's meta device: shapes without numbers."
@@ -93,7 +93,7 @@ def without_memory(
 
 @contextmanager
 def as_it_was(
-    model: nn.Module,
+    model: nn.Module,  # built, on any device
 ) -> Iterator[None]:
     "Within the block parts may learn or rest; after it they do as before."
     modes = [(part, part.training) for part in model.modules()]
@@ -105,7 +105,7 @@ def as_it_was(
 
 
 def branches_of(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     net: nn.Module | None = None,  # the recipe's network, where there is one; it stays as it is
 ) -> list[Any]:  # Branch of two photos, without memory
@@ -119,19 +119,22 @@ def branches_of(
 
 # %% ../../nbs/06_training/09_network.ipynb #0a1e7e07
 def loss_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     net: nn.Module | None = None,  # the recipe's network, where there is one; it stays as it is
 ) -> Callable:  # loss(branches, pids) -> (scalar, values by name); a module where it has weights
     "The loss a recipe describes, tried on the branches of the recipe's network."
     branches = branches_of(recipe, n_pids, net)
-    return weighted_sum(recipe.loss, branches, n_pids, recipe.seed)
+    return weighted_sum(recipe.loss, branches, n_pids, seed=recipe.seed)
 
 # %% ../../nbs/06_training/09_network.ipynb #9f312c3e
 class Scores(nn.Module):
     "A model as a classifier: photos in, the sum of its branches' logits out."
 
-    def __init__(self, model: nn.Module):
+    def __init__(
+        self,
+        model: nn.Module,  # branches with logits in training
+    ):
         super().__init__()
         self.model = model
 
@@ -143,8 +146,8 @@ class Scores(nn.Module):
 
 
 def costs_of(
-    model: nn.Module,
-    recipe: Recipe,
+    model: nn.Module,  # built, on any device
+    recipe: Recipe,  # of the run
 ) -> dict[str, int]:  # params, macs; auxiliary_params where only training has some
     "Parameters and multiply-accumulates of what a network is for: one photo found again, or named."
     size = (1, 3, recipe.data.height, recipe.data.width)

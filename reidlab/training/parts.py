@@ -39,7 +39,7 @@ TOWER = "auxiliary."  # a second classifier: no file of weights has one
 
 
 def weights_report(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     net: nn.Module | None = None,  # the recipe's network, where there is one
 ) -> KeyReport | None:  # None: random weights, or a published file that is read whole
@@ -63,8 +63,8 @@ def weights_report(
 
 
 def note_weights(
-    run: RunFolder,
-    recipe: Recipe,
+    run: RunFolder,  # of the training
+    recipe: Recipe,  # of the run
     net: nn.Module,  # the recipe's, built
 ) -> None:
     "Write down how many tensors of the named weights were taken, which stayed behind, which are fresh."
@@ -74,7 +74,7 @@ def note_weights(
 
 # %% ../../nbs/06_training/10_parts.ipynb #8d4b7d73
 def normalised_there(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     device: str,  # of the training
 ) -> str:  # for `train_loader`; empty: photos are normalised where they are read
     "Where train.normalise_on has photos normalised."
@@ -82,7 +82,7 @@ def normalised_there(
 
 
 def loader_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     data: DataSet | ClassSet,  # opened
     device: str = "cpu",  # of the training
     workers: int | None = None,  # reading processes; None: settings().workers
@@ -97,7 +97,7 @@ def loader_from_recipe(
 
 
 def note_input(
-    run: RunFolder,
+    run: RunFolder,  # of the training
     *loaders: Any,  # of training batches
 ) -> None:
     "Write down, once, where batches are made in a slower way than data.cache would have it."
@@ -137,7 +137,7 @@ class Parts:
 
 
 def parts_from_recipe(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     data: DataSet | ClassSet,  # opened
     genotype: AnyGenotype = None,  # the run's own; None: the recipe names it
     n_pids: int = 0,  # of the classifier; 0: the identities or classes there are
@@ -148,14 +148,14 @@ def parts_from_recipe(
     n_pids = n_pids or data.n_pids
     model = model_from_recipe(recipe, n_pids, genotype)
     loss = loss_from_recipe(recipe, n_pids, model)
-    loader = loader_from_recipe(recipe, data, device, workers)
-    return Parts(model, loss, loader, costs_of(model, recipe))
+    loader = loader_from_recipe(recipe, data, device, workers=workers)
+    return Parts(model, loss, loader, costs=costs_of(model, recipe))
 
 
 def note_parts(
-    run: RunFolder,
-    recipe: Recipe,
-    parts: Parts,
+    run: RunFolder,  # of the training
+    recipe: Recipe,  # of the run
+    parts: Parts,  # built for it
 ) -> None:
     "Write into a run's history where weights came from, and what slows its batches."
     note_weights(run, recipe, parts.model)

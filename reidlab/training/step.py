@@ -47,7 +47,7 @@ class Learner:
         model: nn.Module,  # branches in training
         loss: Callable,  # loss(branches, pids) -> (scalar, terms); a module where it has weights
         train: Train,  # a recipe's section
-        device: str = "cpu",
+        device: str = "cpu",  # of the training
     ):
         self.kind = torch.device(device).type
         self.device, self.loss, self.train = device, loss, train
@@ -137,7 +137,7 @@ class Trainer(Learner):
 
     def see(
         self,
-        batch: Batch,
+        batch: Batch,  # photos and people
         network: nn.Module | None = None,  # instead of the wrapped one
     ) -> tuple[list[Any], Tensor]:  # branches and labels, of all processes where they gather
         "What a network says of one batch."
@@ -151,7 +151,7 @@ class Trainer(Learner):
 
     def forward(
         self,
-        batch: Batch,
+        batch: Batch,  # photos and people
         network: nn.Module | None = None,  # instead of the wrapped one
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "The loss of one batch and its terms."
@@ -178,7 +178,7 @@ class Trainer(Learner):
 
     def step(
         self,
-        batch: Batch,
+        batch: Batch,  # photos and people
         last: bool = True,  # of the batches that share a step: then the weights move
         share: float = 1.0,  # of the batches in this step
     ) -> dict[str, Tensor]:  # loss and terms, detached

@@ -20,7 +20,7 @@ from .network import AnyGenotype, architecture_of, model_from_recipe
 
 # %% ../../nbs/06_training/14_trained.ipynb #79907039
 def keep_genotype(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     folder: str | Path,  # a run folder
 ) -> AnyGenotype:  # None: the network has none
     "Copy a recipe's genotype into its run; refuse to go on with another than the run began with."
@@ -39,7 +39,7 @@ def keep_genotype(
 
 
 def kept_genotype(
-    recipe: Recipe,
+    recipe: Recipe,  # of the run
     folder: str | Path,  # a run folder
 ) -> AnyGenotype:  # None: the network has none
     "The genotype of a run, from the run's own copy."
@@ -78,7 +78,7 @@ def _check_kind(
 def load_model(
     folder: str | Path,  # a run folder
     checkpoint: str = "best",  # best or last
-    device: str = "cpu",
+    device: str = "cpu",  # of the training
     task: str = "reid",  # what it must have learned: reid or classification
 ) -> tuple[nn.Module, dict[str, Any]]:  # in evaluation mode, and the checkpoint's content
     "A run's network with its weights, ready to embed or to name."
@@ -89,6 +89,6 @@ def load_model(
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": ""})})
     model = model_from_recipe(plain, n_pids, kept_genotype(recipe, run.path))
     name = f"{checkpoint}.pt of {run.name}"
-    load_weights(model, content, architecture_of(model, recipe), name)
+    load_weights(model, content, architecture_of(model, recipe), name=name)
     check_kept(run, content, name)
     return model.to(device).eval(), content
