@@ -14,7 +14,8 @@ import torch
 from reidlab.core.recipe import load_recipe, recipe_names
 from reidlab.core.run import keep_run, open_run, write_json
 from reidlab.core.settings import project_root
-from reidlab.evaluation.published import command, read_published
+from reidlab.evaluation.published import read_published
+from reidlab.evaluation.reproduction import command
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.parameters import SweepJob, check_parameters
 from reidlab.models.catalogue import build_model

@@ -16,7 +16,8 @@ from reidlab.core.run import read_json
 from reidlab.core.settings import settings
 from reidlab.data.archives import DOWNLOADS
 from reidlab.data.manifest import load_manifest, read_manifest
-from reidlab.evaluation.evaluate_run import evaluate_run, ranking_of
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.evaluation.lists import ranking_of
 from reidlab.evaluation.protocols import find_protocol, protocols
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from reidlab.core.run import RunFolder, keep_run, load_runs, read_json
 from reidlab.data.loaders import open_data
 from reidlab.data.manifest import load_manifest, read_manifest
 from reidlab.evaluation.breakdown import CameraMatrix
-from reidlab.evaluation.evaluate import load_embeddings
-from reidlab.evaluation.evaluate_run import ranking_of, read_ranking
+from reidlab.evaluation.embeddings import load_embeddings
+from reidlab.evaluation.lists import ranking_of, read_ranking
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.sweep import STEPS, check_sweep, run_sweep, start_page
 from reidlab.models.genotype import genotypes_of, read_genotype

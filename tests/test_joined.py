@@ -18,9 +18,11 @@ from reidlab.data.loaders import open_data, train_loader
 from reidlab.data.manifest import read_manifest, write_manifest
 from reidlab.data.synthetic import write_synthetic
 from reidlab.evaluation.baselines import BASELINES
-from reidlab.evaluation.evaluate import Embeddings, load_embeddings, rank_embeddings
-from reidlab.evaluation.evaluate_run import evaluate_run, ranking_of
-from reidlab.evaluation.protocols import manifest_protocol, protocols, rank_by_protocol
+from reidlab.evaluation.by_protocol import manifest_protocol, rank_by_protocol
+from reidlab.evaluation.embeddings import Embeddings, load_embeddings, rank_embeddings
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.evaluation.lists import ranking_of
+from reidlab.evaluation.protocols import protocols
 from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.distance import distances, l2_normalise
 from reidlab.retrieval.metrics import evaluate_rank

@@ -14,14 +14,10 @@ from labelled import sides
 
 from reidlab.core.seed import rng
 from reidlab.data.archives import find_raw
+from reidlab.evaluation.by_protocol import protocol_rules
 from reidlab.evaluation.card import protocol_counts
-from reidlab.evaluation.protocols import (
-    RULES,
-    check_counts,
-    find_protocol,
-    protocol_rules,
-    protocols,
-)
+from reidlab.evaluation.counts import check_counts
+from reidlab.evaluation.protocols import RULES, find_protocol, protocols
 from reidlab.retrieval.distance import distances
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rank import rank

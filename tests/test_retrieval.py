@@ -15,7 +15,7 @@ from torch import nn
 
 from reidlab.data.manifest import Photos
 from reidlab.evaluation.embed import dealt, embed_photos
-from reidlab.evaluation.evaluate_run import AP_QUERIES, ranking_record
+from reidlab.evaluation.lists import AP_QUERIES, ranking_record
 from reidlab.retrieval.distance import GEMM_ROWS, distance_blocks, distances
 from reidlab.retrieval.matches import by_identity, matches_by_sorting
 from reidlab.retrieval.metrics import evaluate_rank

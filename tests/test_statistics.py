@@ -17,14 +17,12 @@ from reidlab.evaluation.breakdown import (
     hardest_queries,
     identity_table,
 )
+from reidlab.evaluation.paired import flip_p_value, flipped_sums, paired_test
 from reidlab.evaluation.statistics import (
     Estimate,
     bootstrap_interval,
-    flip_p_value,
-    flipped_sums,
     identity_sums,
     intervals,
-    paired_test,
     per_query,
     resampled_means,
     tail_share,

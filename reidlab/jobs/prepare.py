@@ -22,8 +22,9 @@ from ..data.doctor import examine
 from ..data.files import find_named, visible
 from ..data.layouts import check_splits, find_top
 from ..data.manifest import Manifest, tree_rows, write_manifest
+from ..evaluation.counts import CountFinding
 from ..evaluation.prepared import compare_set, counts_table, protocol_of, published_counts
-from ..evaluation.protocols import CountFinding, Protocol, find_protocol
+from ..evaluation.protocols import Protocol, find_protocol
 from .parameters import Parameters, Place, SetName
 from ..viz.data_set import closing_line
 

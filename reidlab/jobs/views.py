@@ -17,8 +17,9 @@ from ..evaluation.accuracy import class_table, confused_pairs
 from ..evaluation.breakdown import CameraMatrix, hardest_queries, identity_table
 from ..evaluation.card import ProtocolCard
 from ..evaluation.evaluate_classes import load_predictions
-from ..evaluation.evaluate_run import evaluation_recipe, ranking_of
+from ..evaluation.lists import ranking_of
 from ..evaluation.statistics import Estimate
+from ..evaluation.transfer import evaluation_recipe
 from ..retrieval.metrics import best_queries, worst_queries
 from ..viz.cameras import plot_camera_matrix
 from ..viz.confusion import plot_class_accuracy, show_confused

@@ -17,7 +17,7 @@ from ..core import look
 from ..data.files import kinds_left, left_out, walk_tree
 from ..data.manifest import SPLITS, Manifest, Photos
 from ..data.pixels import QUARTERS, open_image, turn_of
-from ..evaluation.protocols import CountFinding
+from ..evaluation.counts import CountFinding
 from .photos import show_person
 
 # %% ../../nbs/09_viz/21_data_set.ipynb #e9e17f3b

@@ -23,7 +23,7 @@ from ..core import look
 from ..core.names import option, unknown
 from ..core.run import RunFolder, find_run
 from ..data.manifest import Photos
-from ..evaluation.evaluate_run import ranking_of
+from ..evaluation.lists import ranking_of
 from ..models.genotype import Genotype, genotypes_of
 from ..retrieval.metrics import RankResult
 from .alphas import entropies, plot_entropy, plot_probabilities

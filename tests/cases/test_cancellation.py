@@ -6,7 +6,7 @@ import torch
 from labelled import sides
 
 from reidlab.core.recipe import Evaluate
-from reidlab.evaluation.evaluate import Embeddings, rank_embeddings
+from reidlab.evaluation.embeddings import Embeddings, rank_embeddings
 from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.cancellation import finish_on_device
 from reidlab.retrieval.distance import METRICS, distances, l2_normalise, product_blocks

@@ -20,7 +20,8 @@ from reidlab.core.run import RunFolder, load_runs, open_run
 from reidlab.core.sealed import content_digest
 from reidlab.data.loaders import open_data
 from reidlab.evaluation import evaluate_run as evaluation
-from reidlab.evaluation.evaluate_run import count_opening, evaluate_run, stored_result
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.evaluation.openings import count_opening, stored_result
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.sweep import cell_state
 from reidlab.nas.search import search_from_recipe

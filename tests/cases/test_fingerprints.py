@@ -24,9 +24,10 @@ from reidlab.data.joined import join
 from reidlab.data.loaders import open_data, open_test
 from reidlab.data.manifest import read_manifest, write_manifest
 from reidlab.data.packed import pack_photos
-from reidlab.evaluation.evaluate import Embeddings, load_embeddings, save_embeddings
+from reidlab.evaluation.embeddings import Embeddings, load_embeddings, save_embeddings
 from reidlab.evaluation.evaluate_classes import evaluate_classes
-from reidlab.evaluation.evaluate_run import evaluate_run, ranking_of
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.evaluation.lists import ranking_of
 from reidlab.training.classify import fit_classes
 from reidlab.training.distill import check_teacher
 

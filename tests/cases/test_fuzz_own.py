@@ -17,7 +17,8 @@ from reidlab.data.doctor import examine
 from reidlab.data.manifest import write_manifest
 from reidlab.data.own import draw_splits, own_rows
 from reidlab.data.repair import keep_findings
-from reidlab.evaluation.evaluate import embed_split, load_embeddings
+from reidlab.evaluation.embeddings import load_embeddings
+from reidlab.evaluation.evaluate import embed_split
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.jobs.tasks import plan_training
 from reidlab.training.trained import load_model

@@ -10,7 +10,7 @@ from reidlab.core.recipe import Recipe, load_recipe, recipe_card
 from reidlab.core.run import find_run, keep_run, open_run
 from reidlab.data.joined import join
 from reidlab.data.manifest import load_manifest, read_manifest, write_manifest
-from reidlab.evaluation.evaluate_run import read_ranking
+from reidlab.evaluation.lists import read_ranking
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.parameters import EvaluateJob, RecipeJob, check_parameters
 from reidlab.jobs.prepare import PrepareJob

@@ -19,10 +19,11 @@ from reidlab.data.manifest import Photos, hold_out, write_manifest
 from reidlab.data.synthetic import plan_shots
 from reidlab.evaluation.baselines import rank_baseline
 from reidlab.evaluation.breakdown import camera_matrix_features
+from reidlab.evaluation.by_protocol import manifest_protocol, rank_by_protocol
 from reidlab.evaluation.card import ProtocolCard, protocol_counts
-from reidlab.evaluation.evaluate import embed_split, rank_embeddings
-from reidlab.evaluation.evaluate_run import rank_lists
-from reidlab.evaluation.protocols import manifest_protocol, rank_by_protocol
+from reidlab.evaluation.embeddings import rank_embeddings
+from reidlab.evaluation.evaluate import embed_split
+from reidlab.evaluation.lists import rank_lists
 from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.labels import Labels
 from reidlab.retrieval.metrics import evaluate_rank
