@@ -788,6 +788,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'reidlab/data/readers.py'),
                                       'reidlab.data.readers.Reading.end': ('01_data/readers.html#reading.end', 'reidlab/data/readers.py'),
                                       'reidlab.data.readers._signalled': ('01_data/readers.html#_signalled', 'reidlab/data/readers.py'),
+                                      'reidlab.data.readers._word': ('01_data/readers.html#_word', 'reidlab/data/readers.py'),
                                       'reidlab.data.readers.begin_reader': ('01_data/readers.html#begin_reader', 'reidlab/data/readers.py'),
                                       'reidlab.data.readers.end_stopped': ('01_data/readers.html#end_stopped', 'reidlab/data/readers.py'),
                                       'reidlab.data.readers.ended_reader': ('01_data/readers.html#ended_reader', 'reidlab/data/readers.py'),

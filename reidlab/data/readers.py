@@ -36,12 +36,22 @@ def _signalled(pid: int | str, name: str) -> str:
     return f"a reader (process {pid}) was ended by {name}.{MEMORY if name in FULL else ''}"
 
 
+def _word(wrong: BaseException | None) -> re.Match[str] | None:
+    "torch's word on a reader that has ended: in an error, or in one that it covered."
+    while wrong is not None:
+        if isinstance(wrong, RuntimeError) and (found := ENDED.search(str(wrong))):
+            return found
+        covered = None if wrong.__suppress_context__ else wrong.__context__
+        wrong = wrong.__cause__ or covered
+    return None
+
+
 def ended_reader(
     wrong: BaseException,  # what the loader raised
     reading: Any = None,  # the DataLoader's iterator, where it is known
 ) -> str:  # empty: the error speaks of no reader
     "torch's word on a reader that has ended, as one line of ours."
-    found = ENDED.search(str(wrong)) if isinstance(wrong, RuntimeError) else None
+    found = _word(wrong)
     if not found and not isinstance(wrong, ConnectionError | EOFError):
         return ""
     workers = list(getattr(reading, "_workers", ()))
@@ -148,7 +158,7 @@ class Reading(DataLoader):
             threading.Thread(target=end_stopped, args=watch, daemon=True).start()
         try:
             yield from self.reading
-        except (RuntimeError, ConnectionError, EOFError) as wrong:
+        except Exception as wrong:
             late = str(wrong).startswith("DataLoader timed out")
             line = (
                 late_reader(self.reading, self.timeout)

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import threading
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
@@ -17,7 +18,7 @@ from reidlab.core.heartbeat import Sign
 from reidlab.core.processes import processes
 from reidlab.core.run import RunFolder, open_run
 from reidlab.data.loaders import open_data
-from reidlab.data.readers import ended_reader
+from reidlab.data.readers import ended_reader, readers_named
 from reidlab.training.crew import Rank, Seat, _hear, account, run_crew, silent
 from reidlab.training.launch import launch
 
@@ -185,6 +186,38 @@ def test_a_reader_that_is_about_to_end_is_waited_for():
     reading = SimpleNamespace(_workers=[Going()])
     said = ended_reader(ConnectionResetError(104, "Connection reset by peer"), reading)
     assert said.startswith("a reader (process 4711) was ended by SIGKILL")
+
+
+WORD = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+
+def test_a_reader_is_named_though_its_end_broke_into_something_else(monkeypatch):
+    "torch speaks up at any line; here while a thread begins, which then cannot undo what is done."
+    plainly, begun = threading._start_new_thread, threading.Event()
+
+    def interrupted(run, given):
+        plainly(run, given)
+        begun.wait()
+        raise WORD
+
+    monkeypatch.setattr(threading, "_start_new_thread", interrupted)
+    with pytest.raises(RuntimeError, match=r"a reader \(process 4711\) was ended"), readers_named():
+        threading.Thread(target=begun.set, daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("cause", "context", "hidden", "named"),
+    [
+        (WORD, None, True, True),
+        (ValueError("between"), None, True, False),
+        (None, WORD, False, True),
+        (None, WORD, True, False),  # said already, in other words
+    ],
+)
+def test_what_an_error_covers(cause, context, hidden, named):
+    wrong = KeyError("a thread")
+    wrong.__cause__, wrong.__context__, wrong.__suppress_context__ = cause, context, hidden
+    assert bool(ended_reader(wrong)) is named
 
 
 def test_a_last_word_is_heard():
