@@ -16,7 +16,8 @@ from reidlab.losses.range import person_means, range_loss, range_parts
 from reidlab.losses.softmax import softmax_loss
 from reidlab.losses.triplet import hardest_pairs, triplet_loss, triplet_stats
 from reidlab.losses.weighted import weighted_pairs
-from reidlab.retrieval.distance import distances, l2_normalise
+from reidlab.retrieval.distance import distances
+from reidlab.retrieval.features import l2_normalise
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rank import rank_features
 

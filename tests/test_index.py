@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidlab.retrieval import index as module
-from reidlab.retrieval.distance import METRICS, distances, l2_normalise
+from reidlab.retrieval.distance import METRICS, distances
+from reidlab.retrieval.features import l2_normalise
 from reidlab.retrieval.index import GalleryIndex, faiss_threads, import_faiss, load_index, recall
 from reidlab.retrieval.roles import kept
 

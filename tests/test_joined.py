@@ -24,7 +24,8 @@ from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.evaluation.lists import ranking_of
 from reidlab.evaluation.protocols import protocols
 from reidlab.evaluation.rules import ranking_rules
-from reidlab.retrieval.distance import distances, l2_normalise
+from reidlab.retrieval.distance import distances
+from reidlab.retrieval.features import l2_normalise
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rerank import rerank
 from reidlab.retrieval.single_shot import GalleryDraws, evaluate_single_shot

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidlab.retrieval import neighbours
-from reidlab.retrieval.distance import distances, l2_normalise
+from reidlab.retrieval.distance import distances
 from reidlab.retrieval.expansion import augment_gallery, expand_queries, smooth_top
+from reidlab.retrieval.features import l2_normalise
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.neighbours import nearest
 from reidlab.retrieval.rerank import check_gallery, rerank, rerank_blocks

@@ -19,8 +19,9 @@ from ..retrieval.metrics import RankResult
 from ..retrieval.roles import without_match_message
 
 # %% ../../nbs/08_evaluation/11_breakdown.ipynb #9baf872f
-from ..retrieval.metrics import score_ranks, worst_queries
+from ..retrieval.metrics import worst_queries
 from ..retrieval.scan import find_matches
+from ..retrieval.scores import score_ranks
 
 # %% ../../nbs/08_evaluation/11_breakdown.ipynb #2c7719a8
 class CameraMatrix(NamedTuple):

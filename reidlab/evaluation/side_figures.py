@@ -18,7 +18,7 @@ from .embeddings import UNIT, Embeddings
 from .evaluate import own_camids
 from .protocols import Protocol
 from .statistics import intervals
-from ..retrieval.distance import l2_normalise
+from ..retrieval.features import l2_normalise
 from ..retrieval.labels import shown_camids
 from ..retrieval.metrics import RankResult
 from ..retrieval.rules import Rules

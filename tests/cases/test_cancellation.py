@@ -9,8 +9,9 @@ from reidlab.core.recipe import Evaluate
 from reidlab.evaluation.embeddings import Embeddings, rank_embeddings
 from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.cancellation import finish_on_device
-from reidlab.retrieval.distance import METRICS, distances, l2_normalise, product_blocks
+from reidlab.retrieval.distance import METRICS, distances, product_blocks
 from reidlab.retrieval.expansion import augment_gallery, expand_queries, first_answers
+from reidlab.retrieval.features import l2_normalise
 from reidlab.retrieval.index import GalleryIndex
 from reidlab.retrieval.matches import matches_by_sorting
 from reidlab.retrieval.neighbours import distance_strips, nearest
