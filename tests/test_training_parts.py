@@ -9,6 +9,8 @@ from reidlab.core.sealed import write_sealed
 from reidlab.models import genotype as genotypes
 from reidlab.models.genotype import random_genotype
 from reidlab.models.reid import ReIDModel
+from reidlab.nas.search import search_from_recipe
+from reidlab.nas.supernet import Supernet
 from reidlab.training.checkpoint import read_checkpoint
 from reidlab.training.checks import check_model
 from reidlab.training.fit import fit_from_recipe
@@ -68,6 +70,16 @@ def test_a_check_builds_one_network(kind, cells, finished, monkeypatch):
     check_model(recipe)
     assert len(built) == 1
     assert len(read) == (kind == "genotype")
+
+
+def test_a_search_builds_its_supernet_once_and_once_without_memory(photos, tmp_path, monkeypatch):
+    cells = {"init_channels": 6, "cells_per_stage": [1], "nodes": 1, "p": 4, "k": 2, "epochs": 1}
+    alone = {"warmup": 0, "validate_every": 0, "optimizer": "sgd"}
+    recipe = tiny_recipe(**{f"search__{key}": value for key, value in {**cells, **alone}.items()})
+    run = open_run("search", recipe, verb="search", root=tmp_path)
+    built = counted(monkeypatch, Supernet, "__init__")
+    search_from_recipe(recipe, run.path, workers=0, data_dir=photos)
+    assert len(built) == 2
 
 
 def before_fields(content):
