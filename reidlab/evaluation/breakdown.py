@@ -76,7 +76,7 @@ def _camera_matrix(
     blocks: Iterable[tuple[int, Any]], query: Labels, gallery: Labels
 ) -> CameraMatrix:
     cameras, asked_by = np.unique(shown_camids(gallery.camids)), shown_camids(query.camids)
-    ap, hit = _by_camera(blocks, query, gallery, cameras)
+    ap, hit = _by_camera(blocks, query, gallery, cameras=cameras)
     if np.isnan(ap).all():
         lost = list(zip(range(len(query)), query.pids, asked_by, strict=True))
         raise ValueError(

@@ -24,7 +24,7 @@ def protocol_counts(
     distractor = ~junk & ~np.isin(g_pids, q_pids)
     cameras = np.union1d(q_camids, g_camids)
     own = (np.asarray(q_camids) < UNKNOWN_CAMID) & np.isin(q_camids, g_camids)
-    alone = _alone_unknown(q_pids, g_pids, q_camids, g_camids)
+    alone = _alone_unknown(q_pids, g_pids, q_camids, g_camids=g_camids)
     rare = {"queries_in_gallery": int(own.sum()), "lone_without_camera": alone}
     return {
         "queries": len(q_pids),

@@ -133,7 +133,9 @@ def read_ranking(
     if not is_plain(name) or not (out / "metrics.json").is_file():
         known = [p.parent.name for p in run.path.glob("evaluate/*/metrics.json")]
         where = f"run {run.name!r}"
-        raise ValueError(f"{unknown('evaluation on', name, known, where)} To make it: {again}")
+        raise ValueError(
+            f"{unknown('evaluation on', name, known, where=where)} To make it: {again}"
+        )
     raise ValueError(
         f"run {run.name!r} was evaluated on {name} before rankings were kept: there is no "
         f"ranking.json beside its metrics.json. Evaluate it again: {again}"

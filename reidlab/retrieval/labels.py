@@ -57,7 +57,7 @@ class Labels:
         n = len(self.pids)
         for name in ("pids", "camids", "tracks"):
             if (values := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _integers(name, values, n, f"{n} pids"))
+                object.__setattr__(self, name, _integers(name, values, n, beside=f"{n} pids"))
 
     def __len__(self) -> int:
         return len(self.pids)
@@ -87,7 +87,7 @@ def check_labels(
     beside = f"{n_query} queries × {n_gallery} gallery photos"
     pids = (("q_pids", q_pids, n_query), ("g_pids", g_pids, n_gallery))
     camids = (("q_camids", q_camids, n_query), ("g_camids", g_camids, n_gallery))
-    columns = [_integers(name, values, n, beside) for name, values, n in (*pids, *camids)]
+    columns = [_integers(name, values, n, beside=beside) for name, values, n in (*pids, *camids)]
     return Labels(columns[0], columns[2]), Labels(columns[1], columns[3])
 
 
@@ -98,4 +98,11 @@ def check_sides(
     gallery: Labels,  # of the gallery
 ) -> None:
     "Refuse labels that are not those of so many queries and gallery photos."
-    check_labels(n_query, n_gallery, query.pids, gallery.pids, query.camids, gallery.camids)
+    check_labels(
+        n_query,
+        n_gallery,
+        query.pids,
+        g_pids=gallery.pids,
+        q_camids=query.camids,
+        g_camids=gallery.camids,
+    )

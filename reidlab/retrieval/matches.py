@@ -46,7 +46,7 @@ def by_identity(
     last = np.searchsorted(ascending, query.pids, side="right")
     last = np.where(query.pids == JUNK_PID, first, last)
     matches = np.where(last > first, last - first - _same_camera(query, gallery), 0)
-    return ByIdentity(order, first, last, np.concatenate([[0], np.cumsum(matches)]))
+    return ByIdentity(order, first, last, start=np.concatenate([[0], np.cumsum(matches)]))
 
 
 def _same_camera(query: Labels, gallery: Labels) -> np.ndarray:  # (Q,)
@@ -117,7 +117,7 @@ def matches_by_sorting(
     parts = []
     for start in range(0, len(dist), SORTED):
         own = slice(start, start + SORTED)
-        parts.append(_sorted(dist[own], query.take(own), gallery, top))
+        parts.append(_sorted(dist[own], query.take(own), gallery, top=top))
     return joined(parts)
 
 

@@ -128,7 +128,7 @@ def summarise(
     "Score the matches of all queries and take the means."
     scores = score_ranks(matches.start, matches.rank)
     valid = scores.first_hit >= 0
-    lost = check_valid(valid, query, max_rank, strict)
+    lost = check_valid(valid, query, max_rank, strict=strict)
     first = scores.first_hit[valid]
     cmc = np.bincount(np.minimum(first, max_rank), minlength=max_rank + 1)[:max_rank].cumsum()
     headline = _headline(scores, valid)
@@ -159,9 +159,11 @@ def evaluate_rank(
     dist = distmat if isinstance(distmat, Tensor) else np.asarray(distmat)
     if dist.ndim != 2:
         raise ValueError(f"distmat needs shape (Q, G), got {tuple(dist.shape)}.")
-    query, gallery = check_labels(*dist.shape, q_pids, g_pids, q_camids, g_camids)
+    query, gallery = check_labels(
+        *dist.shape, q_pids=q_pids, g_pids=g_pids, q_camids=q_camids, g_camids=g_camids
+    )
     found = find_matches(dist, query, gallery, top=top)
-    return summarise(found, query, max_rank, strict)
+    return summarise(found, query, max_rank, strict=strict)
 
 # %% ../../nbs/04_retrieval/10_metrics.ipynb #939de408
 def worst_queries(

@@ -61,7 +61,7 @@ def _read_lists(blocks: Iterable, query: Labels, gallery: Labels, rules: Rules) 
     for start, block in blocks:
         own = query.take(slice(start, start + len(block)))
         parts.append(find_matches(block, own, gallery, top=rules.top, start=start))
-    return summarise(joined(parts), query, rules.max_rank, rules.strict)
+    return summarise(joined(parts), query, rules.max_rank, strict=rules.strict)
 
 
 def rank(
@@ -79,11 +79,11 @@ def rank(
     if not (rules.tracks or rules.asks_neighbours or rules.draws):
         blocks = product_blocks(query, gallery, metric=rules.metric, tile=rules.tile, reuse=True)
         found = matches_of_products(blocks, *sides, top=rules.top)
-        return summarise(found, query_labels, rules.max_rank, rules.strict)
-    blocks = _blocks(query, gallery, gallery_labels.pids, rules)
+        return summarise(found, query_labels, rules.max_rank, strict=rules.strict)
+    blocks = _blocks(query, gallery, gallery_labels.pids, rules=rules)
     if rules.draws:
         ranks = drawn_ranks(blocks, *sides, draws=rules.draws)
-        return summarise_draws(ranks, query_labels, rules.max_rank, rules.strict)
+        return summarise_draws(ranks, query_labels, rules.max_rank, strict=rules.strict)
     return _read_lists(blocks, *sides, rules=rules)
 
 # %% ../../nbs/04_retrieval/20_rank.ipynb #7a167898
@@ -101,6 +101,8 @@ def rank_features(
     top: int = 10,  # how much of each ranked list to keep
 ) -> RankResult:
     "Rank the gallery for every query without holding the distance matrix."
-    labels = check_labels(len(query), len(gallery), q_pids, g_pids, q_camids, g_camids)
+    labels = check_labels(
+        len(query), len(gallery), q_pids, g_pids=g_pids, q_camids=q_camids, g_camids=g_camids
+    )
     rules = Rules(metric=metric, max_rank=max_rank, strict=strict, top=top, tile=tile)
     return rank(query, gallery, *labels, rules=rules)

@@ -89,7 +89,7 @@ class Expansion:
         if self.gallery:
             gallery = augment_gallery(gallery, self.gallery, self.weight)
         if self.query:
-            query = expand_queries(query, gallery, self.query, self.weight)
+            query = expand_queries(query, gallery, self.query, weight=self.weight)
         return query, gallery
 
     def __str__(self) -> str:

@@ -134,7 +134,7 @@ def find_matches(
     if rows.dtype not in (np.float32, np.float64):
         rows = rows.astype(np.float32 if rows.dtype == np.float16 else np.float64)
     grouped, threads = by_identity(query, gallery), torch.get_num_threads()
-    found, nans = scan_rows(rows, grouped, query, gallery, top=top, threads=threads)
+    found, nans = scan_rows(rows, grouped, query, gallery=gallery, top=top, threads=threads)
     _refuse_nan(rows, np.flatnonzero(nans), start)
     return found
 

@@ -105,7 +105,7 @@ def drawn_ranks(
         for q, row in enumerate(as_array(block), start):
             mine = rng(seed, q).random(shape) if u is None else u
             who = query.pids[q], query.camids[q]
-            ranks[q] = _query_ranks(row, *who, groups, gallery.camids, mine)
+            ranks[q] = _query_ranks(row, *who, groups=groups, g_camids=gallery.camids, u=mine)
     return ranks
 
 # %% ../../nbs/04_retrieval/17_single_shot.ipynb #766d6458
@@ -158,7 +158,7 @@ def summarise_draws(
 ) -> SingleShotResult:
     "Places of the matches as scores."
     valid = ranks[:, 0] >= 0
-    lost = check_valid(valid, query, max_rank, strict)
+    lost = check_valid(valid, query, max_rank, strict=strict)
     found = ranks[valid]
     counts = [np.bincount(np.minimum(r, max_rank), minlength=max_rank + 1) for r in found.T]
     curves = np.cumsum(counts, 1)[:, :max_rank] / len(found)
@@ -194,4 +194,4 @@ def evaluate_single_shot(
         )
     check_sides(*dist.shape, query=query, gallery=gallery)
     ranks = drawn_ranks([(0, dist)], query, gallery, draws=draws)
-    return summarise_draws(ranks, query, max_rank, strict)
+    return summarise_draws(ranks, query, max_rank, strict=strict)

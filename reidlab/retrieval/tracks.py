@@ -101,4 +101,4 @@ def evaluate_tracks(
     dist = track_distances(distmat, found)
     asked, answers = track_labels(query, gallery, found)
     matches = find_matches(dist, asked, answers, top=top)
-    return summarise(matches, asked, max_rank, strict)
+    return summarise(matches, asked, max_rank, strict=strict)
