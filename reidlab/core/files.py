@@ -154,7 +154,7 @@ def _part(path: Path, folder: bool = False) -> tuple[Path, int]:
 
 
 def clear_parts(
-    folder: str | Path,
+    folder: str | Path,  # to look into
     of: str = "*",  # of files and folders that are called so: "synthetic-*"
     below: bool = True,  # in the folders within as well
 ) -> list[Path]:  # what was cleared away

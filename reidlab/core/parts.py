@@ -191,7 +191,7 @@ class Part:
 
     def get(
         self,
-        option: str,
+        option: str,  # its name
         default: Any = None,  # for a part that has no such option
     ) -> Any:
         "An option's value."

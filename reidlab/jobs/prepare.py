@@ -76,7 +76,7 @@ def folder_of(
 
 
 def unpacked(
-    p: PrepareJob,
+    p: PrepareJob,  # the page's parameters
     what: str,  # what to get, for the error
 ) -> tuple[Path, Path]:  # the download, and the folder to read
     "Find a download; an archive is unpacked beside the manifest, once."
@@ -85,7 +85,7 @@ def unpacked(
 
 # %% ../../nbs/10_jobs/08_prepare.ipynb #cd314a00
 def write_set(
-    p: PrepareReid,
+    p: PrepareReid,  # the page's parameters
     frame: pd.DataFrame,  # path, pid, camid, split, perhaps track
     root: Path,  # of the paths
     published: Protocol | None = None,  # None: nothing is published
@@ -107,7 +107,7 @@ def write_set(
         published=published_counts(published) if published else None,
         examine=partial(examine, deep=p.deep, lists=lists),
     )
-    return Prepared(manifest, odd, findings, published)
+    return Prepared(manifest, odd, findings, published=published)
 
 # %% ../../nbs/10_jobs/08_prepare.ipynb #d0c624f6
 class PrepareMarket1501(PrepareSet):
@@ -120,7 +120,7 @@ MARKET = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_
 
 
 def prepare_market1501(
-    p: PrepareMarket1501,
+    p: PrepareMarket1501,  # the page's parameters
 ) -> Prepared:
     "Market-1501's layout (Zheng et al., 2015): `0002_c1s1_000451_03.jpg`."
     published = protocol_of(p.name)
@@ -141,7 +141,7 @@ class PrepareDukemtmc(PrepareSet):
 
 
 def prepare_dukemtmc(
-    p: PrepareDukemtmc,
+    p: PrepareDukemtmc,  # the page's parameters
 ) -> Prepared:
     "DukeMTMC-reID (Zheng et al., 2017): `0005_c2_f0046985.jpg`."
     what = what_to_get("dukemtmc")
@@ -167,7 +167,7 @@ def _two_sides(root: Path, folders: dict[str, str], pattern: str, raw: Path) -> 
 
 
 def prepare_partial_ilids(
-    p: PreparePartialIlids,
+    p: PreparePartialIlids,  # the page's parameters
 ) -> Prepared:
     "Partial-iLIDS (He et al., 2018): `Probe` and `Gallery`, or `query` and `gallery`."
     what = what_to_get("partial_ilids")
@@ -192,7 +192,7 @@ class PreparePartialReid(PrepareSet):
 
 
 def prepare_partial_reid(
-    p: PreparePartialReid,
+    p: PreparePartialReid,  # the page's parameters
 ) -> Prepared:
     "Partial-REID (Zheng et al., 2015): partial or occluded photos ask, whole ones answer."
     if p.query == "occluded" and p.name == "partial_reid":

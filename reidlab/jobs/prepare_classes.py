@@ -45,7 +45,7 @@ PUBLISHED = {"imagenet": {"train identities": 1000, "train photos": 1281167, "te
 
 
 def prepare_class_tree(
-    p: PrepareClasses,
+    p: PrepareClasses,  # the page's parameters
 ) -> PreparedClasses:
     "ImageNet, and any set in its manner: `train/n01440764/x.JPEG`."
     what = "its folder or archive with train/<class>/*.jpg and val/<class>/*.jpg"
@@ -71,7 +71,7 @@ class PrepareCifar(PrepareReid):
 
 
 def prepare_cifar_set(
-    p: PrepareCifar,
+    p: PrepareCifar,  # the page's parameters
 ) -> PreparedClasses:
     "CIFAR (Krizhevsky, 2009): the binary archive, unpacked into pictures."
     look = partial(examine, deep=p.deep)

@@ -55,7 +55,7 @@ def _shared(p: PrepareSet, family: str, what: str) -> tuple[Path, Path]:
 
 
 def prepare_cuhk03np(
-    p: PrepareCuhk03np,
+    p: PrepareCuhk03np,  # the page's parameters
 ) -> Prepared:
     "CUHK03 (Li et al., 2014) under the protocol of Zhong et al. (2017)."
     published = find_protocol(f"cuhk03_np_{p.boxes}")
@@ -147,7 +147,7 @@ def _msmt17_rows(table: pd.DataFrame, homes: tuple[str, str]) -> pd.DataFrame:
 
 
 def prepare_msmt17(
-    p: PrepareMsmt17,
+    p: PrepareMsmt17,  # the page's parameters
 ) -> Prepared:
     "MSMT17 (Wei et al., 2018)."
     what = what_to_get("msmt17")
@@ -203,7 +203,7 @@ def veri776_rows(
 
 
 def gallery_tracks(
-    root: Path,
+    root: Path,  # folder that holds the set
 ) -> dict[str, int]:  # path → number of its track; empty where there is no list
     "VeRi-776's tracks."
     tracks: dict[str, int] = {}
@@ -217,7 +217,7 @@ def gallery_tracks(
 
 
 def with_tracks(
-    frame: pd.DataFrame,
+    frame: pd.DataFrame,  # path, pid, camid, split
     tracks: Mapping[str, int],  # from `gallery_tracks`
 ) -> pd.DataFrame:
     "The rows with a column `track` for the gallery, if there is a list."
@@ -231,7 +231,7 @@ def with_tracks(
 
 
 def prepare_veri776(
-    p: PrepareVeri776,
+    p: PrepareVeri776,  # the page's parameters
 ) -> Prepared:
     "VeRi-776 (Liu et al., 2016)."
     what = what_to_get("veri776")
@@ -312,7 +312,7 @@ def veriwild_rows(
 
 
 def prepare_veriwild(
-    p: PrepareVeriwild,
+    p: PrepareVeriwild,  # the page's parameters
 ) -> Prepared:
     "VeRI-WILD (Lou et al., 2019)."
     published = find_protocol(f"veriwild_{p.size}")

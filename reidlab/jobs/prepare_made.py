@@ -47,7 +47,7 @@ class PrepareOwn(PrepareReid):
 
 
 def prepare_own(
-    p: PrepareOwn,
+    p: PrepareOwn,  # the page's parameters
 ) -> Prepared:
     "Photos sorted by who is on them, in any of three ways."
     what = "photos sorted by identity: folders, class_mapping.json or a CSV"
@@ -65,7 +65,7 @@ def prepare_own(
 
 
 def without_camera(
-    manifest: Manifest,
+    manifest: Manifest,  # as it was written
 ) -> str:  # Markdown
     "How many photos have no camera, and what that does to the scores."
     unknown = int((manifest.frame["camid"] < 0).sum())
@@ -94,7 +94,7 @@ class PrepareSynthetic(Parameters):
 
 
 def prepare_drawn(
-    p: PrepareSynthetic,
+    p: PrepareSynthetic,  # the page's parameters
 ) -> Prepared:
     "People drawn into Market-1501's folders, and prepared from there."
     folder = folder_of(p)
@@ -112,7 +112,7 @@ def prepare_drawn(
         published=published_counts(published),
         examine=examine,
     )
-    return Prepared(manifest, odd, findings, published)
+    return Prepared(manifest, odd, findings, published=published)
 
 # %% ../../nbs/10_jobs/10_prepare_made.ipynb #db160789
 class PrepareDistractors(PrepareReid):
@@ -126,7 +126,7 @@ class PrepareDistractors(PrepareReid):
 
 
 def prepare_distractors(
-    p: PrepareDistractors,
+    p: PrepareDistractors,  # the page's parameters
 ) -> Prepared:
     "The same queries, and more strangers to mistake for them."
     if p.name == p.base:
@@ -161,7 +161,7 @@ class PrepareJoined(Parameters):
 
 
 def prepare_joined(
-    p: PrepareJoined,
+    p: PrepareJoined,  # the page's parameters
 ) -> Prepared:
     "Prepared sets as one, with a name of its own."
     sources = [load_manifest(part.strip()) for part in p.parts.split("+") if part.strip()]

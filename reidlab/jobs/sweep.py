@@ -409,7 +409,7 @@ def finished_groups(
 
 # %% ../../nbs/10_jobs/07_sweep.ipynb #4bf838ab
 def planned(
-    p: SweepJob,
+    p: SweepJob,  # the page's parameters
 ) -> list[SweepCell]:
     "The cells that a sweep's parameters ask for."
     return plan_cells(p.recipe, p.rows, grid=p.grid, seeds=p.seeds, overrides=p.overrides)
@@ -429,7 +429,7 @@ def sweep(
 
 
 def last_word(
-    p: SweepJob,
+    p: SweepJob,  # the page's parameters
     table: Sequence[CellProgress],  # from `sweep`
 ) -> str:
     "The last word of a sweep; an error where a cell is not finished."

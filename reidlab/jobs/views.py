@@ -87,7 +87,12 @@ class RankingView(EvaluationView):
 
     figures = ("mAP", "mINP", "R1", "R5")
 
-    def __init__(self, folder: RunFolder, result: dict[str, Any], dataset: str = ""):
+    def __init__(
+        self,
+        folder: RunFolder,  # an evaluated run
+        result: dict[str, Any],  # of `evaluate`
+        dataset: str = "",  # as the job was told; empty: the one it was trained on
+    ):
         super().__init__(folder, result, dataset)
         self.query, self.gallery, self.ranks = ranking_of(folder.path, dataset)
 
@@ -125,7 +130,12 @@ class ClassView(EvaluationView):
 
     figures = ("top1", "top5")
 
-    def __init__(self, folder: RunFolder, result: dict[str, Any], dataset: str = ""):
+    def __init__(
+        self,
+        folder: RunFolder,  # an evaluated run
+        result: dict[str, Any],  # of `evaluate`
+        dataset: str = "",  # as the job was told; empty: the one it was trained on
+    ):
         super().__init__(folder, result, dataset)
         recipe = evaluation_recipe(folder.recipe, dataset)
         self.data = open_classes(recipe.data, folder.recipe.seed)
