@@ -25,7 +25,7 @@ from ..core.recipe import Recipe
 from ..core.run import RunFolder, open_run, run_path
 from ..core.settings import settings
 from ..data.readers import readers_named
-from .crew import describe_process, run_crew
+from .crew import describe_process, run_crew, watched_afar
 from .distributed import MEETING, Member, member_of
 
 # %% ../../nbs/06_training/05_launch.ipynb #39e34aae
@@ -165,6 +165,14 @@ def _meeting(member: Member) -> dict[str, Any]:  # for init_process_group
     return {"init_method": tcp, **who} if member.by == "slurm" else {}
 
 
+def _signs_of(member: Member) -> dist.Store:
+    "A connection of its own to where the processes of a world have met; one that waits keeps no other waiting."
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    near = on_one_machine(member, os.environ) and not kept
+    address = "127.0.0.1" if near else member.address
+    return dist.TCPStore(address, member.port, is_master=False, wait_for_workers=False)
+
+
 def _join(member: Member, work: Callable, device: str, plain: dict[str, Any]) -> Any:
     "Do the work as one of the processes that torchrun or srun started."
     index = 0 if torch.cuda.device_count() == 1 else member.local_rank
@@ -179,7 +187,8 @@ def _join(member: Member, work: Callable, device: str, plain: dict[str, Any]) ->
             "Is each of them started by the same srun or torchrun? A batch script's own shell is not enough."
         ) from None
     try:
-        return work(**plain, device=f"cuda:{index}" if device == "cuda" else "cpu")
+        with watched_afar(_signs_of(member), member.rank, member.world):
+            return work(**plain, device=f"cuda:{index}" if device == "cuda" else "cpu")
     finally:
         dist.destroy_process_group()
 

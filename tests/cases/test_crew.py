@@ -11,16 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import tiny_recipe
 from harming import WORK, harmed, open_ports, surroundings
 
-from reidlab.core.heartbeat import Sign
+from reidlab.core.heartbeat import Sign, alive
 from reidlab.core.processes import processes
 from reidlab.core.run import RunFolder, open_run
 from reidlab.data.loaders import open_data
 from reidlab.data.readers import ended_reader, readers_named
-from reidlab.training.crew import Rank, Seat, _hear, account, run_crew, silent
-from reidlab.training.launch import launch
+from reidlab.training import crew
+from reidlab.training.crew import Afar, Rank, Seat, _hear, account, run_crew, silent
+from reidlab.training.distributed import Member
+from reidlab.training.launch import _join, launch
 
 # Six seconds, not the twenty of the contract: a stopped process is found when patience is over, so that
 # each of the stopped kinds would take 14 s longer and find nothing that six do not.
@@ -265,3 +268,76 @@ def test_processes_from_a_server_see_today_s_surroundings(tmp_path, monkeypatch)
         (tmp_path / word).mkdir()
         monkeypatch.chdir(tmp_path / word)
         assert run_crew(surroundings, 2, "cpu", {}) == (word, str(tmp_path / word))
+
+
+# --- on several machines ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signs", "heard", "now", "says"),
+    [
+        ([(5, 20), (5, 20)], [0, 9], 43, ""),  # the other ranks' word may be 15 s old
+        ([(5, 20), (4, 20)], [0, 9], 45, "for 36 s; process 1 gave the fewest, the last in step 4"),
+        ([(4, 20), (5, 20)], [9, 0], 45, "for 36 s; process 0 gave the fewest, the last in step 4"),
+        ([(5, 3600), (5, 20)], [0, 0], 3600, ""),  # a gallery is ranked
+        ([(5, 3600), (5, 20)], [0, 0], 3616, "for 3616 s; process 0"),
+        ([(-1, 3600), (5, 20)], [0, 0], 3600, ""),  # it still starts
+    ],
+)
+def test_who_looks_from_within(signs, heard, now, says):
+    afar = Afar(1, [Sign(count, limit, f"step {count}") for count, limit in signs], heard)
+    said = afar.verdict(now)
+    assert (
+        said.startswith(f"process 1 of 2 ends in step {signs[1][0]}: no process")
+        if says
+        else not said
+    )
+    assert says in said and "\n" not in said
+
+
+class Clock:
+    "The time of a thread that looks, and what tells it that the work is over: never."
+
+    def __init__(self, pace, looks=100):
+        self.now, self.pace, self.left = 0.0, pace, looks
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now, self.left = self.now + self.pace, self.left - 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize(("pace", "end"), [(1.0, [36.0]), (9.0, [])], ids=["hangs", "had no turn"])
+def test_a_process_that_hangs_ends_itself(pace, end, monkeypatch, tmp_path):
+    clock, ended = Clock(pace), []
+    monkeypatch.setattr(crew, "time", clock)
+    monkeypatch.setattr(crew, "_give_up", lambda line: ended.append(clock.now))
+    afar = Afar(0, [Sign(3, 20.0, "step 3")] * 2, [0.0, 0.0])
+    crew._judge(afar, tmp_path / "none", clock)
+    assert ended == end
+
+
+def world_of_one(device):
+    "What is in the store, once this process has given a sign."
+    alive("epoch 1, step 2")
+    path = next(file for file in Path(os.environ["TMPDIR"]).glob("reidlab-*/signs"))
+    store = dist.TCPStore("127.0.0.1", int(os.environ["PORT"]), is_master=False)
+    afar = Afar(0, [Sign(-1, 1.0, "")], [0.0])
+    crew._speak(afar, store, path, Clock(1.0, looks=1))
+    return crew.exchange(store, 0, 1, afar.known[0])
+
+
+def test_a_process_that_others_started_gives_signs(monkeypatch, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("PORT", str(port))
+    monkeypatch.setenv("REIDLAB_PATIENCE", "7")
+    member = Member(0, 1, 0, "localhost", port, "slurm")
+    said = _join(member, world_of_one, "cpu", {})
+    assert said == {0: Sign(1, 35.0, "epoch 1, step 2")}
+    assert list(tmp_path.iterdir()) == []
