@@ -130,7 +130,7 @@ def test_a_run_is_tested_where_its_training_set_is_not(data_dir, on_north, tmp_p
         "both",
         south.frame,
         south.root,
-        more={"parts": [{"name": "north", "family": "north"}]},
+        more={"parts": [{"name": "north", "family": "north", "pid_offset": 0}]},
     )
     found = evaluate_run(on_north, "south", workers=0, data_dir=tmp_path)
     assert found["protocol"]["trained_on"] == "north"
