@@ -30,7 +30,8 @@ from reidlab.viz.page import to_readme
 ROOT = Path(__file__).parents[1]
 CHAPTERS = [p for p in sorted((ROOT / "nbs").glob("*_*/*.ipynb")) if p.name[:2] != "00"]
 FRONTS = sorted((ROOT / "nbs").glob("*_*/00_*.ipynb"))
-READING = [ROOT / "nbs" / "index.ipynb", ROOT / "nbs" / "tour.ipynb"]  # no job among them
+TUTORIALS = sorted((ROOT / "nbs").glob("tutorial_*.ipynb"))
+READING = [ROOT / "nbs" / "index.ipynb", ROOT / "nbs" / "tour.ipynb", *TUTORIALS]  # no jobs
 JOBS = [p for p in sorted((ROOT / "nbs").glob("*.ipynb")) if p not in READING] + sorted(
     (ROOT / "data_prep").glob("*.ipynb")
 )
@@ -155,6 +156,16 @@ def test_the_tour_has_fourteen_chapters_of_ninety_minutes():
     ]
     assert len(minutes) == 14 and 80 <= sum(minutes) <= 100
     assert f"{sum(minutes)} in all" in text
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=shown)
+def test_a_tutorial_asks_for_ten_lines_at_most(page):
+    assert not [o for c in cells(page) for o in c.outputs if o.output_type == "error"]
+    own = [c.source for c in cells(page) if c.source.startswith("%%writefile own.py")]
+    for text in own:
+        nodes = [n for n in ast.parse(text.partition("\n")[2]).body]
+        lines = [n.end_lineno - n.lineno + 1 for n in nodes]
+        assert sum(lines) <= 12, lines  # with the import and the line that puts it on the shelf
 
 
 def test_the_list_of_recipes_is_whole():
