@@ -58,7 +58,7 @@ PARTS = {  # what a line is called: what its process runs
     "a reader": "import reidlab.data.loaders",
     "training": "import reidlab.training.fit",
     "evaluation": "import reidlab.evaluation.evaluate_run",
-    "the command, all jobs": "import reidlab.jobs.command",
+    "the command, all jobs": "import reidlab.jobs.sweep, reidlab.jobs.views, reidlab.jobs.command",
     "first batch": BATCH,
     "network": NETWORK,
     "first step": STEP,
