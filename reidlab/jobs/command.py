@@ -53,7 +53,7 @@ def sweep_line(
     table: Sequence[Any],  # from `sweep`
 ) -> str:
     "The last word of a sweep."
-    return resolve_name("reidlab.jobs.sweep:verdict")(p, table)
+    return resolve_name("reidlab.jobs.sweep:last_word")(p, table)
 
 
 def set_line(
