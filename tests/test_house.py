@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 CHAPTERS = [p for p in sorted((ROOT / "nbs").glob("*_*/*.ipynb")) if p.name[:2] != "00"]
 FRONTS = sorted((ROOT / "nbs").glob("*_*/00_*.ipynb"))
 TUTORIALS = sorted((ROOT / "nbs").glob("tutorial_*.ipynb"))
+ROOMS = {front.stem[3:] for front in FRONTS}
 READING = [ROOT / "nbs" / "index.ipynb", ROOT / "nbs" / "tour.ipynb", *TUTORIALS]  # no jobs
 JOBS = [p for p in sorted((ROOT / "nbs").glob("*.ipynb")) if p not in READING] + sorted(
     (ROOT / "data_prep").glob("*.ipynb")
@@ -105,8 +106,9 @@ def imported(page):
                 where = node.module.removeprefix("reidlab").removeprefix(".")
                 if where in known:
                     yield where
-                else:  # from reidlab.core import look
-                    yield from (f"{where}.{alias.name}".strip(".") for alias in node.names)
+                else:  # from reidlab.core import look; a room alone is nothing yet
+                    names = (f"{where}.{alias.name}".strip(".") for alias in node.names)
+                    yield from (name for name in names if name not in ROOMS)
             elif isinstance(node, ast.Import):
                 for alias in node.names:
                     if alias.name.split(".")[0] == "reidlab" and alias.name != "reidlab":
