@@ -231,11 +231,13 @@ def test_a_newer_tree_is_asked_in_its_own_words():
 
 
 def test_older_recipes_are_upgraded_by_the_newer_tree(tmp_path, monkeypatch):
-    (tmp_path / "younger.py").write_text("def upgrade(r): return {'lr': r['rate'] * 2}")
+    (tmp_path / "younger.py").write_text("def upgrade(r): return {'seed': r['place'] * 2}")
     monkeypatch.setattr(same_numbers, "UPGRADE", "younger:upgrade")
-    before = {"entries": {"one": {"recipe": {"rate": 1}, "weights": "ab"}, "two": {"failed": "x"}}}
+    before = {"entries": {"one": {"recipe": {"place": 1}, "weights": "ab"}, "two": {"failed": "x"}}}
     found = same_numbers.upgraded(before, tmp_path)["entries"]
-    assert found == {"one": {"recipe": {"lr": 2}, "weights": "ab"}, "two": {"failed": "x"}}
+    recipe = found["one"].pop("recipe")  # complete, as the newer tree resolves it
+    assert recipe["seed"] == 2 and recipe["train"]["epochs"]
+    assert found == {"one": {"weights": "ab"}, "two": {"failed": "x"}}
 
 
 def test_a_page_that_ran_other_code_is_no_result(tmp_path):

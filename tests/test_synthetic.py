@@ -106,11 +106,11 @@ def test_orientation_changes_the_figure_and_the_dial_the_photo():
 def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     taken = []
 
-    def tire(*arguments):
+    def tire(*arguments, **named):
         taken.append(arguments)
         if len(taken) > 5:
             raise KeyboardInterrupt
-        return take(*arguments)
+        return take(*arguments, **named)
 
     monkeypatch.setattr(synthetic, "take", tire)
     with pytest.raises(KeyboardInterrupt):

@@ -116,6 +116,6 @@ def test_on_every_page_the_doctor_comes_before_the_figures(page):
     ]
     first = {
         word: min((i for i, s in enumerate(sources) if word in s and "import" not in s), default=99)
-        for word in ("examine", "look.use", "findings_table")
+        for word in ("= prepare", "look.use", "findings_table")
     }
-    assert first["examine"] < first["findings_table"] < first["look.use"]
+    assert first["= prepare"] < first["findings_table"] < first["look.use"]
