@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY
 
+from reidlab.core import own
 from reidlab.core.identity import given_files
-from reidlab.core.own import load_own, shelves
+from reidlab.core.own import OwnError, load_own, shelves
 from reidlab.core.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -59,10 +61,41 @@ def test_an_own_part_is_checked_like_any_other(bench):
 
 def test_a_part_of_the_house_is_not_replaced(bench):
     (bench / "own.py").write_text(MINE.format(name="triplet"))
-    with pytest.raises(ValueError, match=r"own.py replaces 'triplet' in reidlab.losses"):
+    with pytest.raises(OwnError, match=r"own.py replaces 'triplet' in reidlab.losses"):
         load_recipe("smoke", folder=ROOT / "recipes")
     (bench / "own.py").write_text("")
     assert "triplet" in load_recipe("smoke", overrides=TINY, folder=ROOT / "recipes").loss
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("raise ValueError('no card')", "ValueError: no card in line 1"),
+        ("\nassert False", "AssertionError in line 2"),
+        ("def loss(:", "SyntaxError: invalid syntax in line 1"),
+        ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing' in line 1"),
+        (None, "own.py is not there"),
+    ],
+)
+def test_what_is_wrong_with_the_file_is_not_told_of_the_recipe(text, says, bench):
+    if text is not None:
+        (bench / "own.py").write_text(text)
+    for _ in range(2):  # and it is not forgotten
+        with pytest.raises(OwnError, match=says) as caught:
+            load_recipe("smoke", overrides=TINY, folder=ROOT / "recipes")
+        assert "recipe 'smoke'" not in str(caught.value)
+
+
+def test_a_package_that_fails_is_told_every_time(monkeypatch):
+    def entry():
+        raise ImportError("half installed")
+
+    monkeypatch.delitem(own._LOADED, "packages", raising=False)
+    found = [SimpleNamespace(value="lab.parts", load=entry)]
+    monkeypatch.setattr(own, "entry_points", lambda group: found)
+    for _ in range(2):
+        with pytest.raises(ImportError, match="half installed"):
+            load_own()
 
 
 def test_another_process_has_it_before_it_looks(bench):
