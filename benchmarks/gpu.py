@@ -6,8 +6,9 @@
 
 One step is what the trainer does: forward, label-smoothed cross-entropy plus batch-hard triplet,
 backward, Adam. Photos are random numbers that already lie on the device, so neither disk nor
-decoder is measured. Needs torch, torchvision, numpy and pydantic (a part checks its options with it), and of reidlab only models and losses;
-the rows of the search supernet also pydantic and pandas, and say so where those are missing.
+decoder is measured. Needs torch, torchvision, numpy and pydantic (a part
+checks its options with it), and of reidlab only models and losses; the rows of the search supernet
+also pandas, and say so where it is missing.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from reidlab.data.manifest import load_manifest
 from reidlab.jobs.command import VERBS, main
 from reidlab.jobs.face import FACE
 from reidlab.jobs.parameters import comments
-from reidlab.jobs.prepare_classes import SETS
+from reidlab.jobs.sets import SETS
 
 ROOT = Path(__file__).parents[1]
 FEW = {"train_pids": 3, "test_pids": 2, "cameras": 2, "photos_per_camera": 2}

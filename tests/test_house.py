@@ -23,7 +23,7 @@ from rattler import Version as CondaVersion
 from reidlab.core.recipe import SECTION_NAMES, load_recipe, recipe_card, recipe_names
 from reidlab.core.settings import Settings
 from reidlab.jobs.parameters import EvaluateJob, GenerateJob, RecipeJob, SweepJob, comments
-from reidlab.jobs.prepare_classes import SETS
+from reidlab.jobs.sets import SETS
 from reidlab.viz.contents import LINK, chapters_table, recipes_page, right_link
 from reidlab.viz.page import to_readme
 

@@ -191,7 +191,8 @@ def new_form(
         names = {k for p in flat if "NAME" in _in_words(p) and (k := _kind_of(p))}
         said = {k: value_at(values, k) for k in sorted(names)}
         there = [f"{k} is {as_said(v, k)[0]}" for k, v in said.items() if v is not NOTHING]
-        return f"{old} is no key any more; {told}{f' ({chr(44).join(there)})' if there else ''}."
+        seen = f" ({', '.join(there)})" if there else ""
+        return f"{old} is no key any more; {told}{seen}."
     value = value_at(values, old)
     such = "" if value is NOTHING else f", here {shown(value)}"
     return f"{old} is no key any more; write {' and '.join(places)}{such}."

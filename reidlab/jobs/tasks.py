@@ -65,14 +65,14 @@ def people_judge(
 
 
 def class_trainer(
-    recipe: Recipe,  # of task reid
+    recipe: Recipe,  # of task classification
 ) -> Callable:  # for launch
     "The trainer of classes; there is one."
     return fit_classes
 
 
 def class_judge(
-    recipe: Recipe,  # of task reid
+    recipe: Recipe,  # of task classification
 ) -> Callable:  # for the trainer's `validate`
     "How many of the held-out photos get their right name."
     return partial(name_split, split="val")
@@ -99,7 +99,7 @@ TASKS = {
 
 
 def task_of(
-    recipe: Recipe,  # of task reid
+    recipe: Recipe,  # whichever its task
 ) -> Task:
     "The task that a recipe is for."
     return TASKS[recipe.data.task]

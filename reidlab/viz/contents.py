@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPENING', 'LINK', 'opening', 'chapters_table', 'with_contents', 'recipes_page', 'right_link', 'with_links',
-           'write_listings']
+           'written_pages', 'write_listings']
 
 # %% ../../nbs/09_viz/22_contents.ipynb #b5f3f5c4
 import json
@@ -46,6 +46,12 @@ def chapters_table(
     return "\n".join(["| chapter | in a line |", "|---|---|", *rows])
 
 # %% ../../nbs/09_viz/22_contents.ipynb #fed22f6a
+def _write(path: Path, page: dict) -> None:
+    "A notebook as nbdev-clean would leave it."
+    text = json.dumps(page, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode())
+
+
 def with_contents(
     front: str | Path,  # 00_<room>.ipynb
 ) -> bool:  # whether the page had to be changed
@@ -57,8 +63,7 @@ def with_contents(
     if "".join(cell["source"]) == wanted:
         return False
     cell["source"] = wanted.splitlines(keepends=True)
-    text = json.dumps(page, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(front, text.encode())
+    _write(front, page)
     return True
 
 # %% ../../nbs/09_viz/22_contents.ipynb #36fa01e1
@@ -130,28 +135,27 @@ def with_links(
         if cell["cell_type"] == "markdown" and (new := LINK.sub(one, text)) != text:
             cell["source"], changed = new.splitlines(keepends=True), True
     if changed:
-        write_bytes(
-            page, (json.dumps(book, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
-        )
+        _write(page, book)
     return changed
 
 # %% ../../nbs/09_viz/22_contents.ipynb #a744e596
+def written_pages(
+    root: str | Path = ".",  # of the project
+) -> list[Path]:
+    "The notebooks that somebody has written: none that a job or a tool has left."
+    found = (
+        p for name in ("nbs", "data_prep", "reports") for p in Path(root, name).rglob("*.ipynb")
+    )
+    made = lambda part: part.startswith((".", "_")) or part == "html"
+    return sorted(p for p in found if not any(map(made, p.relative_to(root).parts)))
+
+
 def write_listings(
     root: str | Path = ".",  # of the project
 ) -> list[Path]:  # what had to be changed
     "Bring README.md, the front pages and the list of recipes up to date."
     root = Path(root)
-    pages = [
-        p
-        for name in ("nbs", "data_prep", "reports")
-        for p in sorted((root / name).rglob("*.ipynb"))
-    ]
-    pages = [
-        p
-        for p in pages
-        if not any(part.startswith((".", "_")) or part == "html" for part in p.parts)
-    ]
-    linked = [page for page in pages if with_links(page, root / "nbs")]
+    linked = [page for page in written_pages(root) if with_links(page, root / "nbs")]
     fronts = sorted((root / "nbs").glob("[0-9][0-9]_*/00_*.ipynb"))
     changed = linked + [front for front in fronts if with_contents(front)]
     made = {"README.md": to_readme(root / "nbs" / "index.ipynb")}

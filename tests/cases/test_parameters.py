@@ -10,8 +10,8 @@ from reidlab.core.names import option
 from reidlab.jobs.grid import SweepCell
 from reidlab.jobs.parameters import EvaluateJob, GenerateJob, RecipeJob, SweepJob, check_parameters
 from reidlab.jobs.prepare import PrepareSet
-from reidlab.jobs.prepare_classes import SETS
 from reidlab.jobs.prepare_made import PrepareDistractors, PrepareJoined, PrepareOwn
+from reidlab.jobs.sets import SETS
 from reidlab.jobs.sweep import page_command
 
 LOST = ["007", "2024_01", "1e3", "1.10", "nan", "-inf", "True", "None", "٣", " 7 "]
