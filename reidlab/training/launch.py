@@ -25,7 +25,7 @@ from ..core.recipe import Recipe
 from ..core.run import RunFolder, open_run, run_path
 from ..core.settings import settings
 from ..data.readers import readers_named
-from .crew import describe_process, run_crew, watched_afar
+from .crew import FOREVER, describe_process, run_crew, watched_afar
 from .distributed import MEETING, Member, member_of
 
 # %% ../../nbs/06_training/05_launch.ipynb #39e34aae
@@ -173,6 +173,12 @@ def _signs_of(member: Member) -> dist.Store:
     return dist.TCPStore(address, member.port, is_master=False, wait_for_workers=False)
 
 
+def _wait_for_each_other(limit: timedelta) -> None:
+    "How long a collective may take."
+    change = getattr(dist, "set_timeout", None)  # torch 2.11 has it under another name
+    (change or dist.distributed_c10d._set_pg_timeout)(limit)
+
+
 def _join(member: Member, work: Callable, device: str, plain: dict[str, Any]) -> Any:
     "Do the work as one of the processes that torchrun or srun started."
     index = 0 if torch.cuda.device_count() == 1 else member.local_rank
@@ -186,6 +192,7 @@ def _join(member: Member, work: Callable, device: str, plain: dict[str, Any]) ->
             f"process {member.rank} of {member.world} waited in vain for the others at {member.address}:{member.port}. "
             "Is each of them started by the same srun or torchrun? A batch script's own shell is not enough."
         ) from None
+    _wait_for_each_other(FOREVER)  # once all have met, the watch is shorter
     try:
         with watched_afar(_signs_of(member), member.rank, member.world):
             return work(**plain, device=f"cuda:{index}" if device == "cuda" else "cpu")

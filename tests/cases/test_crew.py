@@ -1,9 +1,13 @@
 """Processes that fail, are killed or fall silent: the right one is named, nobody is left, nothing is lost."""
 
+import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
@@ -326,7 +330,7 @@ def world_of_one(device):
     store = dist.TCPStore("127.0.0.1", int(os.environ["PORT"]), is_master=False)
     afar = Afar(0, [Sign(-1, 1.0, "")], [0.0])
     crew._speak(afar, store, path, Clock(1.0, looks=1))
-    return crew.exchange(store, 0, 1, afar.known[0])
+    return afar.known[0], afar.visits
 
 
 def test_a_process_that_others_started_gives_signs(monkeypatch, tmp_path):
@@ -339,5 +343,96 @@ def test_a_process_that_others_started_gives_signs(monkeypatch, tmp_path):
     monkeypatch.setenv("REIDLAB_PATIENCE", "7")
     member = Member(0, 1, 0, "localhost", port, "slurm")
     said = _join(member, world_of_one, "cpu", {})
-    assert said == {0: Sign(1, 35.0, "epoch 1, step 2")}
+    assert said == (Sign(1, 35.0, "epoch 1, step 2"), {0: 1})
     assert list(tmp_path.iterdir()) == []
+
+
+LIMIT = 60 + 5 + 10  # patience, the margin, two visits
+
+
+@pytest.mark.parametrize(
+    ("words", "now", "says"),
+    [
+        ([], LIMIT, ""),  # nobody has come yet
+        ([], LIMIT + 1, "the store where all met does not answer for 76 s"),
+        ([(9, {1: 1})], LIMIT + 1, "process 0 left no word for 76 s, the last while starting"),
+        ([(9, {0: 1, 1: 1}), (80, {0: 1, 1: 2})], 84, ""),
+        ([(9, {0: 1, 1: 1}), (80, {0: 1, 1: 2})], 85, "process 0 left no word for 76 s"),
+        ([(9, {0: 1, 1: 1}), (80, {0: 2, 1: 2})], LIMIT + 80, ""),
+        ([(9, {0: 1, 1: 1}), (80, {0: crew.OVER, 1: 2}), (140, {1: 3})], 200, ""),  # it was done
+        ([(9, {0: 1, 1: 1}), (90, {0: 1, 1: 2})], 91, "process 0 left no word for 82 s"),
+    ],
+)
+def test_who_comes_no_more_to_the_store_is_gone_whatever_its_work_may_take(words, now, says):
+    afar = Afar(1, [Sign(0, 3600.0, "starting")] * 2, [0.0, 0.0], came={0: 0.0, 1: 0.0})
+    for when, visits in words:
+        afar.meet({r: crew.Word(n, Sign(0, 3600.0, "starting")) for r, n in visits.items()}, when)
+    assert says in afar.verdict(now) and bool(says) == bool(afar.verdict(now))
+
+
+def lost(*given):
+    raise OSError("the store is gone")
+
+
+@pytest.mark.parametrize("end", ["over", "lost"])
+def test_what_another_may_take_counts_as_long_as_it_can_be_heard(end, tmp_path):
+    "The other had announced an hour; this one's patience is over."
+    afar = Afar(0, [Sign(9, 60.0, "step 9"), Sign(3, 3600.0, "ranking")], [0.0, 0.0])
+    assert afar.verdict(200.0) == ""
+    if end == "over":
+        afar.meet({1: crew.Word(crew.OVER, Sign(4, 3600.0, "ranking"))}, 9.0)
+    else:
+        crew.new_signs(tmp_path / "signs")
+        crew._speak(afar, SimpleNamespace(set=lost), tmp_path / "signs", Clock(1.0))
+    assert "no process gave a sign of life" in afar.verdict(200.0)
+
+
+@pytest.mark.parametrize(("wrong", "over"), [(None, True), (KeyError("oh"), False)])
+def test_only_who_has_done_its_work_says_so(wrong, over):
+    store = dist.HashStore()
+    with suppress(KeyError), crew.watched_afar(store, 0, 1):
+        if wrong:
+            raise wrong
+    if store.check(["reidlab/word/0"]):
+        assert (json.loads(store.get("reidlab/word/0"))[0] == crew.OVER) == over
+    else:
+        assert not over
+
+
+STOPS = """
+import os, signal, sys
+from reidlab.training import crew, launch
+from reidlab.training.distributed import barrier, rank
+crew.PULSE, crew.MARGIN = 0.2, 0.4
+def work(device):
+    if rank() == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    barrier()
+launch.launch(work, device="cpu")
+"""
+
+
+@pytest.mark.parametrize("who", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_stops_before_its_second_word_holds_up_nobody(who):
+    "Two that a cluster started; the first keeps the store."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    member = {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    member |= {"SLURM_JOB_ID": "1", "REIDLAB_PATIENCE": "1"}
+    both = []
+    for r in ("0", "1"):
+        place = os.environ | member | {"SLURM_PROCID": r, "SLURM_LOCALID": r}
+        asked = [sys.executable, "-c", STOPS, str(who)]
+        both.append(subprocess.Popen(asked, env=place, stderr=subprocess.PIPE, text=True))
+    try:
+        said = both[1 - who].communicate(timeout=120)[1]
+        assert both[1 - who].returncode == 1
+        why = (
+            f"process {who} left no word for" if who else "the store where all met does not answer"
+        )
+        assert f"process {1 - who} of 2 ends in starting: {why}" in said, said
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
