@@ -5,19 +5,24 @@
 # %% auto #0
 __all__ = ['SECTION_NAMES', 'TASK_KEYS', 'SELECT', 'CARD', 'SPEED', 'Synthetic', 'Shapes', 'Data', 'Model', 'Distill', 'Gan',
            'Train', 'Stage', 'Search', 'Evaluate', 'Recipe', 'misplaced', 'validated', 'usual_parts', 'recipe_names',
-           'undotted', 'overridden', 'load_recipe', 'set_here', 'recipe_card', 'first_difference', 'read_recipe']
+           'undotted', 'overridden', 'load_recipe', 'set_here', 'recipe_card', 'first_difference', 'read_recipe',
+           'section_values', 'usual_values', 'in_short', 'differing', 'in_a_line', 'Chosen', 'card_lines',
+           'recipe_html']
 
 # %% ../../nbs/00_core/10_recipe.ipynb #68d23191
+import html
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 
 from .names import is_plain, unknown
-from .parts import KINDS, Part, PartError, laid, part_set, slot
+from .parts import KINDS, Part, PartError, laid, members, part, part_set, slot
 from .reading import check_file, check_plain, exists, is_file, read_text, shown
 from .settings import settings
 from .upgrade import new_form, old_keys, upgrade
@@ -369,9 +374,20 @@ class Recipe(Section):
         "The resolved recipe as text, sections in their order."
         return yaml_text(json.loads(self.model_dump_json()))
 
+    def differing(self) -> dict[str, Any]:
+        "What differs from the usual: enough to make the same recipe."
+        return differing(section_values(self), usual_values())
+
     def __repr__(self) -> str:
-        said = [f"# set here: {key} = {value}\n" for key, value in set_here(self).items()]
-        return "".join(said) + self.to_yaml()
+        "What was set here and what differs from the usual; `to_yaml` tells all."
+        said = [f"# set here: {key} = {value}" for key, value in set_here(self).items()]
+        differs = self.differing()
+        rest = "# differs from the usual; .to_yaml() is the whole" if differs else "# all as usual"
+        lines = [f"# {self.name}, seed {self.seed}", *said, rest]
+        return "\n".join([*lines, yaml_text(differs, brief=True) if differs else ""])
+
+    def _repr_html_(self) -> str:
+        return recipe_html(self)
 
     __str__ = __repr__
 
@@ -381,9 +397,9 @@ SECTION_NAMES = tuple(k for k in Recipe.model_fields if k not in ("name", "seed"
 
 def _keys_at(schema: Any, path: Iterable[str]) -> list[str]:
     "The keys that a place of a recipe has."
-    for part in path:
-        if not part.isdecimal():  # a place in a list
-            inner = plain_kinds(schema.model_fields[part].annotation)
+    for key in path:
+        if not key.isdecimal():  # a place in a list
+            inner = plain_kinds(schema.model_fields[key].annotation)
             schema = next(k for k in inner if isinstance(k, type) and issubclass(k, BaseModel))
     return list(schema.model_fields)
 
@@ -637,8 +653,8 @@ def set_here(
     for dotted in recipe.overrides:
         place = next((k for k in KINDS if KINDS[k].many and dotted.startswith(f"{k}.")), dotted)
         value: Any = plain
-        for part in place.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
         found[place] = value
     return found
 
@@ -706,3 +722,152 @@ def read_recipe(
     values = upgrade(_read(path))
     name = values.get("name", path.parent.name)
     return validated(shown(f"{name} in {path.parent.name}/{path.name}", 120), values)
+
+# %% ../../nbs/00_core/10_recipe.ipynb #2359b139
+def section_values(
+    recipe: Recipe,
+) -> dict[str, Any]:  # by section, nested
+    "What a recipe says, as plain values."
+    return json.loads(recipe.model_dump_json(exclude={"name", "seed", "overrides"}))
+
+
+@cache
+def usual_values() -> dict[str, Any]:  # by section, nested
+    "What a recipe that says nothing comes to."
+    return section_values(Recipe())
+
+
+def _own_options(kind: str, name: str) -> dict[str, Any]:
+    "What the options of a part are where nobody says them."
+    base = name.partition("@")[0]
+    found = members(kind, {base: {}})[base] if KINDS[kind].many else part(kind, base).options
+    return to_jsonable_python(found)
+
+
+def in_short(
+    kind: str,  # of a slot or a set, as loss
+    chosen: str | Mapping[str, Any],  # as a resolved recipe says it
+    usual: str | Mapping[str, Any] = "",  # what fills it where nothing is said
+) -> str | dict[str, Any]:
+    "What was chosen, with those options alone that are not a part's own."
+    chosen, usual = ({said: {}} if isinstance(said, str) else said for said in (chosen, usual))
+    found = {}
+    for name, options in chosen.items():
+        own = _own_options(kind, name)
+        there = {} if KINDS[kind].many else usual.get(name, {})
+        found[name] = {k: v for k, v in options.items() if v != own.get(k) or v != there.get(k, v)}
+    alone = not KINDS[kind].many and not any(found.values())
+    return next(iter(found)) if alone else found
+
+# %% ../../nbs/00_core/10_recipe.ipynb #f3e4760a
+def _same(one: Any, two: Any) -> bool:
+    "Whether two values say the same, mappings in the same order."
+    return one == two and (not isinstance(one, Mapping) or list(one) == list(two))
+
+
+def differing(
+    values: Mapping[str, Any],  # of a resolved recipe, nested
+    usual: Mapping[str, Any],  # of a recipe that says nothing
+    place: str = "",  # where the two stand, dotted
+) -> dict[str, Any]:
+    "What values say beyond the usual, slots and sets in short."
+    found = {}
+    for key, value in values.items():
+        at, there = f"{place}.{key}".lstrip("."), usual.get(key)
+        if _same(value, there):
+            continue
+        if at in KINDS:
+            found[key] = in_short(at, value, usual=there)
+        elif isinstance(value, Mapping) and isinstance(there, Mapping):
+            found[key] = differing(value, there, place=at)
+        else:
+            found[key] = value
+    return found
+
+# %% ../../nbs/00_core/10_recipe.ipynb #a1a7742a
+def in_a_line(
+    value: Any,  # plain
+    outer: bool = False,  # a mapping's own braces
+) -> str:
+    "A value as a recipe would say it; an empty mapping behind a name says nothing."
+    if isinstance(value, Mapping):
+        pairs = (f"{k}: {in_a_line(v, True)}" if v != {} else str(k) for k, v in value.items())
+        text = ", ".join(pairs)
+        return f"{{{text}}}" if outer or not value else text
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(in_a_line(v, True) for v in value)}]"
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value) or '""'
+
+
+def _in_lines(values: Mapping, usual: Mapping, place: str = "") -> dict[str, tuple[str, str]]:
+    "What differs by dotted key: here, and usually."
+    found = {}
+    for key, value in values.items():
+        at, there = f"{place}.{key}".lstrip("."), usual.get(key)
+        if at in KINDS and isinstance(there, str | Mapping):
+            there = in_short(at, there)
+        elif isinstance(value, Mapping) and isinstance(there, Mapping) and there:
+            found |= _in_lines(value, there, place=at)
+            continue
+        found[at] = (in_a_line(value), in_a_line(there))
+    return found
+
+# %% ../../nbs/00_core/10_recipe.ipynb #50205618
+class Chosen(NamedTuple):
+    "A line of a recipe's card."
+
+    key: str  # dotted; a slot or a set as a whole
+    here: str  # what the recipe says
+    usual: str  # what it would be if nobody said it
+    set_here: bool  # by an override
+
+
+def _within(one: str, other: str) -> bool:
+    "Whether one dotted place is the other, or lies in it."
+    return f"{one}.".startswith(f"{other}.")
+
+
+def card_lines(
+    recipe: Recipe,
+) -> list[Chosen]:
+    "What differs from the usual, and what was overridden though it is the usual."
+    lines, said = _in_lines(recipe.differing(), usual_values()), set_here(recipe)
+    near = lambda one, other: _within(one, other) or _within(other, one)
+    for place in said:
+        if not any(near(key, place) for key in lines):
+            lines[place] = (in_a_line(said[place]), in_a_line(said[place]))
+    return [Chosen(k, *two, set_here=any(near(k, p) for p in said)) for k, two in lines.items()]
+
+
+def _promises(name: str) -> dict[str, str]:
+    "What the file of a recipe promises; nothing where there is no such file, or no promise."
+    for stem in (name, name.rpartition("/")[0]):
+        if stem and is_file(Path(settings().recipes_dir, f"{stem}.yaml")):
+            with suppress(ValueError):
+                return recipe_card(stem)
+    return {}
+
+
+def recipe_html(
+    recipe: Recipe,
+) -> str:
+    "A recipe as a card: what its file promises, what differs from the usual, the rest folded away."
+    text = lambda value: html.escape(str(value))
+    told = "".join(f"<dt>{key}</dt><dd>{text(p)}</dd>" for key, p in _promises(recipe.name).items())
+    row = lambda texts, tag: "".join(f"<{tag}>{text(t)}</{tag}>" for t in texts)
+    marked = lambda c: c.key + " (set here)" * c.set_here
+    rows = "".join(
+        f"<tr>{row((marked(c), c.here, c.usual), 'td')}</tr>" for c in card_lines(recipe)
+    )
+    head = row(("differs", "here", "usually"), "th")
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return (
+        f"<p><b>{text(recipe.name)}</b>, seed {recipe.seed}</p>"
+        + (f"<dl>{told}</dl>" if told else "")
+        + (table if rows else "<p>Nothing differs from the usual.</p>")
+        + f"<details><summary>the whole recipe</summary><pre>{text(recipe.to_yaml())}</pre></details>"
+    )

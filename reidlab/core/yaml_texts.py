@@ -113,6 +113,8 @@ _Writer.add_implicit_resolver(_FLOAT, NUMBER, list("-+.0123456789"))
 
 def yaml_text(
     values: Mapping[str, Any],  # plain values, every number finite
+    brief: bool = False,  # what holds nothing nested stands in one line, as [1, 2]
 ) -> str:
     "A mapping as YAML, keys in their order."
-    return yaml.dump(values, Dumper=_Writer, sort_keys=False, width=100)
+    style = None if brief else False
+    return yaml.dump(values, Dumper=_Writer, sort_keys=False, width=100, default_flow_style=style)
