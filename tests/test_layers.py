@@ -25,7 +25,7 @@ from reidlab.nas.cdnet_space import MixedLayer
 from reidlab.nas.checks import check_search
 from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.search import search_from_recipe, weight_plan
-from reidlab.nas.strategies import KINDS_OF, REFUSED, search_model, search_trainer, strategy_table
+from reidlab.nas.strategies import KINDS_OF, search_model, search_trainer, strategy_table
 from reidlab.training import epoch
 from reidlab.training.launch import launch
 from reidlab.viz.layers import selection_history
@@ -59,11 +59,10 @@ def small(space="cnet", seed=0, **more):
 HOW = {
     "darts": {},
     "darts2": {"search__strategy": "darts2"},
-    "gdas": {"search__strategy": "gdas", "search__tau": [5.0, 0.5]},
+    "gdas": {"search__strategy": {"gdas": {"tau": [5.0, 0.5]}}},
     "topk": {"search__strategy": "topk", "search__alpha_noise": 1e-3},
     "explore": {
-        "search__strategy": "topk",
-        "search__preset": "explore",
+        "search__strategy": {"topk": {"preset": "explore"}},
         "search__cost_weight": 0.5,
         "search__split": "overlapping",
         "search__alpha_milestones": [2],
@@ -93,10 +92,10 @@ def test_the_table_of_strategies_and_spaces_is_kept(strategy, space, kind):
     more |= {"search.space": space}
     recipe = tiny_recipe(**{key.replace(".", "__"): value for key, value in more.items()})
     if told != "yes":
-        assert told == REFUSED[strategy, kind]
         with pytest.raises(ValueError) as wrong:
             check_search(recipe, N_PIDS)
-        assert str(wrong.value) == told and "Choose search.strategy" in told
+        both = f"search.strategy {strategy} does not search search.space {space}: "
+        assert str(wrong.value) == both + told and "Choose search.strategy" in told
         return
     check_search(recipe, N_PIDS)
     model = search_model(recipe, N_PIDS)
@@ -114,8 +113,14 @@ def test_the_table_of_strategies_and_spaces_is_kept(strategy, space, kind):
         ({"nodes": 3}, ("has no use for search.nodes, got 3", "Leave it at 4")),
         ({"memory": "lean"}, ("has no use for search.memory",)),
         ({"rule": "raw_logit"}, ("has no use for search.rule",)),
-        ({"top_k": 3}, ("strategy darts has no use for search.top_k",)),
-        ({"strategy": "topk", "top_k": 9}, ("at most the 6 candidates", "got 9")),
+        (
+            {"top_k": 3},
+            ("search.top_k is no key any more", "an option of a part: search.strategy.topk.k"),
+        ),
+        (
+            {"strategy": {"topk": {"k": 9}}},
+            ("strategy topk", "space cnet", "at most the 6 candidates", "got 9"),
+        ),
         ({"strategy": "topk", "sharpness": True}, ("topk may choose others",)),
         ({"health": {"skips": {}}}, ("'skips' does not speak about a search of layers",)),
         ({"max_macs": 1000}, ("no list of layers stays within 1,000 MACs", "Raise the limit")),
@@ -222,7 +227,7 @@ def test_what_a_search_for_layers_leaves(reference, three):
 
 def test_layers_are_searched_trained_and_ranked_by_the_jobs(lab):
     own = dict(small().overrides) | {"model.neck": "fblneck", "search.epochs": 2}
-    own |= {"search.strategy": "topk", "search.preset": "explore", "train.epochs": 1}
+    own |= {"search.strategy": {"topk": {"preset": "explore"}}, "train.epochs": 1}
     page = lab.root / "search.ipynb"
     done(run_job(SEARCH, page, overrides=own))
     run = RunFolder(lab.runs / "smoke-search-s0")
@@ -257,7 +262,7 @@ PLACE, USEFUL = 3, 4
 PLANTED = {  # what a strategy needs to be asked fairly: passes enough, for who runs few of them
     "darts": {},
     "topk": {"strategy": "topk"},
-    "topk, explore": {"strategy": "topk", "preset": "explore", "tau": (1.0, 1.0)},
+    "topk, explore": {"strategy": {"topk": {"preset": "explore", "tau": (1.0, 1.0)}}},
 }
 STEPS = {"darts": 60, "topk": 60, "topk, explore": 60}
 

@@ -57,12 +57,12 @@ STRATEGIES = ("darts", "darts2", "pcdarts", "gdas")
 HOW = {  # what has to be the same in two processes, in two runs, and in pieces
     "darts": {},
     "darts2": {"search__strategy": "darts2"},
-    "pcdarts": {"search__strategy": "pcdarts", "search__partial": 2},
-    "gdas": {"search__strategy": "gdas", "search__tau": [5.0, 0.5]},
+    "pcdarts": {"search__strategy": {"pcdarts": {"partial": 2}}},
+    "gdas": {"search__strategy": {"gdas": {"tau": [5.0, 0.5]}}},
     "options": {  # all else at once
-        "search__mixing": "sigmoid",
-        "search__zero_one": 1.0,
-        "search__auxiliary_skip": True,
+        "search__strategy": {
+            "darts": {"mixing": "sigmoid", "zero_one": 1.0, "auxiliary_skip": True}
+        },
         "search__cost_weight": 0.5,
         "search__split": "identities",
         "search__max_skips": 1,
@@ -224,8 +224,8 @@ MOST = 5  # of 8
 OWN = {
     "darts": {},
     "darts2": {},
-    "pcdarts": {"search": {"init_channels": 12, "partial": 2}},
-    "gdas": {"search": {"tau": (5.0, 5.0)}, "steps": 300},
+    "pcdarts": {"search": {"init_channels": 12, "strategy": {"pcdarts": {"partial": 2}}}},
+    "gdas": {"search": {"strategy": {"gdas": {"tau": (5.0, 5.0)}}}, "steps": 300},
 }
 
 
@@ -255,7 +255,6 @@ def search_with(put, kind, seed, strategy="darts"):
         seed=seed,
         model=Model(stem="conv3x2", neck="none", last_stride=2),
         search=Search(
-            strategy=strategy,
             cells_per_stage={"normal": (1,), "reduce": (1, 1)}[kind],
             epochs=1,
             warmup=0,
@@ -266,7 +265,7 @@ def search_with(put, kind, seed, strategy="darts"):
                 "softmax": {"weight": 0.5, "smoothing": 0.0},
                 "triplet": {"weight": 0.5, "margin": "soft"},
             },
-            **{"init_channels": 6} | own.get("search", {}),
+            **{"init_channels": 6, "strategy": strategy} | own.get("search", {}),
         ),
     )
     model = search_model(recipe, N_PIDS)
@@ -457,9 +456,9 @@ def test_the_search_tells_no_difference_where_there_is_none(put, kind):
         ({"init_channels": 2}, ("part_aware needs 3 channels", "got 2", "Raise init_channels")),
         ({"space": "ried"}, ("search space 'ried' not found", "Close names: reid")),
         ({"epoch": 3}, ("key 'search.epoch' not found", "Close names: search.epochs")),
-        ({"strategy": "random"}, ("search.strategy", "'darts'", '"random"')),
+        ({"strategy": "random"}, ("search.strategy 'random' not found", "Available: darts")),
         ({"strategy": "darts2"}, ("search.optimizer sgd", "got adamw", "Choose sgd")),
-        ({"strategy": "pcdarts"}, ("a width that 4 divides", "got 6", "search.partial")),
+        ({"strategy": "pcdarts"}, ("a width that 4 divides", "got 6", "partial of the strategy")),
         (
             {"split": "identities", "loss": {"softmax": {}, "triplet": {"weight": 0.0}}},
             ("only triplet", "Give search.loss.triplet a weight"),

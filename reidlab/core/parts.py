@@ -150,6 +150,7 @@ KINDS: dict[str, Kind] = {
     "loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.health": Kind("reidlab.nas.health:RULES", many=True),
+    "search.strategy": Kind("reidlab.nas.strategies:STRATEGIES"),
     "evaluate.rerank": Kind("reidlab.retrieval.rules:RERANKS"),
     "evaluate.expansion": Kind("reidlab.retrieval.rules:EXPANSIONS"),
 }

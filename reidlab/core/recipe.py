@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic_core import to_jsonable_python
 
 from .names import is_plain, unknown
-from .parts import KINDS, Part, PartError, laid, members, part, part_set, slot
+from .parts import KINDS, Part, PartError, as_said, laid, members, part, part_set, slot
 from .reading import check_file, check_plain, exists, is_file, read_text, shown
 from .settings import settings
 from .upgrade import new_form, old_keys, upgrade
@@ -255,23 +255,11 @@ class Stage(Section):
 class Search(Section):
     "How an architecture is searched; macro, last_stride, pool and neck are the model's."
 
-    # darts, darts2: first, second order (Liu et al. 2019); pcdarts (Xu et al. 2020);
-    # gdas (Dong and Yang 2019); topk (Li et al. 2021)
-    strategy: Literal["darts", "darts2", "pcdarts", "gdas", "topk"] = "darts"
-    partial: Annotated[int, Field(ge=1, le=4096)] = 4  # pcdarts: one channel in so many is mixed
-    tau: tuple[Positive, Positive] = (10.0, 0.1)  # of draws: temperature of first and last epoch
-    top_k: Annotated[int, Field(ge=1, le=64)] = 2  # topk: candidates of a layer that run
-    preset: Literal["reference", "clean", "explore"] = "reference"  # topk: how they are chosen
-    ones: bool | None = None  # topk: unchosen gates are taught as if they had answered ones
-    noise: bool | None = None  # topk: Gumbel noise before choosing; None: as the preset
-    shuffle: bool | None = None  # topk: equal ones at random; None: as the preset
+    strategy: slot("search.strategy") = "darts"  # how candidates are mixed, and the alphas taught
     alpha_noise: Weight = 0.0  # layers: deviation of the first alphas
     width: Annotated[float, Field(gt=0, le=64)] = (
         1.0  # layers: multiplier of the supernet's channels
     )
-    mixing: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: Chu et al. 2020 (FairDARTS)
-    zero_one: Weight = 0.0  # weight of FairDARTS' zero-one loss
-    auxiliary_skip: bool = False  # a second short cut that fades (DARTS-, Chu et al. 2021)
     stages: Annotated[
         tuple[Stage, ...], Field(max_length=64)
     ] = ()  # a progressive search; instead of epochs and warmup
@@ -324,9 +312,9 @@ class Search(Section):
     def _rule_of_the_strategy(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or "rule" in values:
             return values
-        own = "edge_norm" if values.get("strategy") == "pcdarts" else ""
-        own = own or ("sigmoid" if values.get("mixing") == "sigmoid" else "softmax")
-        return {**values, "rule": own}
+        strategy, options = as_said(values.get("strategy", "darts"), "search.strategy")
+        own = "sigmoid" if options.get("mixing") == "sigmoid" else "softmax"
+        return {**values, "rule": "edge_norm" if strategy == "pcdarts" else own}
 
 # %% ../../nbs/00_core/10_recipe.ipynb #81778dfb
 class Evaluate(Section):

@@ -26,6 +26,16 @@ MOVES: dict[str, Places] = {
     "evaluate.lambda_value": ("evaluate.rerank.*.lambda_value",),
     "evaluate.smooth_top": ("evaluate.rerank.*.top",),
     "evaluate.temperature": ("evaluate.rerank.*.temperature",),
+    "search.partial": ("search.strategy.*.partial",),
+    "search.tau": ("search.strategy.*.tau",),
+    "search.top_k": ("search.strategy.*.k",),
+    "search.preset": ("search.strategy.*.preset",),
+    "search.ones": ("search.strategy.*.ones",),
+    "search.noise": ("search.strategy.*.noise",),
+    "search.shuffle": ("search.strategy.*.shuffle",),
+    "search.mixing": ("search.strategy.*.mixing",),
+    "search.zero_one": ("search.strategy.*.zero_one",),
+    "search.auxiliary_skip": ("search.strategy.*.auxiliary_skip",),
 }
 TURNED: dict[str, Callable[[Any, dict], Any]] = {}  # old key → (its value, the recipe) → today's
 

@@ -39,13 +39,16 @@ def answer(
     "The genotype of the present alphas, with its provenance."
     s = recipe.search
     found = derived_genotype(recipe, net, n_pids, latency=latency and latency.table)
-    about: dict[str, Any] = {"strategy": s.strategy, "cost": derived_cost(found, recipe, n_pids)}
+    about: dict[str, Any] = {
+        "strategy": s.strategy.name,
+        "cost": derived_cost(found, recipe, n_pids),
+    }
     about["made_by"] = {"run": run, "recipe": recipe.name, "seed": recipe.seed, "epoch": epoch}
     if isinstance(found, LayerGenotype):
         return replace(found, about=found.about | about)
     if latency:
         about["cost"] |= latency_of(found, latency)
-    about = {"rule": s.rule, "strategy": s.strategy, **_numbers(net)} | about
+    about = {"rule": s.rule, "strategy": s.strategy.name, **_numbers(net)} | about
     return replace(found, space="" if s.ops else s.space, about=about)
 
 

@@ -9,6 +9,7 @@ __all__ = ['WATCHED', 'check_search', 'check_judged']
 import torch
 from torch import nn
 
+from ..core.parts import part
 from ..core.recipe import Recipe
 from ..data.loaders import DataSet, check_validation, recipe_sampler
 from ..data.manifest import Photos
@@ -25,7 +26,7 @@ from .layer_budget import layers_within
 from .lean import LEVELS, check_memory, make_lean, use_memory
 from .progressive import stage_recipe
 from .split import search_data, search_halves
-from .strategies import check_strategy, recipe_limits, search_model
+from .strategies import check_strategy, recipe_limits, search_model, search_strategy
 from .supernet import PLAIN
 
 # %% ../../nbs/07_nas/24_checks.ipynb #6d95b09f
@@ -60,10 +61,9 @@ def _check_sharpness(recipe: Recipe, processes: int, device: str) -> None:
     lean = check_memory(s.memory)
     if not s.sharpness:
         return
-    if s.strategy in ("gdas", "topk"):
-        why = "draws another path in each" if s.strategy == "gdas" else "may choose others in each"
+    if why := search_strategy(recipe).varies:
         raise ValueError(
-            f"search.sharpness compares forward passes, and {s.strategy} {why}. "
+            f"search.sharpness compares forward passes, and {s.strategy.name} {why}. "
             "Leave search.sharpness out."
         )
     if processes > 1 and device == "cuda" and recipe.train.sync_bn:
@@ -134,12 +134,13 @@ def _check_halves(recipe: Recipe, train: Photos, processes: int) -> None:
 def _supernet(recipe: Recipe, n_pids: int) -> nn.Module:
     "A supernet that can run without numbers; built on the device that is set."
     s = recipe.search
-    plain = recipe.model_copy(update={"search": s.model_copy(update={"strategy": "darts"})})
+    usual = part("search.strategy", "darts")
+    plain = recipe.model_copy(update={"search": s.model_copy(update={"strategy": usual})})
     if s.space in LAYER_SPACES:
         return search_model(plain, n_pids)
     net = search_model(recipe, n_pids)
     if not s.memory:
-        return net if s.strategy in PLAIN else search_model(plain, n_pids)
+        return net if s.strategy.name in PLAIN else search_model(plain, n_pids)
     try:
         make_lean(net)
     except TypeError as wrong:  # a strategy whose edges are not plain ones

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..core.parts import build
 from ..core.recipe import Search, Train
 from ..data.loaders import Batch
 from .split import Circle
@@ -161,11 +162,12 @@ class SearchTrainer(Trainer):
         other_loss: Callable | None = None,  # of the alphas' half; None: the same
         penalty: Callable | None = None,  # penalty(supernet) → scalar, added for the alphas
     ):
-        self.net, self.second_order = supernet_of(model), search.strategy == "darts2"
+        self.net, chosen = supernet_of(model), search.strategy
+        self.second_order = build("search.strategy", chosen).second_order
         if self.second_order and (train.optimizer != "sgd" or train.nesterov):
             raise ValueError(
-                "strategy 'darts2' looks one SGD step ahead, so the weights need search.optimizer sgd "
-                f"without nesterov, got {train.optimizer}. Choose sgd, or strategy darts."
+                f"strategy {chosen.name} looks one SGD step ahead, so the weights need search.optimizer "
+                f"sgd without nesterov, got {train.optimizer}. Choose sgd, or strategy darts."
             )
         for alpha in self.net.alphas:
             alpha.requires_grad_(False)  # nothing of the weights' step touches them

@@ -105,7 +105,7 @@ class GumbelSupernet(Supernet):
                 return h
         raise FloatingPointError(
             f"no finite draw of the {kind} cell in {tries}; its alphas reach from "
-            f"{logits.min():.3g} to {logits.max():.3g}. Lower search.alpha_lr, or raise search.tau."
+            f"{logits.min():.3g} to {logits.max():.3g}. Lower search.alpha_lr, or raise search.strategy.gdas.tau."
         )
 
     def mixing(self) -> dict[str, Tensor]:

@@ -302,7 +302,7 @@ def unheard(
         "unheard",
         int(now.epoch),
         f"{now.tried_layers:.1f} of {now.n_ops:.0f} candidates of a place have ever run.",
-        advice="Search again with search.preset explore, or from several seeds.",
+        advice="Search again with search.strategy.topk.preset explore, or from several seeds.",
         sound=int(now.epoch),
         collapse=False,
     )

@@ -185,9 +185,9 @@ def supernet_from_recipe(
 ) -> ReIDModel:  # its backbone is a Supernet
     "The supernet that a recipe searches in; random weights from the recipe's seed."
     s, m = recipe.search, recipe.model
-    if build is None and s.strategy not in PLAIN:
+    if build is None and s.strategy.name not in PLAIN:
         raise ValueError(
-            f"strategy {s.strategy!r} searches in a supernet of its own. "
+            f"strategy {s.strategy.name!r} searches in a supernet of its own. "
             "Build it with nas.strategies.search_model(recipe, n_pids)."
         )
     seed_all(recipe.seed)
