@@ -26,13 +26,17 @@ from reidlab.jobs.parameters import EvaluateJob, GenerateJob, RecipeJob, SweepJo
 from reidlab.jobs.sets import SETS
 from reidlab.viz.contents import LINK, chapters_table, recipes_page, right_link
 from reidlab.viz.page import to_readme
+from reidlab.viz.reference import reference_page
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = [p for p in sorted((ROOT / "nbs").glob("*_*/*.ipynb")) if p.name[:2] != "00"]
 FRONTS = sorted((ROOT / "nbs").glob("*_*/00_*.ipynb"))
 TUTORIALS = sorted((ROOT / "nbs").glob("tutorial_*.ipynb"))
 ROOMS = {front.stem[3:] for front in FRONTS}
-READING = [ROOT / "nbs" / "index.ipynb", ROOT / "nbs" / "tour.ipynb", *TUTORIALS]  # no jobs
+READING = [  # no jobs
+    *(ROOT / "nbs" / f"{name}.ipynb" for name in ("index", "tour", "reference")),
+    *TUTORIALS,
+]
 JOBS = [p for p in sorted((ROOT / "nbs").glob("*.ipynb")) if p not in READING] + sorted(
     (ROOT / "data_prep").glob("*.ipynb")
 )
@@ -318,6 +322,15 @@ def test_the_lock_pins_all_that_is_asked_for():
 def test_the_readme_is_the_front_page():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == to_readme(ROOT / "nbs" / "index.ipynb"), "run: make readme"
+
+
+def test_the_reference_says_what_the_code_says():
+    page = ROOT / "nbs" / "reference.ipynb"
+    assert page.read_text(encoding="utf-8") == reference_page(page), "run: make readme"
+    reading = ("index", "tour", "00_core/00_core")
+    for name in reading:
+        text = "".join(c.source for c in cells(ROOT / "nbs" / f"{name}.ipynb", "markdown"))
+        assert "reference.ipynb" in text, f"{name} does not lead to the reference"
 
 
 def tracked():

@@ -122,8 +122,11 @@ def options_of(
 def documented(
     builder: Callable,  # a function, a class, or a partial of one
 ) -> str:
-    "A builder's docstring."
-    return inspect.getdoc(_unwrapped(builder)) or ""
+    "A builder's docstring, its own: neither a base class's nor one that a data class was given."
+    thing = _unwrapped(builder)
+    said = thing.__doc__ or ""
+    made = inspect.isclass(thing) and said.startswith(f"{thing.__name__}(")
+    return "" if made else inspect.cleandoc(said)
 
 
 @cache

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Places', 'MOVES', 'TURNED', 'FILLED', 'NOTHING', 'value_at', 'new_places', 'old_key', 'upgrade', 'old_keys',
-           'new_form']
+           'place_in_words', 'new_form']
 
 # %% ../../nbs/00_core/09_upgrade.ipynb #fcaab246
 from collections.abc import Callable, Iterator, Mapping
@@ -178,7 +178,9 @@ def old_keys(
     return [old for old in MOVES if value_at(values, old) is not NOTHING]
 
 # %% ../../nbs/00_core/09_upgrade.ipynb #bdadf137
-def _in_words(place: str) -> str:
+def place_in_words(
+    place: str,  # of MOVES
+) -> str:
     "A place as somebody would write it."
     kind = _kind_of(place)
     if kind is None or "*" not in place:
@@ -196,9 +198,9 @@ def new_form(
     places = new_places(values, old)
     if not places:
         flat = [p for place in MOVES[old] for p in ((place,) if isinstance(place, str) else place)]
-        places = list(dict.fromkeys(map(_in_words, flat)))
+        places = list(dict.fromkeys(map(place_in_words, flat)))
         told = f"it is an option of a part: {' or '.join(places)}"
-        names = {k for p in flat if "NAME" in _in_words(p) and (k := _kind_of(p))}
+        names = {k for p in flat if "NAME" in place_in_words(p) and (k := _kind_of(p))}
         said = {k: value_at(values, k) for k in sorted(names)}
         there = [f"{k} is {as_said(v, k)[0]}" for k, v in said.items() if v is not NOTHING]
         seen = f" ({', '.join(there)})" if there else ""
