@@ -78,3 +78,17 @@ def test_a_part_travels_and_reads_back():
         for name in shelf(kind):
             chosen = part(kind, name)
             assert part(kind, chosen.plain()) == pickle.loads(pickle.dumps(chosen)) == chosen
+
+
+# what comes from no paper; every other part names its own
+NO_PAPER = {
+    "loss": {"am_lite"},
+    "evaluate.rerank": {"none"},
+    "evaluate.expansion": {"none"},
+}
+
+
+@pytest.mark.parametrize("kind", NO_PAPER)
+def test_a_part_names_its_paper(kind):
+    silent = {name for name in shelf(kind) if not explain(f"{kind}.{name}").paper}
+    assert silent == NO_PAPER[kind]

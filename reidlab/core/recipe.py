@@ -846,11 +846,10 @@ def recipe_html(
     "A recipe as a card: what its file promises, what differs from the usual, the rest folded away."
     text = lambda value: html.escape(str(value))
     told = "".join(f"<dt>{key}</dt><dd>{text(p)}</dd>" for key, p in _promises(recipe.name).items())
-    row = lambda texts, tag: "".join(f"<{tag}>{text(t)}</{tag}>" for t in texts)
-    marked = lambda c: c.key + " (set here)" * c.set_here
-    rows = "".join(
-        f"<tr>{row((marked(c), c.here, c.usual), 'td')}</tr>" for c in card_lines(recipe)
-    )
+    left = ' style="text-align: left"'  # a notebook sets tables to the right, as numbers
+    row = lambda texts, tag: "".join(f"<{tag}{left}>{text(t)}</{tag}>" for t in texts)
+    marked = lambda c: c.here + " (set here)" * c.set_here
+    rows = "".join(f"<tr>{row((c.key, marked(c), c.usual), 'td')}</tr>" for c in card_lines(recipe))
     head = row(("differs", "here", "usually"), "th")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return (

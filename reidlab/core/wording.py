@@ -120,7 +120,8 @@ class Explained:
 
     def _repr_html_(self) -> str:
         heads, rows = self.columns()
-        cells = lambda texts, tag: "".join(f"<{tag}>{html.escape(t)}</{tag}>" for t in texts)
+        left = ' style="text-align: left"'  # a notebook sets tables to the right, as numbers
+        cells = lambda texts, tag: "".join(f"<{tag}{left}>{html.escape(t)}</{tag}>" for t in texts)
         body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
         table = f"<table><thead><tr>{cells(heads, 'th')}</tr></thead><tbody>{body}</tbody></table>"
         return f"<p>{html.escape(self.about)}</p>{table if rows else ''}"

@@ -104,7 +104,7 @@ def softmax_term(
     smoothing: Share = 0.1,  # share of the target spread over all classes
     largest: bool = False,  # True: the worst branch alone, instead of the sum
 ) -> Tensor:  # scalar
-    "Smoothed cross-entropy, summed over the branches with logits."
+    "Smoothed cross-entropy (Szegedy et al., 2016), summed over the branches with logits."
     found = fitting(branches, "logits", "softmax")
     losses = [weighed(b, softmax_loss(b.logits, pids, smoothing)) for b in found]
     return torch.stack(losses).max() if largest else sum(losses)
@@ -115,7 +115,7 @@ def focal_term(
     pids: Tensor,  # (B,) classes 0 … C−1
     gamma: Annotated[float, Field(ge=0, le=100)] = 2.0,  # larger: easy photos count less
 ) -> Tensor:  # scalar
-    "Focal loss, summed over the branches with logits."
+    "Focal loss (Lin et al., 2017), summed over the branches with logits."
     found = fitting(branches, "logits", "focal")
     return sum(weighed(b, focal_loss(b.logits, pids, gamma)) for b in found)
 
@@ -131,7 +131,7 @@ def triplet_term(
     normalize: bool = False,  # features on the unit sphere first
     mining: Literal["hard", "weighted"] = "hard",  # weighted: all pairs, the hard ones most
 ) -> Tensor:  # scalar
-    "Triplet loss, batch-hard or soft-mined, summed over the branches with a feature."
+    "Triplet loss, hard (Hermans et al., 2017) or weighted (Ristani and Tomasi, 2018), summed over features."
     found, pairs = fitting(branches, "feat", "triplet"), MININGS[mining]
     one = lambda x: triplet_loss(x, pids, margin, valid_only, normalize, pairs)
     return sum(weighed(b, one(b.feat)) for b in found)
@@ -156,7 +156,7 @@ def am_term(
     scale: Scale = 30.0,  # of all cosines
     smoothing: Share = 0.0,  # share of the target spread over all classes
 ) -> Tensor:  # scalar
-    "AM-softmax (CosFace), summed over the branches with cosines."
+    "AM-softmax (CosFace; Wang et al., 2018), summed over the branches with cosines."
     logits = lambda b: am_logits(b.logits, pids, margin, scale)
     return _on_angles(branches, pids, "am", logits, smoothing)
 
@@ -179,7 +179,7 @@ def arcface_term(
     scale: Scale = 30.0,  # of all cosines
     smoothing: Share = 0.0,  # share of the target spread over all classes
 ) -> Tensor:  # scalar
-    "ArcFace, summed over the branches with cosines."
+    "ArcFace (Deng et al., 2019), summed over the branches with cosines."
     logits = lambda b: arcface_logits(b.logits, pids, margin, scale)
     return _on_angles(branches, pids, "arcface", logits, smoothing)
 
@@ -190,7 +190,7 @@ def circle_term(
     margin: Margin = 0.25,  # slack of both aims
     scale: Scale = 64.0,  # γ
 ) -> Tensor:  # scalar
-    "Circle loss on a classifier, summed over the branches with cosines."
+    "Circle loss on a classifier (Sun et al., 2020), summed over the branches with cosines."
     return _on_angles(
         branches, pids, "circle", lambda b: circle_logits(b.logits, pids, margin, scale)
     )
@@ -209,7 +209,7 @@ def circle_pairs_term(
     scale: Scale = 64.0,  # γ
     valid_only: bool = False,  # skip anchors without a positive or a negative
 ) -> Tensor:  # scalar
-    "Circle loss on pairs of photos, summed over the branches with a feature."
+    "Circle loss on pairs of photos (Sun et al., 2020), summed over the branches with a feature."
     found = fitting(branches, "feat", "circle_pairs")
     return sum(circle_loss(b.feat, pids, margin, scale, valid_only) for b in found)
 
@@ -219,7 +219,7 @@ def centre_term(
     pids: Tensor,  # (B,) classes 0 … C−1
     lr: Rate = 0.5,  # rate of the centres, by plain gradient descent
 ) -> Tensor:  # scalar
-    "Centre loss, summed over the branches with a feature; centres learn at their own rate."
+    "Centre loss (Wen et al., 2016), summed over features; centres learn at their own rate."
     raise ValueError(UNMADE)
 
 
@@ -232,7 +232,7 @@ def range_term(
     beta: Weight = 0.5,  # weight of the closest means
     valid_only: bool = False,  # leave out what lone photos or people lack
 ) -> Tensor:  # scalar
-    "Range loss, summed over the branches with a feature."
+    "Range loss (Zhang et al., 2017), summed over the branches with a feature."
     found = fitting(branches, "feat", "range")
     return sum(range_loss(b.feat, pids, k, margin, alpha, beta, valid_only) for b in found)
 
@@ -243,7 +243,7 @@ def cluster_term(
     margin: Margin = 0.3,  # in units of distance; 10 in the paper's code
     valid_only: bool = False,  # a batch of one person costs 0
 ) -> Tensor:  # scalar
-    "Cluster loss, summed over the branches with a feature."
+    "Cluster loss (Alex et al., 2018), summed over the branches with a feature."
     found = fitting(branches, "feat", "cluster")
     return sum(cluster_loss(b.feat, pids, margin, valid_only) for b in found)
 
@@ -255,7 +255,7 @@ def cluster_local_term(
     margin: Margin = 0.3,  # in units of the path's length
     valid_only: bool = False,  # a batch of one person costs 0
 ) -> Tensor:  # scalar
-    "Cluster loss on aligned stripes, of features that are stripes in a row."
+    "Cluster loss on aligned stripes (Alex et al., 2018), of features that are stripes in a row."
     total = 0
     for b in fitting(branches, "feat", "cluster_local"):
         if parts < 1 or b.feat.shape[1] % parts:

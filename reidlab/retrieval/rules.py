@@ -71,7 +71,7 @@ class SmoothTop:
 # %% ../../nbs/04_retrieval/19_rules.ipynb #ru000012
 @dataclass(frozen=True)
 class Expansion:
-    "Features joined with those of their neighbours in the gallery."
+    "Features joined with those of their neighbours (Chum et al., 2007; Radenović et al., 2018)."
 
     gallery: Count = 0  # neighbours of every gallery photo; 0: none
     query: Count = 0  # first answers of every query; 0: none
