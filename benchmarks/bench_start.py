@@ -34,7 +34,7 @@ from reidlab.data.manifest import read_manifest
 from reidlab.data.synthetic import prepare_synthetic
 made = prepare_synthetic(tempfile.mkdtemp(), train_pids=8, test_pids=2, cameras=2)
 photos = read_manifest(made).photos("train")
-r = load_recipe("smoke", overrides={"data.p": 4, "data.k": 2, "data.cache": "off"})
+r = load_recipe("smoke", overrides={"data.sampler.pk.p": 4, "data.sampler.pk.k": 2, "data.cache": "off"})
 next(iter(train_loader(photos, r.data, 0)))
 """
 STEP = (

@@ -33,7 +33,7 @@ TINY = {  # fourteen people before three cameras; two epochs of four batches
     "data.synthetic.train_pids": 10,
     "data.synthetic.test_pids": 4,
     "data.synthetic.cameras": 3,
-    "data.p": 4,
+    "data.sampler": {"pk": {"p": 4}},
     "data.height": 64,
     "data.width": 32,
     "data.pad": 4,

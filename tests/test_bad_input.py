@@ -211,8 +211,8 @@ def test_no_held_out_people(photos):
 
 
 def test_fewer_people_than_a_batch_needs(lab, stocked):
-    with refused("PKSampler needs 16 identities", "the training set has 8", "data.p"):
-        walk(TRAIN, overrides=TINY | {"data.p": 16})
+    with refused("PKSampler needs 16 identities", "the training set has 8", "data.sampler"):
+        walk(TRAIN, overrides=TINY | {"data.sampler.pk.p": 16})
 
 
 @pytest.mark.parametrize("workers", [0, 2])

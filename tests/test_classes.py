@@ -129,7 +129,11 @@ def test_a_classifier_is_the_start_of_a_ranking(stocked):
     [
         (TRAIN, {"recipe": "cdnet_classes/cifar100"}, ("'cifar100' not found", "data_prep/cifar")),
         (TRAIN, {"recipe": "cdnet_classes/imagenet"}, ("'imagenet' not found", "classes.ipynb")),
-        (TRAIN, {"recipe": "shapes", "overrides": {"data.p": 8}}, ("data.p", "task reid", "got 8")),
+        (
+            TRAIN,
+            {"recipe": "shapes", "overrides": {"data.sampler.pk.p": 8}},
+            ("data.sampler", "task reid", "'p': 8"),
+        ),
         (TRAIN, {"recipe": "shapes", "overrides": {"train.select": "R1"}}, ("top1", "got R1")),
         (TRAIN, {"recipe": "shapes", "overrides": {"data.batch_size": 999}}, ("999", "384")),
         (SEARCH, {"recipe": "shapes"}, ("data.task is classification", "needs task reid")),

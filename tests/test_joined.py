@@ -48,7 +48,9 @@ def data_dir(tmp_path_factory):
 
 
 def recipe(name: str) -> Recipe:
-    data = Data(name=name, height=32, width=16, p=4, k=2, pad=2, val_fraction=0)
+    data = Data(
+        name=name, height=32, width=16, sampler={"pk": {"p": 4, "k": 2}}, pad=2, val_fraction=0
+    )
     evaluate = Evaluate(checkpoint="last", baselines=False)
     return Recipe(
         name=f"on_{name}", data=data, train=Train(epochs=1, validate_every=0), evaluate=evaluate

@@ -177,5 +177,5 @@ def test_what_cannot_be_searched_leaves_no_folder(search, words, stocked):
 
 def test_a_training_without_a_batch_leaves_no_folder(stocked):
     with pytest.raises(ValueError, match="PKSampler needs 16 identities"):
-        walk("nbs/train.ipynb", overrides=TINY | {"data.p": 16})
+        walk("nbs/train.ipynb", overrides=TINY | {"data.sampler.pk.p": 16})
     assert not list(stocked.runs.iterdir())

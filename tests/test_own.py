@@ -103,3 +103,51 @@ def test_another_process_has_it_before_it_looks(bench):
     code = "from reidlab.core.parts import shelf; import sys; print('mine' in shelf('loss'), sys.modules['own'].__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=bench)
     assert done.stdout.split() == ["True", "own"], done.stderr
+
+
+SAMPLER = """import numpy as np
+
+from reidlab.core.parts import Given
+from reidlab.data.batches import SAMPLERS
+from reidlab.data.samplers import PKSampler
+
+
+class Pairs(PKSampler):
+    "Two photos each of so many people, in the order of the set."
+
+    def __init__(
+        self,
+        pids: np.ndarray,
+        couples: int = 4,  # people in a batch
+        seed: Given[int] = 0,
+        rank: Given[int] = 0,
+        world: Given[int] = 1,
+    ):
+        super().__init__(pids, p=couples, k=2, seed=seed, rank=rank, world=world)
+
+    def draw(self, epoch: int) -> np.ndarray:
+        "Everybody's first two photos."
+        first = [np.flatnonzero(self.pids == pid)[:2] for pid in np.unique(self.pids)]
+        return np.concatenate(first[: len(first) // self.p * self.p]).reshape(-1, 2 * self.p)
+
+
+SAMPLERS["pairs"] = Pairs
+"""
+
+
+def test_a_sampler_with_options_of_its_own_draws_the_batches(bench, photos):
+    from reidlab.data.loaders import open_data, recipe_sampler
+    from reidlab.training.checks import check_batches, check_model
+
+    (bench / "own.py").write_text(SAMPLER)
+    said = TINY | {"data.sampler": {"pairs": {"couples": 3}}}
+    recipe = load_recipe("smoke", overrides=said, folder=ROOT / "recipes")
+    data = open_data(recipe.data, recipe.seed, photos)
+    check_model(recipe)
+    check_batches(recipe, data)
+    assert recipe_sampler(data.train, recipe.data, recipe.seed).batches.shape[1] == 6
+    many = load_recipe(
+        "smoke", overrides=said | {"data.sampler.pairs.couples": 99}, folder=ROOT / "recipes"
+    )
+    with pytest.raises(ValueError, match="Pairs needs 99 identities"):
+        check_batches(many, data)

@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_recipe
 
 from reidlab.core.files import part_of
+from reidlab.core.parts import part
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.core.seed import rng
@@ -134,7 +135,11 @@ def test_whole_batches_are_those_of_the_definition(name, more_people):
     "Sizes, colours, borders and boxes of the recipes that records were made with."
     stem, _, row = name.partition(".")
     people = tiny_recipe(**{k.replace(".", "__"): v for k, v in PEOPLE.items()}).data
-    small = {"name": "synthetic", "synthetic": people.synthetic, "p": 4, "k": 2}
+    small = {
+        "name": "synthetic",
+        "synthetic": people.synthetic,
+        "sampler": part("data.sampler", {"pk": {"p": 4, "k": 2}}),
+    }
     recipe = load_recipe(f"{stem}/{row}" if row else stem)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=small)})
     photos = open_data(recipe.data, 0, more_people).train
@@ -158,8 +163,8 @@ def test_one_cache_serves_every_seed_and_both_halves(photos, tmp_path, monkeypat
     recipe = tiny_recipe()
     for seed in (0, 1):
         data = open_data(recipe.data, seed, photos)
-        for part in (data.train, data.val_query, data.train.take(np.arange(4))):
-            files = open_photos(part, *SIZE, "on")
+        for some in (data.train, data.val_query, data.train.take(np.arange(4))):
+            files = open_photos(some, *SIZE, "on")
             assert files.place == "disk" and torch.equal(files[2], files.read(2))
     assert len(packed_files(tmp_path)) == 1
 

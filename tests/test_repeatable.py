@@ -116,7 +116,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
     gated = {"model__head": "spectral", "model__spectral_gate": 0.01}
     recipes["spectral"] = tiny_recipe(**shared | gated)
     rested = {"train__epochs": 2, "train__freeze_epochs": 1, "train__ema": 0.9, "train__lr": 1e-3}
-    recipes["rested"] = tiny_recipe(**shared | rested, data__sampler="camera")
+    recipes["rested"] = tiny_recipe(**shared | rested, data__sampler={"camera": {"p": 4}})
     one = fitted(recipes["joint"], "one", tmp_path, photos)["model"]
     rested = fitted(recipes["rested"], "one-rested", tmp_path, photos)
     striped = fitted(recipes["stripes"], "striped", tmp_path, photos)["model"]

@@ -26,7 +26,12 @@ from reidlab.training.generate import generate_from_recipe
 
 RECORD = Path(__file__).parent / "data" / "same_numbers.json"
 BRIEF = {  # at the size they are drawn: how a photo is resized depends on the processor
-    **{"data__height": 128, "data__width": 64, "data__val_fraction": 0.0, "data__k": 2},
+    **{
+        "data__height": 128,
+        "data__width": 64,
+        "data__val_fraction": 0.0,
+        "data__sampler": {"pk": {"p": 4, "k": 2}},
+    },
     **{"train__epochs": 1, "train__validate_every": 0},
 }
 SHAPES = {

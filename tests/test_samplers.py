@@ -5,13 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reidlab.core.parts import build
 from reidlab.core.seed import rng
-from reidlab.data.batches import SAMPLERS, build_sampler, spread_cameras
+from reidlab.data.batches import SAMPLERS, spread_cameras
 from reidlab.data.samplers import count_people, epoch_batches, shuffled_within
 
 counts = st.lists(st.integers(1, 14), min_size=4, max_size=24)
 each_sampler = pytest.mark.parametrize("name", SAMPLERS)
 some = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def sampler_of(name, people, p, k, seed=0, rank=0, world=1):
+    "A sampler by its name."
+    pids, camids = people
+    given = {"camids": camids, "seed": seed, "rank": rank, "world": world}
+    return build("data.sampler", {name: {"p": p, "k": k}}, pids, **given)
 
 
 def a_set(per_person, n_cameras=3):
@@ -31,11 +39,11 @@ def test_an_epoch(name, per_person, k, epoch):
     p = 2 if len(pids) >= 2 * k else 1
     if name == "random" and len(pids) < p * k:
         p, k = 1, 1
-    sampler = build_sampler(name, pids, camids, p, k, seed=1)
+    sampler = sampler_of(name, (pids, camids), p, k, seed=1)
     sampler.set_epoch(epoch)
     batches = sampler.batches
     assert batches.shape == (len(sampler), p * k) and len(batches)
-    again = build_sampler(name, pids, camids, p, k, seed=1)
+    again = sampler_of(name, (pids, camids), p, k, seed=1)
     again.set_epoch(epoch)
     assert np.array_equal(again.batches, batches)
     times = np.bincount(batches.ravel(), minlength=len(pids))
@@ -56,8 +64,8 @@ def test_an_epoch(name, per_person, k, epoch):
 @given(per_person=counts, epoch=st.integers(0, 3), start=st.integers(0, 3))
 def test_ranks_share_and_epochs_can_be_entered_late(name, per_person, epoch, start):
     pids, camids = a_set([n + 4 for n in per_person])
-    whole = build_sampler(name, pids, camids, 4, 2, seed=3)
-    parts = [build_sampler(name, pids, camids, 4, 2, "drop", 3, r, 2) for r in (0, 1)]
+    whole = sampler_of(name, (pids, camids), 4, 2, seed=3)
+    parts = [sampler_of(name, (pids, camids), 4, 2, 3, r, 2) for r in (0, 1)]
     start = min(start, len(whole) - 1)
     for sampler in (whole, *parts):
         sampler.set_epoch(epoch, start)
@@ -73,7 +81,7 @@ def test_ranks_share_and_epochs_can_be_entered_late(name, per_person, epoch, sta
 @each_sampler
 def test_another_epoch_or_seed_is_another_order(name):
     pids, camids = a_set([9] * 12)
-    sampler, other = (build_sampler(name, pids, camids, 4, 2, seed=s) for s in (0, 1))
+    sampler, other = (sampler_of(name, (pids, camids), 4, 2, seed=s) for s in (0, 1))
     orders = [other.batches]
     for epoch in range(4):
         sampler.set_epoch(epoch)
@@ -86,7 +94,7 @@ def test_another_epoch_or_seed_is_another_order(name):
 @given(per_person=counts, p=st.integers(1, 4), k=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_drop_leaves_out_what_makes_no_group(name, per_person, p, k, seed):
     pids, camids = a_set(per_person)
-    sampler = build_sampler(name, pids, camids, p, k, "drop", seed)
+    sampler = sampler_of(name, (pids, camids), p, k, seed)
     batches = sampler.batches
     who = pids[batches].reshape(-1, p, k)
     for person, n in zip(*np.unique(pids, return_counts=True), strict=True):
@@ -117,9 +125,7 @@ def test_a_run_stopped_anywhere_goes_on_in_the_same_order(
 ):
     pids, camids = a_set([n + 4 for n in per_person])
     for rank in range(world):
-        there, here = (
-            build_sampler(name, pids, camids, 4, 2, "drop", seed, rank, world) for _ in range(2)
-        )
+        there, here = (sampler_of(name, (pids, camids), 4, 2, seed, rank, world) for _ in range(2))
         there.set_epoch(epoch)
         whole = list(there)
         at = min(stop, len(whole))
@@ -138,7 +144,7 @@ def test_no_two_epochs_and_no_two_seeds_agree(name, per_person, seed, epoch):
     pids, camids = a_set([n + 8 for n in per_person])
     orders = []
     for s, e in ((seed, epoch), (seed, epoch + 1), (seed + 1, epoch)):
-        sampler = build_sampler(name, pids, camids, 4, 2, "drop", s)
+        sampler = sampler_of(name, (pids, camids), 4, 2, s)
         sampler.set_epoch(e)
         orders.append(sampler.batches.tobytes())
     assert len(set(orders)) == 3

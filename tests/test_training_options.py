@@ -21,7 +21,7 @@ VARIED = {
     "data__noise": 4.0,
     "data__erase_fill": "noise",
     "data__crop_from": [36, 18],
-    "data__sampler": "camera",
+    "data__sampler": {"camera": {"p": 4}},
     "train__ema": 0.9,
     "train__freeze_epochs": 1,
 }

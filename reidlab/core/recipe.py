@@ -14,6 +14,7 @@ import html
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
@@ -82,11 +83,7 @@ class Data(Section):
     width: Pixels = 64  # pixels
     mean: tuple[Colour, Colour, Colour] = (0.485, 0.456, 0.406)  # of RGB in 0…1 (ImageNet's)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)  # of RGB (ImageNet's)
-    # how batches are drawn: P×K, any p·k photos, each identity once, P×K over many cameras
-    sampler: Literal["pk", "random", "class_balanced", "camera"] = "pk"
-    p: Photos = 16  # people in a batch, over all processes
-    k: Annotated[int, Field(ge=1, le=4096)] = 4  # photos of each
-    remainder: Literal["drop", "fill"] = "drop"  # an identity's last incomplete group
+    sampler: slot("data.sampler") = "pk"  # how batches are drawn
     batch_size: Photos = 64  # classification: photos, over all processes
     # share of training ids held out; classification: of each class's photos
     val_fraction: OpenShare = 0.1
@@ -112,6 +109,33 @@ class Data(Section):
     # resized photos are kept: in memory or, where that is too small, packed on disk (auto), always
     # on disk (on), not at all (off). Changes speed and no number
     cache: Literal["auto", "on", "off"] = "auto"
+
+    def _of_batch(self, option: str) -> int:
+        if option not in self.sampler.options:
+            raise ValueError(
+                f"data.sampler {self.sampler.name} has no option {option}, and what was asked for "
+                "needs batches of p people with k photos each. Use data.sampler pk."
+            )
+        return self.sampler.options[option]
+
+    @property
+    def p(self) -> int:
+        "People in a batch, over all processes."
+        return self._of_batch("p")
+
+    @property
+    def k(self) -> int:
+        "Photos of each."
+        return self._of_batch("k")
+
+    def with_batch(
+        self,
+        p: int,  # people in a batch, over all processes
+        k: int,  # photos of each
+    ) -> "Data":
+        "The same with batches of another shape."
+        options = {**self.sampler.options, "p": p, "k": k}
+        return self.model_copy(update={"sampler": Part(self.sampler.name, options)})
 
 # %% ../../nbs/00_core/10_recipe.ipynb #382e5199
 class Model(Section):
@@ -273,9 +297,9 @@ class Search(Section):
     layers: Annotated[int, Field(ge=3, le=200)] = 8  # darts macro
     stem: str = ""  # of the supernet; empty: as model.stem
     p: Annotated[int, Field(ge=0, le=65_536)] = (
-        0  # people in a batch, over all processes; 0: as data.p
+        0  # people in a batch, over all processes; 0: as the data's sampler
     )
-    k: Annotated[int, Field(ge=0, le=4096)] = 0  # photos of each; 0: as data.k
+    k: Annotated[int, Field(ge=0, le=4096)] = 0  # photos of each; 0: as the data's sampler
     epochs: Whole = 12  # passes over the weights' half
     warmup: Count = 3  # epochs in which only the weights learn
     loss: part_set("search.loss") = {  # of the weights and of the alphas
@@ -342,7 +366,7 @@ class Recipe(Section):
     name: str = "unnamed"
     seed: Seed = 0
     overrides: dict[str, Any] = {}
-    data: Data = Data()
+    data: Data = Field(default_factory=Data)
     model: Model = Model()
     # what is learned from: terms, each with its weight
     loss: part_set("loss") = {
@@ -408,8 +432,8 @@ def _problem(error: dict, schema: type[BaseModel]) -> str:
 TASK_KEYS = {  # keys that one task alone reads
     "reid": {
         "data": (
-            *("synthetic", "p", "k", "remainder", "sampler", "crop_from", "contrast"),
-            *("saturation", "hue", "noise", "erase_fill", "erase_value"),
+            *("synthetic", "sampler", "crop_from", "contrast", "saturation", "hue", "noise"),
+            *("erase_fill", "erase_value"),
         ),
         "train": ("normalise_on",),
         "evaluate": (*("metric", "normalise", "multi_query", "expansion", "rerank", "max_rank"),),
@@ -582,7 +606,8 @@ def undotted(
 ) -> dict:
     "{'train.lr': 0.1} as the nested mapping it stands for."
     _check_sections(overrides)
-    return laid({}, overrides)
+    slots = {kind: value for kind, value in usual_parts().items() if not KINDS[kind].many}
+    return laid({}, overrides, slots)
 
 # %% ../../nbs/00_core/10_recipe.ipynb #ba56e1be
 def _check_old(overrides: Mapping[str, Any]) -> None:
@@ -594,7 +619,7 @@ def _check_old(overrides: Mapping[str, Any]) -> None:
         for key in path:
             inner = inner.setdefault(key, {}) if isinstance(inner, dict) else {}
         if isinstance(inner, dict):
-            inner[last] = value
+            inner[last] = deepcopy(value)  # a dotted key is written into it below
     if old := old_keys(plain):
         raise ValueError("overrides: " + "\n".join(new_form(plain, key) for key in old[:5]))
 

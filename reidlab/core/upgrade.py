@@ -18,6 +18,9 @@ from .reading import shown
 Places = tuple[str | tuple[str, ...], ...]
 MOVES: dict[str, Places] = {
     "loss.terms": ("loss",),
+    "data.p": ("data.sampler.*.p",),
+    "data.k": ("data.sampler.*.k",),
+    "data.remainder": ("data.sampler.*.remainder",),
     "evaluate.gallery_augmentation": ("evaluate.expansion.*.gallery",),
     "evaluate.query_expansion": ("evaluate.expansion.*.query",),
     "evaluate.expansion_weight": ("evaluate.expansion.*.weight",),

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.heartbeat import alive, busy
 from ..core.names import unknown
+from ..core.parts import build
 from ..core.recipe import Data
 from ..core.settings import settings
-from .batches import build_sampler
 from .colours import Variation
 from .fused_augment import blank, fused_batch, fused_bytes
 from reidlab.data.manifest import (
@@ -417,11 +417,12 @@ def recipe_sampler(
     world: int = 1,  # ranks
 ) -> PKSampler:
     "The sampler that a recipe names; refused where the photos make no batch."
-    who, shape = (photos.pids, photos.camids), (data.p, data.k, data.remainder)
-    sampler = build_sampler(data.sampler, *who, *shape, seed, rank, world)
+    given = {"camids": photos.camids, "seed": seed, "rank": rank, "world": world}
+    sampler = build("data.sampler", data.sampler, photos.pids, **given)
     if not sampler.batches.size:
         raise ValueError(
-            f"the training photos make no batch of {data.p}×{data.k}. Lower data.p or data.k."
+            f"data.sampler {data.sampler.name} makes no batch of the {len(photos.paths)} training "
+            "photos. Lower p or k of data.sampler."
         )
     return sampler
 

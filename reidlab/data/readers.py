@@ -29,7 +29,7 @@ SIGNALS = {signal.strsignal(s): s.name for s in signal.Signals}  # Killed: SIGKI
 FULL = ("SIGKILL", "SIGBUS")  # what the system sends when memory, or shared memory, runs out
 GONE = 5.0  # seconds in which a reader that broke off its connection is expected to end
 _STOPPED: dict[int, str] = {}  # what is to be said of readers that were ended for standing still
-MEMORY = " The system does that when memory runs out: lower the setting workers, or data.p, or free some."
+MEMORY = " The system does that when memory runs out: lower the setting workers, or p of data.sampler, or free some."
 
 
 def _signalled(pid: int | str, name: str) -> str:

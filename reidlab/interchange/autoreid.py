@@ -212,14 +212,14 @@ REMARKS = {
 }
 
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #271b4087
-def _batch(flat: Mapping[str, Any], section: str) -> dict[str, Any]:
+def _batch(flat: Mapping[str, Any], place: str) -> dict[str, Any]:
     "P and K of a batch size and a number of photos each."
     size, k = flat["batch_size"], flat.get("pair_num") or 1
     if size % k or size < 2 * k:
         raise Refused(
-            f"a batch of {size} is not made of two people or more with {k} photos each: set {section}.p and {section}.k"
+            f"a batch of {size} is not made of two people or more with {k} photos each: set {place}.p and {place}.k"
         )
-    return {f"{section}.p": size // k, f"{section}.k": k}
+    return {f"{place}.p": size // k, f"{place}.k": k}
 
 
 def _loss(flat: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def _decide(key: str, flat: Mapping[str, Any], searching: bool) -> dict[str, Any
     if key in ("batch_size", "pair_num"):
         if key == "pair_num" and "batch_size" not in flat:
             raise Refused("pair_num needs batch_size beside it")
-        return _batch(flat, "search" if searching else "data")
+        return _batch(flat, "search" if searching else "data.sampler.pk")
     if key == "loss_f":
         return _loss(flat, "search.loss" if searching else "loss")
     if key in ("optimizer_type", "lr_mode", "backbone_lr", "head_lr") and searching:

@@ -70,7 +70,8 @@ def _lite_batch(size: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
     "People and photos of each, by the sampler in use."
     if v["batch_sampling_params.class_balanced"]:
         return "class_balanced draws P people with K photos each"
-    return {"data.p": size * max(len(v.get("parallels") or [0]), 1), "data.k": 1}
+    people = size * max(len(v.get("parallels") or [0]), 1)
+    return {"data.sampler.pk.p": people, "data.sampler.pk.k": 1}
 
 
 def _lite_people(here: str) -> Rule:
@@ -232,8 +233,8 @@ LITE: dict[str, Rule] = {
         f"asoftmax_params.{key}": none("connected to nothing in the original")
         for key in ("unlabel_fold", "unlabel_update")
     },
-    "batch_sampling_params.P": _lite_people("data.p"),
-    "batch_sampling_params.K": _lite_people("data.k"),
+    "batch_sampling_params.P": _lite_people("data.sampler.pk.p"),
+    "batch_sampling_params.K": _lite_people("data.sampler.pk.k"),
     "batch_sampling_params.batch_size": _lite_batch,
     "batch_sampling_params.class_balanced": none("decides between P, K and batch_size"),
     "batch_sampling_params.softmax_only": none("not read by the original"),

@@ -66,9 +66,9 @@ def _strong_batch(size: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     k = 1 if v["DATALOADER.SAMPLER"] == "softmax" else v["DATALOADER.NUM_INSTANCE"]
     if size % k:
         raise Refused(
-            f"a batch of {size} is not made of people with {k} photos each: set data.p, data.k"
+            f"a batch of {size} is not made of people with {k} photos each: set p and k of data.sampler"
         )
-    return {"data.p": size // k, "data.k": k}
+    return {"data.sampler.pk.p": size // k, "data.sampler.pk.k": k}
 
 
 def _strong_sampler(value: Any, v: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,18 +105,18 @@ def _check_people(recipe: Recipe, n_pids: int, processes: int) -> None:
         )
     if "triplet" in s.loss and k < 2:
         raise ValueError(
-            f"the triplet loss needs 2 photos or more of each person, got search.k (or data.k) {k}."
+            f"the triplet loss needs 2 photos or more of each person, got search.k (or k of data.sampler) {k}."
         )
     here = n_pids // 2 if s.split == "identities" else n_pids
     if p > here or p % max(processes, 1):
         raise ValueError(
-            f"search.p (or data.p) needs at most the {here} identities there are{_held(recipe)}, and a multiple "
+            f"search.p (or p of data.sampler) needs at most the {here} identities there are{_held(recipe)}, and a multiple "
             f"of {processes} for as many processes; got {p}. {_fits(here, processes)}"
         )
     if p // max(processes, 1) < 2:
         raise ValueError(
             f"a search needs batches of 2 people or more in each process, got {p} for {processes} of them. "
-            "Raise search.p (or data.p), or lower gpus."
+            "Raise search.p (or p of data.sampler), or lower gpus."
         )
 
 
@@ -127,7 +127,7 @@ def _check_halves(recipe: Recipe, train: Photos, processes: int) -> None:
     if recipe.search.sharpness and len(batches) < WATCHED:
         raise ValueError(
             f"search.sharpness needs {WATCHED} batches in the alphas' half or more, got {len(batches)} "
-            f"of {search_data(recipe).p} people. Lower search.p (or data.p)."
+            f"of {search_data(recipe).p} people. Lower search.p (or p of data.sampler)."
         )
 
 # %% ../../nbs/07_nas/24_checks.ipynb #ef9bf304

@@ -84,7 +84,7 @@ def search_data(
 ) -> Data:
     "The recipe's data section with the search's own P and K, where it sets them."
     s, data = recipe.search, recipe.data
-    return data.model_copy(update={"p": s.p or data.p, "k": s.k or data.k})
+    return data.with_batch(s.p or data.p, s.k or data.k)
 
 
 def search_halves(

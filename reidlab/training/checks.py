@@ -11,6 +11,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
+from ..core.parts import Part
 from ..core.recipe import Recipe
 from ..data.batches import promises_pairs
 from ..data.class_loaders import ClassSet, ShuffledSampler, middle_loader
@@ -31,12 +32,12 @@ def check_pairs(
 ) -> None:
     "Refuse a triplet loss where the sampler leaves people alone in a batch."
     term, data = recipe.loss.get("triplet"), recipe.data
-    lonely = not promises_pairs(data.sampler, data.k)
+    lonely = not promises_pairs(data.sampler)
     heard = term is not None and term.get("weight", 1.0)
     if heard and lonely and not term.get("valid_only"):
         raise ValueError(
             "loss: triplet needs every person twice in a batch, and data.sampler "
-            f"{data.sampler} with k {data.k} does not promise it. Use sampler pk, class_balanced "
+            f"{data.sampler.name} with k {data.k} does not promise it. Use sampler pk, class_balanced "
             "or camera with k of 2 or more, or set the term's valid_only to average who has company."
         )
 
@@ -59,9 +60,11 @@ def _would_do(
 ) -> tuple[int, int] | None:  # P and K, at most the recipe's; None: nothing would
     "The largest batches that the photos make."
     data, most = recipe.data, len(np.unique(photos.pids))
+    if not {"p", "k"} <= data.sampler.options.keys():  # a sampler of somebody's own
+        return None
     for k in range(data.k, min(data.k, 2) - 1, -1):
         for p in range(min(data.p, most) // processes * processes, 1, -processes):
-            smaller = data.model_copy(update={"p": p, "k": k})
+            smaller = data.with_batch(p, k)
             with suppress(ValueError):
                 recipe_sampler(photos, smaller, recipe.seed, world=processes)
                 return p, k
@@ -79,7 +82,7 @@ def _first_batch(
         held = 0 if not data.held_out else len(np.unique(data.val_gallery.pids))
         told = f" {held} of {held + data.n_pids} identities are held out (data.val_fraction {plan.val_fraction:g})."
         fits = _would_do(recipe, data.train, processes)
-        advice = f" data.p {fits[0]} with data.k {fits[1]} would do." if fits else ""
+        advice = f" p {fits[0]} with k {fits[1]} would do." if fits else ""
         raise ValueError(f"{wrong}{told * bool(held)}{advice}") from None
     batch = labels(data.train.pids)[0][sampler.batches[0]]
     return batch if recipe.train.gather else batch[: len(batch) // processes]
@@ -99,11 +102,19 @@ def check_alone(
         with torch.no_grad():
             without_memory(recipe, n_pids).train()(one)
     except ValueError:  # torch, of a batch norm
-        size = "data.batch_size" if recipe.data.task == "classification" else "data.p × data.k"
+        size = (
+            "data.batch_size" if recipe.data.task == "classification" else "p × k of data.sampler"
+        )
         raise ValueError(
             f"a batch norm cannot learn from one photo, and {size} is {photos} for {processes} "
             f"process{'es' * (processes > 1)}. Raise it, or lower gpus."
         ) from None
+
+
+def _shape(sampler: Part) -> str:
+    "Of a sampler's batches, for a message."
+    said = [f"{key} {sampler.options[key]}" for key in ("p", "k") if key in sampler.options]
+    return " × ".join(said) or f"sampler {sampler.name}"
 
 
 def check_batches(
@@ -112,9 +123,9 @@ def check_batches(
     processes: int = 1,  # that will train
 ) -> None:
     "Refuse photos that make no batch, and batches that the loss cannot learn from."
-    p, k = recipe.data.p, recipe.data.k
     seen = _first_batch(recipe, data, processes)
-    check_alone(recipe, data.n_pids, p * k, processes=processes)
+    photos = len(seen) * (1 if recipe.train.gather else processes)
+    check_alone(recipe, data.n_pids, photos, processes=processes)
     if len(np.unique(seen)) > 1 and np.unique(seen, return_counts=True)[1].min() > 1:
         return  # as check_model tried it
     net = without_memory(recipe, data.n_pids)
@@ -123,7 +134,7 @@ def check_batches(
         rehearse(loss, branches_of(recipe, data.n_pids, net), seen)
     except ValueError as wrong:
         raise ValueError(
-            f"the loss cannot learn from batches of data.p {p} × data.k {k} in "
+            f"the loss cannot learn from batches of {_shape(recipe.data.sampler)} in "
             f"{processes} process{'es' * (processes > 1)}: {wrong}"
         ) from None
 

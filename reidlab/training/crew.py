@@ -278,7 +278,7 @@ def death(
             how = f"was ended by {signal.Signals(-code).name}"
     hint = ""
     if code == -signal.SIGKILL:
-        hint = " The system does that when memory runs out: lower data.p or workers, or free some."
+        hint = " The system does that when memory runs out: lower p of data.sampler or workers, or free some."
     line = f"it {how} {one.where}, without an error of its own.{hint}"
     return Failure(one.seat.rank, line, time.monotonic())
 

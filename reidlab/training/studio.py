@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.identity import same_data
+from ..core.parts import part
 from ..core.recipe import Data, Gan, Recipe
 from ..core.run import RunFolder, find_run
 from ..core.seed import rng
@@ -35,8 +36,8 @@ def real_photos(
 ) -> Data:  # a section of its own; the recipe's stays as it is
     "How the photos come that a critic compares with."
     still = {"flip": 0.0, "pad": 0, "crop_from": (0, 0)} if plan.features else {}
-    shuffled = {"sampler": "random", "p": plan.batch_size, "k": 1, "remainder": "drop"}
-    return data.model_copy(update={"erase": 0.0, **shuffled, **still})
+    shuffled = part("data.sampler", {"random": {"p": plan.batch_size, "k": 1}})
+    return data.model_copy(update={"erase": 0.0, "sampler": shuffled, **still})
 
 # %% ../../nbs/06_training/22_studio.ipynb #dd1a0a5b
 def _seen_by(

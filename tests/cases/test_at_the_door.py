@@ -19,8 +19,13 @@ from reidlab.nas.checks import check_judged, check_search
 from reidlab.retrieval.roles import has_match
 from reidlab.training.fit import fit_from_recipe
 
-SMALL = {"data__name": "own", "data__height": 32, "data__width": 16, "data__p": 2, "data__k": 2}
-ALONE = {"data.p": 1, "data.k": 1, "loss.triplet.weight": 0.0}
+SMALL = {
+    "data__name": "own",
+    "data__height": 32,
+    "data__width": 16,
+    "data__sampler": {"pk": {"p": 2, "k": 2}},
+}
+ALONE = {"data.sampler.pk.p": 1, "data.sampler.pk.k": 1, "loss.triplet.weight": 0.0}
 
 
 def own_set(lab, camids, people=12, photos=4, classes=None):
@@ -83,14 +88,14 @@ def job(changes):
 
 
 BATCHES = [
-    ({"data.p": 16, "data.k": 4, "data.val_fraction": 0.1}, 0, r"the training set has 10. .*2 of 12 identities are held out .data.val_fraction 0.1.. data.p 10 with data.k 4 would do"),
-    ({"data.p": 16, "data.val_fraction": 0.0}, 0, "the training set has 12. Lower data.p. data.p 12 with"),
-    ({"data.p": 9, "data.k": 8, "data.sampler": "random", "loss.triplet.weight": 0.0}, 0, r"needs 72 photos .*3 of 12 identities are held out.* data.p 4 with data.k 8 would do"),
-    (ALONE, 0, "a batch norm cannot learn from one photo, and data.p × data.k is 1 for 1 process"),
-    ({"data.p": 2, "data.k": 1, "loss.triplet.weight": 0.0, "train.sync_bn": False}, 2, "cannot learn from one photo, and data.p × data.k is 2 for 2 processes"),
-    ({"data.p": 1, "data.k": 4}, 0, "the loss cannot learn from batches of data.p 1 × data.k 4"),
-    ({"data.p": 2, "train.gather": False}, 2, "the loss cannot learn from batches of data.p 2 × data.k 2 in 2 processes"),
-    ({"data.p": 3}, 2, "p = 3 people cannot be shared by 2 processes.* data.p 2 with data.k 2 would do"),
+    ({"data.sampler.pk.p": 16, "data.sampler.pk.k": 4, "data.val_fraction": 0.1}, 0, r"the training set has 10. .*2 of 12 identities are held out .data.val_fraction 0.1.. p 10 with k 4 would do"),
+    ({"data.sampler.pk.p": 16, "data.val_fraction": 0.0}, 0, "the training set has 12. Lower p of data.sampler. p 12 with"),
+    ({"data.sampler": {"random": {"p": 9, "k": 8}}, "loss.triplet.weight": 0.0}, 0, r"needs 72 photos .*3 of 12 identities are held out.* p 4 with k 8 would do"),
+    (ALONE, 0, "a batch norm cannot learn from one photo, and p × k of data.sampler is 1 for 1 process"),
+    ({"data.sampler.pk.p": 2, "data.sampler.pk.k": 1, "loss.triplet.weight": 0.0, "train.sync_bn": False}, 2, "cannot learn from one photo, and p × k of data.sampler is 2 for 2 processes"),
+    ({"data.sampler.pk.p": 1, "data.sampler.pk.k": 4}, 0, "the loss cannot learn from batches of p 1 × k 4"),
+    ({"data.sampler.pk.p": 2, "train.gather": False}, 2, "the loss cannot learn from batches of p 2 × k 2 in 2 processes"),
+    ({"data.sampler.pk.p": 3}, 2, "p = 3 people cannot be shared by 2 processes.* p 2 with k 2 would do"),
     ({"data.val_fraction": 0.9}, 0, "leaves 1 to train on; 2 are needed. Set data.val_fraction to 0"),
 ]  # fmt: skip
 
@@ -107,7 +112,11 @@ def test_batches_that_cannot_be_had_are_refused(lab, changes, gpus, words):
 def test_what_was_trained_before_is_trained_still(lab):
     "People of one photo, a camera unknown here and there, two people in a batch."
     own_set(lab, lambda i: [0, 1, -1, 0][i % 4])
-    for more in ({}, {"data__p": 4, "data__k": 3}, {"train__validator": "single_shot"}):
+    for more in (
+        {},
+        {"data__sampler": {"pk": {"p": 4, "k": 3}}},
+        {"train__validator": "single_shot"},
+    ):
         plan_training(own_recipe(**more))
 
 

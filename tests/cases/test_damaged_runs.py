@@ -528,7 +528,7 @@ def kill_at(number, patch):
 SEARCH = {
     "search__epochs": 2,
     "search__warmup": 0,
-    "data__p": 4,
+    "data__sampler__pk__p": 4,
     "search__nodes": 1,
     "search__init_channels": 4,
 }

@@ -74,7 +74,13 @@ def rest(folder):
     remember(memory, seen)
 
 
-MINE = {"data.name": "mine", "data.height": 32, "data.width": 16, "data.p": 2, "data.k": 2}
+MINE = {
+    "data.name": "mine",
+    "data.height": 32,
+    "data.width": 16,
+    "data.sampler.pk.p": 2,
+    "data.sampler.pk.k": 2,
+}
 RECIPE = load_recipe("smoke", overrides=MINE | {"data.val_fraction": 0.5})
 
 

@@ -303,7 +303,7 @@ def test_json_that_says_a_key_twice_or_no_number(reader, text, word, tmp_path):
         ("search: {nodes: 100000}", ("search.nodes", "less than or equal to 16")),
         ("search: {cells_per_stage: [1, 1, 1000000]}", ("cells_per_stage.2", "less than")),
         ("model: {layers: 1000000}", ("model.layers", "less than or equal to 200")),
-        ("data: {p: 1000000000}", ("data.p", "less than")),
+        ("data: {sampler: {pk: {p: 1000000000}}}", ("data.sampler.pk.p", "less than")),
         ("data: {width: 1000000000}", ("data.width", "less than or equal to 4096")),
         ("data: {name: 2024}", ("data.name", "string")),
         ('data: {name: "a\\nb"}', ("name needs text of one line",)),
@@ -387,7 +387,7 @@ def test_bad_overrides(overrides, words):
 
 
 def test_a_grid_is_counted_before_it_is_written_out():
-    grid = {"train.lr": [0.1] * 1000, "train.clip": [1] * 1000, "data.p": [2] * 1000}
+    grid = {"train.lr": [0.1] * 1000, "train.clip": [1] * 1000, "data.sampler.pk.p": [2] * 1000}
     with refused("1000000000 cells", "train.lr with 1000", "2000 are the most"):
         plan_cells("smoke", grid=grid)
     with refused("3000 cells", "fewer values"):

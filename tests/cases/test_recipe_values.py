@@ -159,7 +159,10 @@ def numbers(schema=Recipe, place=""):
     "The dotted places of all number options, with a value that is no number yet."
     for key, field in schema.model_fields.items():
         here = f"{place}.{key}".lstrip(".")
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if any(kind == here for kind in field.metadata):
+            for name, builder in shelf(here).items():
+                yield from numbers(options_model(builder), f"{here}.{name}")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from numbers(field.annotation, here)
         elif any(word in str(field.annotation) for word in ("int", "float", "Literal[1", "Stage")):
             yield here, field.annotation
@@ -361,3 +364,16 @@ def test_off_is_a_word(tmp_path):
     (tmp_path / "mine.yaml").write_text("data: {cache: off}\n")
     assert load_recipe("mine", folder=tmp_path).data.cache == "off"
     assert load_recipe("mine", overrides={"data.cache": True}, folder=tmp_path).data.cache == "on"
+
+
+@pytest.mark.parametrize(
+    "whole_first",
+    [
+        {"loss": {"softmax": {"weight": 2.0}}, "loss.softmax.weight": 3.0},
+        {"data.sampler": {"pk": {"p": 2}}, "data.sampler.pk.p": 3},
+    ],
+)
+def test_overrides_are_read_and_not_written_to(whole_first):
+    before = json.dumps(whole_first)
+    load_recipe("smoke", overrides=whole_first)
+    assert json.dumps(whole_first) == before
