@@ -3,10 +3,12 @@
 import os
 import signal
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from reidlab.core.processes import descendants, processes
 from reidlab.nas.search import search_from_recipe
+from reidlab.training import epoch
 from reidlab.training.distributed import rank
 from reidlab.training.fit import fit_from_recipe
 from reidlab.training.step import Trainer
@@ -62,22 +64,29 @@ def open_ports(pid):
 
 
 def harmed(verb, fault, folder, device="cpu", **plain):
-    "A training or search; fault: (what, on which rank, at which step) or None."
-    at, plainly, steps = fault, Trainer.rate, [0]
+    "A training or search; fault: (what, on which rank, at which step or rename) or None."
+    what, *at = fault or ("nothing", None, None)
+    steps, renames, ask = count(1), count(1), epoch.ASK
+    rated, renamed = Trainer.rate, os.replace
 
     def rate(self, t):
-        steps[0] += 1
-        if steps[0] == 2:
+        if (now := next(steps)) == 2:
             note(folder)
-        if at and (rank(), steps[0]) == at[1:]:
-            harm(at[0])
-        return plainly(self, t)
+        if [rank(), now] == at and "rename" not in what:
+            harm(what)
+        return rated(self, t)
 
-    Trainer.rate = rate  # asked before every step
+    def replace(*names):
+        if [rank(), next(renames)] == at and "rename" in what:
+            harm(what)
+        return renamed(*names)
+
+    Trainer.rate, os.replace = rate, replace  # the rate is asked before every step
+    epoch.ASK = 2
     try:
         return WORK[verb](folder=folder, device=device, **plain)
     finally:
-        Trainer.rate = plainly
+        Trainer.rate, os.replace, epoch.ASK = rated, renamed, ask
 
 
 def surroundings(device: str = "cpu") -> tuple[str, str]:

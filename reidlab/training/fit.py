@@ -61,7 +61,7 @@ def _passed(fit: Fit) -> dict[str, Any]:
         seed_all(fit.recipe.seed, progress.epoch, rank())
     record = fit.epoch(fit)
     alive(f"epoch {number}, after its last step", limit=LONG)
-    progress.turn(record)
+    progress.turn(record, fit.shown)
     record = {"epoch": number, "epochs": fit.plan.epochs, **record, **fit.each(number)}
     progress.stop = from_rank_zero(record.get("stop", ""))
     return record
@@ -98,7 +98,7 @@ def run_epochs(
     fit: Fit,  # under way
 ) -> Progress:
     "Train from where the folder stands to the last epoch, and leave checkpoints and history."
-    where = {"data": fit.data.fingerprint, "steps": fit.steps}
+    where = {"data": fit.data.fingerprint, "steps": fit.steps, "shown": fit.shown}
     fit.progress = take_up(fit.run, fit.recipe, fit.trainer, facts=fit.facts, **where)
     while fit.progress.epoch < fit.plan.epochs and not fit.progress.stop:
         record = _passed(fit)

@@ -50,10 +50,11 @@ class Progress:
     def turn(
         self,
         record: dict[str, Any],  # of the epoch that is complete
+        shown: str = "loss",  # of the record: what the training pays
     ) -> None:
         "Count an epoch and begin the next."
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
-        self.loss, self.seconds = record.get("loss"), self.seconds + record["seconds"]
+        self.loss, self.seconds = record.get(shown), self.seconds + record["seconds"]
 
     def stored(self) -> dict[str, Any]:
         "Plain values, for a checkpoint."
@@ -143,6 +144,7 @@ def take_up(
     facts: dict[str, Any],  # the architecture of its network
     data: str,  # the fingerprint of the photos
     steps: int,  # in an epoch
+    shown: str = "loss",  # of an epoch's record: what the training pays
 ) -> Progress:
     "Where a run stands, and the trainer put there: from its own checkpoints, or at the beginning."
     folder, found = run.path / "checkpoints", [Progress()]
@@ -160,17 +162,18 @@ def take_up(
         best = read_checkpoint(folder / "best.pt")  # its epoch may be later: it will come again
         check_origin(best, recipe, f"checkpoint {folder / 'best.pt'}", data=data, without=aside)
     if rank() == 0:
-        compare_history(run, progress)
+        compare_history(run, progress, shown)
     return progress
 
 
 def compare_history(
     run: RunFolder,  # of the training
     progress: Progress,  # of the training
+    shown: str = "loss",  # of an epoch's record: what the training pays
 ) -> None:
     "Say which epochs a history has lost, that it is another's, or knows of epochs without a checkpoint."
     events, epoch, loss = run.events("epoch"), progress.epoch, progress.loss
-    told = {e.get("epoch"): e.get("loss") for e in events}
+    told = {e.get("epoch"): e.get(shown) for e in events}
     if len({str(e) for e in events}) < len(events):
         run.warn("metrics.jsonl holds lines twice; the later ones count.")
     if loss is not None and told.get(epoch, loss) != loss:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from reidlab.training.launch import _join, launch
 # each of the stopped kinds would take 14 s longer and find nothing that six do not.
 PATIENCE = 6
 SMALL = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0, "train__epochs": 3}
+SMALL |= {"train__checkpoint_minutes": 1e-9}
 SEARCH = {
     "model__stem": "conv3x2",
     "model__init_channels": 4,
@@ -152,6 +154,22 @@ def test_every_fault_in_either_process(verb, what, who, bench):
     name = f"{verb}-{what.replace(' ', '-')}-{who}"
     check(suffer(bench, verb, (what, who, 6), name), what, who)
     assert different(weights(bench.run(verb, name)), bench.reference(verb)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", WORK)
+def test_two_processes_that_are_killed_again_and_again_change_no_bit(verb, bench):
+    "At steps of either and at renames, with a checkpoint at every other step, until one comes through."
+    chance, name = random.Random(len(verb)), f"again-{verb}"
+    for n in range(20):
+        step, rename = ("killed", n % 2, chance.randrange(3, 6)), ("killed at a rename", 0, 5 + n)
+        try:
+            path = bench.run(verb, name, rename if n % 3 == 2 else step)
+            break
+        except RuntimeError:
+            assert RunFolder(bench.root / name).status()["state"] == "crashed"
+    assert n >= 4
+    assert different(weights(path), bench.reference(verb)) == []
 
 
 @pytest.mark.parametrize("what", ["killed reader", "stopped reader"])

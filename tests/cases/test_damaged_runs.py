@@ -13,6 +13,7 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import tiny_recipe
+from test_gan import PLAN
 
 from reidlab.core import files
 from reidlab.core.files import SEAL, clear_parts, hold, holder, holding, let_go, seal_of
@@ -26,6 +27,7 @@ from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.sweep import cell_state
 from reidlab.nas.search import search_from_recipe
 from reidlab.training.fit import fit_from_recipe
+from reidlab.training.generate import generate_from_recipe, load_generator
 from reidlab.training.trained import load_model
 
 SMALL = {
@@ -67,20 +69,39 @@ def bits(path):
     return content_digest({k: v for k, v in content.items() if k != "digest"})
 
 
+WORK = {"train": fit_from_recipe, "search": search_from_recipe, "generate": generate_from_recipe}
+
+
+def three_runs(root, photos, other, verb="train", **more):
+    "Runs of one recipe: whole, stopped after two epochs, and one that another recipe made."
+    recipe, about = tiny_recipe(**SMALL | more), {"work": WORK[verb], "verb": verb}
+    found = {"photos": photos, "recipe": recipe, "about": about}
+    found |= {"whole": trained(root, photos, recipe, "whole", **about)}
+    found |= {"stopped": trained(root, photos, recipe, "stopped", stop=2, **about)}
+    foreign = tiny_recipe(**SMALL | more | other)
+    found |= {"foreign": trained(root, photos, foreign, "foreign", **about)}
+    return found | {"bits": bits(found["whole"])}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    "Three runs of one recipe, made once: whole, stopped after two epochs, and another rate's."
-    root, photos = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("few")
-    recipe = tiny_recipe(**SMALL)
-    whole = trained(root, photos, recipe, "whole")
-    evaluate_run(whole, workers=0, data_dir=photos)
-    stopped = trained(root, photos, recipe, "stopped", stop=2)
-    foreign = trained(root, photos, tiny_recipe(**SMALL, train__lr=0.5), "foreign")
-    evaluate_run(foreign, workers=0, data_dir=photos)
-    return {"photos": photos, "recipe": recipe, "whole": whole, "stopped": stopped} | {
-        "foreign": foreign,
-        "bits": bits(whole),
-    }
+    "Trainings, made once and evaluated."
+    folders = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("few")
+    found = three_runs(*folders, {"train__lr": 0.5})
+    for name in ("whole", "foreign"):
+        evaluate_run(found[name], workers=0, data_dir=found["photos"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawing(made, tmp_path_factory):
+    "The same of generators."
+    plan = {f"train__gan__{key}": value for key, value in PLAN.items()}
+    root, other = tmp_path_factory.mktemp("runs"), {"train__gan__lr": 0.5}
+    return three_runs(root, made["photos"], other, "generate", **plan)
+
+
+FIXTURES = {"train": "made", "generate": "drawing"}
 
 
 def flipped(body, share):
@@ -148,22 +169,33 @@ def heard(work):
 
 
 AT_DOOR = ("environment.json", "recipe.yaml")  # refused before anything is trained
-HARM = [  # CI trains after every fourth; what the readers say of the others is below
-    pytest.param(kind, file, marks=[pytest.mark.slow] if i % 4 and file not in AT_DOOR else [])
+
+
+def later(verb, i, file):
+    "CI trains after every fourth damage, with a generator every eighth; the readers see all, below."
+    if file in AT_DOOR:  # the same lines refuse both
+        return verb != "train"
+    return i % (4 if verb == "train" else 8) != 0
+
+
+HARM = [
+    pytest.param(verb, kind, file, marks=[pytest.mark.slow] if later(verb, i, file) else [])
+    for verb in FIXTURES
     for i, kind in enumerate(KINDS)
     for file in RUNNING
 ]
 
 
-@pytest.mark.parametrize(("kind", "file"), HARM)
+@pytest.mark.parametrize(("verb", "kind", "file"), HARM)
 def test_a_damaged_run_says_so_and_ends_with_the_same_bits_or_not_at_all(
-    kind, file, made, tmp_path
+    verb, kind, file, request, tmp_path
 ):
+    made = request.getfixturevalue(FIXTURES[verb])
     path = shutil.copytree(made["stopped"], tmp_path / "stopped")
     harm(kind, path / file, made["foreign"] / file)
 
     def again():
-        trained(tmp_path, made["photos"], made["recipe"], "stopped")
+        trained(tmp_path, made["photos"], made["recipe"], "stopped", **made["about"])
 
     said, ended = heard(again)
     name = file.rpartition("/")[2]
@@ -204,6 +236,15 @@ def test_readers_of_a_damaged_run_name_the_file(kind, file, made, tmp_path):
     assert file.rpartition("/")[2] in said, said
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_generator_draws_nothing(kind, drawing, tmp_path):
+    path = shutil.copytree(drawing["whole"], tmp_path / "run")
+    file = "checkpoints/best.pt"
+    harm(kind, path / file, drawing["foreign"] / file)
+    said, ended = heard(lambda: load_generator(path))
+    assert "best.pt" in said and not ended, said
+
+
 def test_one_bad_folder_ends_no_table(made, tmp_path):
     for name in ("one", "two", "three"):
         shutil.copytree(made["whole"], tmp_path / name)
@@ -228,6 +269,15 @@ def changed(path, change):
     content.pop("digest", None)
     change(content)
     torch.save(content, path)
+
+
+def cut(part):
+    "Half of every tensor of one dimension in a nested content."
+    if isinstance(part, torch.Tensor):
+        return part[: len(part) // 2] if part.dim() == 1 else part
+    if isinstance(part, dict):
+        return {key: cut(value) for key, value in part.items()}
+    return [cut(value) for value in part] if isinstance(part, list) else part
 
 
 CHANGES = {
@@ -255,17 +305,34 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("kind", CHANGES)
-def test_a_checkpoint_that_cannot_be_this_runs_is_refused_by_name(kind, made, tmp_path):
+OF_A_GENERATOR = {key: CHANGES[key] for key in CHANGES if "optimizer" not in key} | {
+    "no optimizers": (lambda c: c.pop("optimizers"), "KeyError"),
+    "no baselines": (lambda c: c.pop("baselines"), "KeyError"),
+    "one optimizer": (lambda c: c["optimizers"].pop(), "shorter"),
+    "moments of another shape": (lambda c: c.update(optimizers=cut(c["optimizers"])), "has shape"),
+    "an optimizer of nobody": (lambda c: c["optimizers"][1].update(param_groups=[]), "group"),
+    "its optimizers the other way round": (lambda c: c["optimizers"].reverse(), "shape"),
+}
+CASES = [(FIXTURES["train"], k, *CHANGES[k]) for k in CHANGES]
+CASES += [(FIXTURES["generate"], k, *OF_A_GENERATOR[k]) for k in OF_A_GENERATOR]
+
+
+@pytest.mark.parametrize(
+    ("runs", "kind", "change", "word"), CASES, ids=[f"{case[0]}-{case[1]}" for case in CASES]
+)
+def test_a_checkpoint_that_cannot_be_this_runs_is_refused_by_name(
+    runs, kind, change, word, request, tmp_path
+):
+    made = request.getfixturevalue(runs)
     path = shutil.copytree(made["stopped"], tmp_path / "stopped")
     (path / "checkpoints/previous.pt").unlink()
-    change, word = CHANGES[kind]
     if kind == "another data set":
         rule = made["recipe"] and RunFolder(path).environment["data"].rpartition(":")[0]
         other = f"{rule}:{'0' * 64}".removeprefix(":")
         change = lambda c: c.update(data=other)
     changed(path / "checkpoints/last.pt", change)
-    said, ended = heard(lambda: trained(tmp_path, made["photos"], made["recipe"], "stopped"))
+    again = (tmp_path, made["photos"], made["recipe"], "stopped")
+    said, ended = heard(lambda: trained(*again, **made["about"]))
     assert not ended and "last.pt" in said and word in said, said
 
 
@@ -546,16 +613,16 @@ def searched(tmp_path_factory, made):
 POINTS = [("train", n) for n in (1, 2, 4, 5, 7, 9, 12, 15, 18)] + [
     ("search", n) for n in (5, 9, 13)
 ]
-MORE = [(verb, n) for verb in ("train", "search") for n in range(32) if (verb, n) not in POINTS]
+POINTS += [("generate", n) for n in (8, 14)]
+MORE = [(verb, n) for verb in WORK for n in range(32) if (verb, n) not in POINTS]
 
 
 @pytest.mark.parametrize(
     ("verb", "number"), POINTS + [pytest.param(*p, marks=pytest.mark.slow) for p in MORE]
 )
-def test_a_kill_at_a_rename_changes_no_bit(verb, number, made, searched, tmp_path, monkeypatch):
-    kept = made if verb == "train" else searched
-    work = fit_from_recipe if verb == "train" else search_from_recipe
-    asked = (tmp_path, kept["photos"], kept["recipe"], "run", 0, work, verb)
+def test_a_kill_at_a_rename_changes_no_bit(verb, number, request, tmp_path, monkeypatch):
+    kept = request.getfixturevalue((FIXTURES | {"search": "searched"})[verb])
+    asked = (tmp_path, kept["photos"], kept["recipe"], "run", 0, WORK[verb], verb)
     with monkeypatch.context() as patch:
         kill_at(number, patch)
         with suppress(Killed):
