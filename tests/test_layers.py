@@ -112,7 +112,7 @@ def test_the_table_of_strategies_and_spaces_is_kept(strategy, space, kind):
     [
         ({"nodes": 3}, ("has no use for search.nodes, got 3", "Leave it at 4")),
         ({"memory": "lean"}, ("has no use for search.memory",)),
-        ({"rule": "raw_logit"}, ("has no use for search.rule",)),
+        ({"rule": "raw_logit"}, ("search.rule raw_logit is about cells", "space cnet")),
         (
             {"top_k": 3},
             ("search.top_k is no key any more", "an option of a part: search.strategy.topk.k"),

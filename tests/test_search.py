@@ -65,7 +65,7 @@ HOW = {  # what has to be the same in two processes, in two runs, and in pieces
         },
         "search__cost_weight": 0.5,
         "search__split": "identities",
-        "search__max_skips": 1,
+        "search__rule": {"usual": {"max_skips": 1}},
     },
 }
 # --- two processes and one -------------------------------------------------------------------

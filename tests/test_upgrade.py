@@ -64,3 +64,18 @@ def test_a_key_of_another_time_gets_one_line(old, tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps({section: nested}))
     with pytest.raises(ValueError, match=f"{old} is no key any more"):
         load_recipe("mine", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "search, rule",
+    [
+        ({"strategy": "pcdarts", "rule": "edge_norm", "max_skips": 2}, {"usual": {"max_skips": 2}}),
+        ({"strategy": "pcdarts", "rule": "softmax", "partial": 2}, "softmax"),
+        ({"strategy": "darts", "rule": "sigmoid", "mixing": "sigmoid"}, "usual"),
+        ({"strategy": "darts", "rule": "raw_logit", "tau": [5, 1]}, "raw_logit"),
+        ({"max_skips": 1}, {"usual": {"max_skips": 1}}),
+    ],
+    ids=str,
+)
+def test_a_rule_that_the_strategy_had_brought_is_the_usual_one(search, rule):
+    assert upgrade({"search": search})["search"]["rule"] == rule

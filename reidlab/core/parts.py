@@ -154,6 +154,8 @@ KINDS: dict[str, Kind] = {
     "search.loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.health": Kind("reidlab.nas.health:RULES", many=True),
     "search.strategy": Kind("reidlab.nas.strategies:STRATEGIES"),
+    "search.split": Kind("reidlab.nas.split:SPLITS"),
+    "search.rule": Kind("reidlab.nas.derive:RULES"),
     "data.sampler": Kind("reidlab.data.batches:SAMPLERS"),
     "evaluate.rerank": Kind("reidlab.retrieval.rules:RERANKS"),
     "evaluate.expansion": Kind("reidlab.retrieval.rules:EXPANSIONS"),

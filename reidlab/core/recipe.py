@@ -19,11 +19,11 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import to_jsonable_python
 
 from .names import is_plain, unknown
-from .parts import KINDS, Part, PartError, as_said, laid, members, part, part_set, slot
+from .parts import KINDS, Part, PartError, laid, members, part, part_set, slot
 from .reading import check_file, check_plain, exists, is_file, read_text, shown
 from .settings import settings
 from .upgrade import new_form, old_keys, upgrade
@@ -287,8 +287,7 @@ class Search(Section):
     stages: Annotated[
         tuple[Stage, ...], Field(max_length=64)
     ] = ()  # a progressive search; instead of epochs and warmup
-    # what weights and alphas do not share; overlapping: nothing (Li et al. 2021)
-    split: Literal["photos", "identities", "overlapping"] = "photos"
+    split: slot("search.split") = "photos"  # what weights and alphas do not share
     space: str = "reid"  # reid or darts: operations of cells; cdnet, cdnet9 or cnet: layers
     ops: Annotated[tuple[str, ...], Field(max_length=64)] = ()  # instead of the space's
     nodes: Annotated[int, Field(ge=1, le=16)] = 4  # of a cell, its inputs not counted
@@ -317,9 +316,7 @@ class Search(Section):
     alpha_weight_decay: Weight = 5e-5  # Adam
     alpha_milestones: Epochs = ()  # epochs from which alpha_lr is multiplied
     alpha_gamma: Positive = 0.1  # by this, at each
-    # how a genotype is read off the alphas; unsaid: edge_norm for pcdarts, sigmoid for sigmoid
-    rule: Literal["softmax", "raw_logit", "edge_norm", "sigmoid"] = "softmax"
-    max_skips: Count | None = None  # short cuts a derived cell may have; None: any number
+    rule: slot("search.rule") = "usual"  # how a genotype is read off the alphas
     max_macs: Costs = 0  # of the derived network, for one photo; 0: no limit
     max_params: Costs = 0  # of the derived network; 0: no limit
     cost_weight: Weight = 0.0  # what the expected cost costs the alphas
@@ -330,15 +327,6 @@ class Search(Section):
     health: part_set("search.health") = {}  # rules watched; empty: the usual
     stop: bool = False  # end a search that collapses, and answer its last sound epoch
     sharpness: bool = False  # measure the alphas' curvature and noise each epoch; costs steps
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rule_of_the_strategy(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "rule" in values:
-            return values
-        strategy, options = as_said(values.get("strategy", "darts"), "search.strategy")
-        own = "sigmoid" if options.get("mixing") == "sigmoid" else "softmax"
-        return {**values, "rule": "edge_norm" if strategy == "pcdarts" else own}
 
 # %% ../../nbs/00_core/10_recipe.ipynb #81778dfb
 class Evaluate(Section):

@@ -29,6 +29,7 @@ MOVES: dict[str, Places] = {
     "evaluate.lambda_value": ("evaluate.rerank.*.lambda_value",),
     "evaluate.smooth_top": ("evaluate.rerank.*.top",),
     "evaluate.temperature": ("evaluate.rerank.*.temperature",),
+    "search.max_skips": ("search.rule.*.max_skips",),
     "search.partial": ("search.strategy.*.partial",),
     "search.tau": ("search.strategy.*.tau",),
     "search.top_k": ("search.strategy.*.k",),
@@ -50,8 +51,18 @@ def _expansion(values: dict) -> None:
         said["expansion"] = "neighbours"
 
 
+def _usual_rule(values: dict) -> None:
+    "A search wrote down which rule its strategy had brought."
+    said = values.get("search")
+    if isinstance(said, dict) and {"rule", "max_skips"} & said.keys():
+        own = "sigmoid" if said.get("mixing") == "sigmoid" else "softmax"
+        own = "edge_norm" if said.get("strategy") == "pcdarts" else own
+        said["rule"] = "usual" if said.get("rule", own) == own else said["rule"]
+
+
 FILLED: tuple[Callable[[dict], None], ...] = (
     _expansion,
+    _usual_rule,
 )  # what else an old recipe needs, done in place
 
 # %% ../../nbs/00_core/09_upgrade.ipynb #d61488a6

@@ -48,7 +48,7 @@ def answer(
         return replace(found, about=found.about | about)
     if latency:
         about["cost"] |= latency_of(found, latency)
-    about = {"rule": s.rule, "strategy": s.strategy.name, **_numbers(net)} | about
+    about = found.about | {"strategy": s.strategy.name, **_numbers(net)} | about
     return replace(found, space="" if s.ops else s.space, about=about)
 
 

@@ -83,7 +83,7 @@ def _held(recipe: Recipe) -> str:
     said = [f"data.val_fraction {recipe.data.val_fraction:g} held out"] * bool(
         recipe.data.val_fraction
     )
-    said += ["cut in two by search.split identities"] * (recipe.search.split == "identities")
+    said += ["cut in two by search.split identities"] * (recipe.search.split.name == "identities")
     return f" ({', '.join(said)})" if said else ""
 
 
@@ -107,7 +107,7 @@ def _check_people(recipe: Recipe, n_pids: int, processes: int) -> None:
         raise ValueError(
             f"the triplet loss needs 2 photos or more of each person, got search.k (or k of data.sampler) {k}."
         )
-    here = n_pids // 2 if s.split == "identities" else n_pids
+    here = n_pids // 2 if s.split.name == "identities" else n_pids
     if p > here or p % max(processes, 1):
         raise ValueError(
             f"search.p (or p of data.sampler) needs at most the {here} identities there are{_held(recipe)}, and a multiple "

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Mixing', 'Tau', 'FIRST', 'SECOND', 'STRATEGIES', 'KINDS_OF', 'OF_CELLS', 'OF_LAYERS', 'COMPARES', 'Strategy', 'darts',
-           'pcdarts', 'gdas', 'chosen_how', 'topk', 'search_strategy', 'strategy_table', 'check_strategy',
-           'alpha_terms', 'search_model', 'Penalty', 'search_trainer', 'recipe_limits', 'derived_genotype',
-           'search_card']
+           'pcdarts', 'gdas', 'chosen_how', 'topk', 'search_strategy', 'strategy_table', 'search_rule',
+           'check_strategy', 'alpha_terms', 'search_model', 'Penalty', 'search_trainer', 'recipe_limits',
+           'derived_genotype', 'search_card']
 
 # %% ../../nbs/07_nas/21_strategies.ipynb #cb7532c5
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.names import unknown
-from ..core.parts import Given, build, shelf
+from ..core.parts import Given, build, part, shelf
 from ..core.recipe import Recipe, Search, Train
 from ..core.seed import seed_all
 from ..core.values import Positive, Weight
@@ -30,7 +30,7 @@ from ..models.reid import ReIDModel
 from .budget import CostPenalty, CostTable, cost_tables, within
 from .cdnet_space import LAYER_SPACES, LayerSupernet, derive_layers, layer_supernet
 from .darts import SearchTrainer
-from .derive import derive
+from .derive import Rule, derive
 from .gdas import GumbelSupernet
 from .latency import latency_limit
 from .layer_budget import LayerPenalty, layer_costs, layers_within
@@ -52,6 +52,7 @@ class Strategy:
         default_factory=dict
     )  # that tell its net of cells from Supernet
     mixing: str = "softmax"  # of the operations of an edge
+    rule: str = "softmax"  # a name in derive.RULES: how cells are read off, unless the recipe says
     second_order: bool = False  # one step of the weights ahead
     edges: bool = False  # whole edges have logits
     varies: str = ""  # how two passes over one photo may differ; empty: they do not
@@ -84,6 +85,7 @@ def _mixed(
         "cells": partial(net, **options),
         "facts": facts,
         "mixing": mixing,
+        "rule": mixing,
         "pays": (lambda net: zero_one * zero_one_loss(net)) if zero_one else None,
         "hears": (*helped, *paid),
     }
@@ -119,7 +121,7 @@ def pcdarts(
         "it lets channels pass an edge as they are, and a layer changes their number. "
         "Choose search.strategy darts, gdas or topk."
     )
-    own["facts"] = own["facts"] | {"partial": partial}
+    own |= {"facts": own["facts"] | {"partial": partial}, "rule": "edge_norm"}
     words = {"cells": f"one channel in {partial} is mixed; a logit for every edge"}
     return Strategy(FIRST, layers=why, edges=True, words=words, **own)
 
@@ -233,7 +235,7 @@ def strategy_table() -> pd.DataFrame:  # strategies × spaces: "yes", or why not
 # %% ../../nbs/07_nas/21_strategies.ipynb #51203936
 OF_CELLS = (
     *("ops", "nodes", "init_channels", "cells_per_stage", "layers"),
-    *("stages", "max_skips", "memory", "rule"),
+    *("stages", "memory"),
 )
 OF_LAYERS = ("alpha_noise", "width")
 
@@ -261,21 +263,40 @@ def _offered(s: Search) -> int:
     return len(LAYER_SPACES[s.space].candidates) if s.space in LAYER_SPACES else 0
 
 
+def search_rule(
+    recipe: Recipe,  # search: rule, strategy, space
+) -> Rule:
+    "How a recipe reads cells off; an error that names both where rule and strategy do not fit."
+    s, strategy = recipe.search, search_strategy(recipe)
+    found = build("search.rule", s.rule, usual=strategy.rule)
+    told = f"search.rule {s.rule.name}"
+    if KINDS_OF[s.space] == "layers" and s.rule != part("search.rule", "usual"):
+        raise ValueError(
+            f"{told} is about cells, and search.space {s.space} is of layers, which are read off by "
+            "the largest alpha. Leave search.rule at usual, without options."
+        )
+    if found.edges and not strategy.edges:
+        raise ValueError(
+            f"{told} needs logits of whole edges, and search.strategy {s.strategy.name} has none. "
+            "Leave search.rule at usual, or choose strategy pcdarts."
+        )
+    if found.mixing not in ("", strategy.mixing):
+        raise ValueError(
+            f"{told} reads shares of {found.mixing} mixing, and search.strategy {s.strategy.name} has "
+            f"mixing {strategy.mixing}. Leave search.rule at usual."
+        )
+    return found
+
+
 def check_strategy(
     recipe: Recipe,  # of the search
 ) -> None:
     "Refuse search options that do not go together."
     s, strategy = recipe.search, search_strategy(recipe)
     _check_space(s)
+    search_rule(recipe)
     k, name = s.strategy.get("k", 0), s.strategy.name
     wrong = {
-        "rule edge_norm needs the edges' logits that only strategy pcdarts has, "
-        f"got strategy {name}. Leave search.rule out.": (
-            s.rule == "edge_norm" and not strategy.edges
-        ),
-        "rule sigmoid reads shares of sigmoid mixing, got mixing softmax. Leave search.rule out.": (
-            s.rule == "sigmoid" and strategy.mixing != "sigmoid"
-        ),
         f"search.strategy {name} looks one SGD step ahead, so the weights need search.optimizer sgd, "
         f"got {s.optimizer}. Choose sgd, or strategy darts.": (
             strategy.second_order and s.optimizer != "sgd"
@@ -293,7 +314,7 @@ def alpha_terms(
     recipe: Recipe,  # search: loss, split
 ) -> dict[str, dict]:  # of the loss that the alphas are judged by
     "The terms of the search loss that are defined on the alphas' half."
-    terms, split = recipe.search.loss, recipe.search.split
+    terms, split = recipe.search.loss, recipe.search.split.name
     if split != "identities":
         return terms
     kept = {k: v for k, v in terms.items() if k in COMPARES and (v or {}).get("weight", 1.0) > 0}
@@ -413,10 +434,9 @@ def derived_genotype(
         tables["normal"],
         tables["reduce"],
         net.space,
-        rule=s.rule,
+        rule=search_rule(recipe),
         beta_normal=betas.get("normal"),
         beta_reduce=betas.get("reduce"),
-        max_skips=s.max_skips,
         **choose,
     )
 
@@ -425,7 +445,7 @@ def search_card(
     recipe: Recipe,  # of the search
 ) -> pd.DataFrame:  # a row an aspect
     "What a recipe's search does, in words."
-    s, strategy = recipe.search, search_strategy(recipe)
+    s, strategy, rule = recipe.search, search_strategy(recipe), search_rule(recipe)
     layers = s.space in LAYER_SPACES
     all_of_them = "all layers at every place" if layers else "all operations, on all channels"
     halves = {"overlapping": "some photos in both, as published"}
@@ -434,7 +454,7 @@ def search_card(
         f"expected {'MACs' if s.cost == 'macs' else 'latency'}, weight {s.cost_weight:g}": s.cost_weight,
     }
     limits = {
-        f"{s.max_skips} short cuts a cell": s.max_skips is not None,
+        f"{rule.max_skips} short cuts a cell": rule.max_skips is not None,
         f"{s.max_macs:,} MACs": s.max_macs,
         f"{s.max_params:,} parameters": s.max_params,
         f"{s.max_latency:g} ms, measured": s.max_latency,
@@ -452,10 +472,10 @@ def search_card(
         "supernet": strategy.words.get(KINDS_OF[s.space], all_of_them),
         "mixing": "gates of 1" if layers and "k" in strategy.layers else strategy.mixing,
         "the alphas also hear": named(extras),
-        "halves": halves.get(s.split, f"{s.split} in common to neither"),
+        "halves": halves.get(s.split.name, f"{s.split.name} in common to neither"),
         "judged by": ", ".join(alpha_terms(recipe)),
         "epochs": epochs,
-        "read off by": "argmax" if layers else s.rule,
+        "read off by": "argmax" if layers else rule.name,
         "limits": named(limits),
     }
     return pd.DataFrame({"": rows})
