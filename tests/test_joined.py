@@ -26,9 +26,10 @@ from reidlab.evaluation.protocols import protocols
 from reidlab.evaluation.rules import ranking_rules
 from reidlab.retrieval.distance import distances
 from reidlab.retrieval.features import l2_normalise
+from reidlab.retrieval.gallery_draws import GalleryDraws
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rerank import rerank
-from reidlab.retrieval.single_shot import GalleryDraws, evaluate_single_shot
+from reidlab.retrieval.single_shot import evaluate_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks
 from reidlab.training.fit import fit_from_recipe
 

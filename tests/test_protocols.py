@@ -19,11 +19,12 @@ from reidlab.evaluation.card import protocol_counts
 from reidlab.evaluation.counts import check_counts
 from reidlab.evaluation.protocols import RULES, find_protocol, protocols
 from reidlab.retrieval.distance import distances
+from reidlab.retrieval.gallery_draws import GalleryDraws
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.rank import rank
 from reidlab.retrieval.rerank import rerank
 from reidlab.retrieval.rules import KReciprocal, Rules
-from reidlab.retrieval.single_shot import GalleryDraws, evaluate_single_shot
+from reidlab.retrieval.single_shot import evaluate_single_shot
 from reidlab.retrieval.tracks import evaluate_tracks
 
 DATA = Path(__file__).parent / "data"

@@ -17,13 +17,14 @@ from .embeddings import Embeddings, rank_embeddings
 from .evaluate import own_camids, split_photos
 from .protocols import RULES, Protocol, find_protocol
 from .rules import ranking_rules
+from ..retrieval.gallery_draws import GalleryDraws
 from ..retrieval.labels import Labels
 from ..retrieval.matches import by_identity
 from ..retrieval.metrics import RankResult
 from ..retrieval.multi_query import pool_queries
 from ..retrieval.roles import without_match_message
 from ..retrieval.rules import PLAIN, KReciprocal, Rules, SmoothTop
-from ..retrieval.single_shot import GalleryDraws, SingleShotResult
+from ..retrieval.single_shot import SingleShotResult
 
 # %% ../../nbs/08_evaluation/14_by_protocol.ipynb #b94313a9
 def _check_rule(p: Protocol, rules: Rules, tracked: bool) -> None:

@@ -20,7 +20,7 @@ from ..data.loaders import DataSet, check_validation
 from .embeddings import Embeddings, rank_embeddings
 from .evaluate import embed_split, evaluate_split, own_camids, split_photos
 from .rules import plain_rules, ranking_rules
-from ..retrieval.single_shot import GalleryDraws
+from ..retrieval.gallery_draws import GalleryDraws
 
 # %% ../../nbs/08_evaluation/23_validators.ipynb #0aae2076
 def by_market(

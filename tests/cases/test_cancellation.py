@@ -12,6 +12,7 @@ from reidlab.retrieval.cancellation import finish_on_device
 from reidlab.retrieval.distance import METRICS, distances, product_blocks
 from reidlab.retrieval.expansion import augment_gallery, expand_queries, first_answers
 from reidlab.retrieval.features import l2_normalise
+from reidlab.retrieval.gallery_draws import GalleryDraws
 from reidlab.retrieval.index import GalleryIndex
 from reidlab.retrieval.matches import matches_by_sorting
 from reidlab.retrieval.neighbours import distance_strips, nearest
@@ -19,7 +20,6 @@ from reidlab.retrieval.rank import rank, rank_features
 from reidlab.retrieval.rerank import rerank, rerank_blocks
 from reidlab.retrieval.rules import Rules
 from reidlab.retrieval.scan import find_matches
-from reidlab.retrieval.single_shot import GalleryDraws
 
 SHARE = 1e-4  # by which two distances must differ, as the chapter promises
 LEAST = 3e-45  # twice the step between the smallest numbers that float32 has

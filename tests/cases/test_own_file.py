@@ -25,12 +25,12 @@ from reidlab.evaluation.embeddings import rank_embeddings
 from reidlab.evaluation.evaluate import embed_split
 from reidlab.evaluation.lists import rank_lists
 from reidlab.evaluation.rules import ranking_rules
+from reidlab.retrieval.gallery_draws import GalleryDraws
 from reidlab.retrieval.labels import Labels
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.retrieval.multi_query import pool_queries
 from reidlab.retrieval.rank import rank
 from reidlab.retrieval.rules import PLAIN, Rules
-from reidlab.retrieval.single_shot import GalleryDraws
 
 
 def slow_map(dist, query, gallery, names):
