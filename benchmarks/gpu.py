@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout's library, installed or not
 
 from reidlab.losses.catalogue import weighted_sum  # noqa: E402
-from reidlab.models.catalogue import assemble, build_model  # noqa: E402
+from reidlab.models.catalogue import as_part, assemble, build_model  # noqa: E402
 
 TERMS = {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}
 N_PIDS = 751  # training identities of Market-1501
@@ -112,8 +112,7 @@ def supernet_cases(tiny: bool) -> list[Case]:
 def build_net(case: Case) -> torch.nn.Module:
     "The network of a row."
     if not case.model.startswith(SUPERNET):
-        options = {"last_stride": case.stride, "weights": "", "neck": "bnneck", "n_pids": N_PIDS}
-        return build_model(case.model, **options)
+        return build_model({case.model: {"last_stride": case.stride}}, n_pids=N_PIDS)
     from reidlab.models.ops import SPACES
     from reidlab.nas.lean import make_lean
     from reidlab.nas.supernet import Supernet
@@ -121,9 +120,9 @@ def build_net(case: Case) -> torch.nn.Module:
     small = case.height < 64
     options = {"init_channels": 4 if small else 16, "layers": 3 if small else 8}
     maps = Supernet(SPACES["reid"], 1 if small else 4, "darts", **options)
-    parts = {"pool": "avg", "neck": "bnneck", "neck_feat": "after", "head": "linear"}
-    said = parts | {"embedding": 0, "dropout": 0.0, "n_pids": N_PIDS}
-    net, level = assemble(maps, said, {}), case.model.removeprefix(SUPERNET)
+    behind = {"pool": "avg", "neck": "bnneck", "head": "linear"}
+    behind = {kind: as_part(kind, name) for kind, name in behind.items()}
+    net, level = assemble(maps, {}, **behind, n_pids=N_PIDS), case.model.removeprefix(SUPERNET)
     return net if level == "plain" else make_lean(net, level)
 
 

@@ -72,8 +72,10 @@ def trainer_of(problem, seed):
     works, warmup, _ = PROBLEMS[problem]
     recipe = Recipe(
         seed=seed,
-        model=Model(stem="conv3x2", neck="none", last_stride=2),
+        model=Model(neck="none"),
         search=Search(
+            stem="conv3x2",
+            last_stride=2,
             init_channels=6,
             nodes=3,
             cells_per_stage=(1,),

@@ -25,7 +25,9 @@ from skips import (  # noqa: F401
 
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
+from reidlab.core.upgrade import upgrade
 from reidlab.data.loaders import find_manifest, open_data
+from reidlab.models.catalogue import build_model
 from reidlab.training.fit import fit_from_recipe
 
 matplotlib.use("Agg")
@@ -47,6 +49,12 @@ def tiny_recipe(seed=0, **more):
     "The smoke recipe at the smallest size that still trains; more overrides with __ for the dot."
     changes = {key.replace("__", "."): value for key, value in more.items()}
     return load_recipe("smoke", seed=seed, overrides=TINY | changes)
+
+
+def from_facts(backbone="small_cnn", n_pids=751, **facts):
+    "A model of flat facts, as a checkpoint notes them."
+    usual = {"backbone": backbone, "pool": "avg", "neck": "bnneck", "head": "linear"}
+    return build_model(**upgrade({"model": usual | facts})["model"], n_pids=n_pids)
 
 
 def facts(folder):

@@ -92,6 +92,10 @@ STRIPES = {
     **{"model.head": "pcb", "model.stripes": 3, "model.embedding": 16, "model.neck": "bn"},
     "model.global_branch": 16,
 }
+STRIPES_NEWER = {  # the same, as a recipe made of parts says it
+    "model.head": {"pcb": {"stripes": 3, "global_branch": 16}},
+    "model.neck": {"bn": {"embedding": 16}},
+}
 MANY = {  # options that no other entry asks for
     **{
         "data.sampler": "camera",
@@ -107,8 +111,9 @@ MANY = {  # options that no other entry asks for
     "loss.terms": {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}, "centre": {}},
 }
 MANY_NEWER = {  # the same, as a recipe made of parts says it
-    **{key: value for key, value in MANY.items() if key != "loss.terms"},
+    **{k: v for k, v in MANY.items() if k not in ("loss.terms", "model.dropout")},
     "loss": MANY["loss.terms"],
+    "model.head": {"linear": {"dropout": 0.1}},
 }
 ENTRIES = {
     "smoke": Entry(TRAIN, "smoke", "smoke-train-s0", short=FEW | HALF),
@@ -123,7 +128,9 @@ ENTRIES = {
         for row in ("searched", "random", "handmade")
     },
     "cdnet": Entry(TRAIN, "cdnet_small", "cdnet_small-train-s0", short=FEW),
-    "pcb": Entry(TRAIN, "smoke", "pcb-train-s0", STRIPES | HALF, short=FEW),
+    "pcb": Entry(
+        *(TRAIN, "smoke", "pcb-train-s0", STRIPES | HALF), newer=STRIPES_NEWER | HALF, short=FEW
+    ),
     "pcb, ranked": Entry(EVALUATE, given={"run": "pcb-train-s0"}, needs=("pcb",)),
     "many options": Entry(
         *(TRAIN, "smoke", "many-train-s0", MANY | HALF), newer=MANY_NEWER | HALF, short=FEW

@@ -18,7 +18,7 @@ from reidlab.evaluation.published import read_published
 from reidlab.evaluation.reproduction import command
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.parameters import SweepJob, check_parameters
-from reidlab.models.catalogue import build_model
+from reidlab.training.network import build_network
 
 SHOWN = ast.Name("_shown", ast.Store(), lineno=1, col_offset=0)
 ABLATION, REPRODUCTION = "reports/03_ablation.ipynb", "reports/04_reproduction.ipynb"
@@ -167,9 +167,9 @@ def test_every_row_of_a_published_table_has_its_figures(name):
     [("strong/bnneck", 25_050_176), ("sbn/market", 25_050_176), ("lite_c/c04", 24_226_095)],
 )
 def test_a_published_recipe_builds_the_published_network(recipe, parameters):
-    said = load_recipe(recipe, folder=project_root() / "recipes").model.model_dump()
+    said = load_recipe(recipe, folder=project_root() / "recipes")
     with torch.device("meta"):
-        net = build_model(**(said | {"weights": ""}), n_pids=751)
+        net = build_network(said, 751, weights="")
     assert sum(p.numel() for p in net.parameters()) == parameters
 
 

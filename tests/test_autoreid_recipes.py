@@ -58,7 +58,7 @@ def test_twins_are_one_search():
 def test_what_the_names_promise_is_what_runs(name, wanted):
     r = row(f"autoreid/{name}")
     s = r.search
-    cells = s.layers if r.model.macro == "darts" else sum(s.cells_per_stage)
+    cells = s.layers if s.macro == "darts" else sum(s.cells_per_stage)
     assert (s.p * s.k, cells, s.init_channels, s.space, r.data.height) == wanted
     assert s.nodes == 4
     retrieval = name.startswith(("retrieval", "paper"))

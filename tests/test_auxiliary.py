@@ -18,13 +18,13 @@ CELLS = {
     "data__height": 32,
     "data__width": 16,
     "model__backbone": "derived",
-    "model__genotype": "auto_reid",
-    "model__init_channels": 4,
-    "model__cells_per_stage": [1, 1, 1],
-    "model__stem": "conv3x2",
+    "model__backbone__*__genotype": "auto_reid",
+    "model__backbone__*__init_channels": 4,
+    "model__backbone__*__cells_per_stage": [1, 1, 1],
+    "model__backbone__*__stem": "conv3x2",
     "data__val_fraction": 0.0,
 }
-AIDED = CELLS | {"model__auxiliary": True}
+AIDED = CELLS | {"model__backbone__*__auxiliary": 0.4}
 
 
 def opened(recipe, name, root, photos):
@@ -44,7 +44,7 @@ def last(path):
 @pytest.fixture(scope="module")
 def aided(photos, tmp_path_factory):
     "A training with an auxiliary classifier and dropped paths: (its folder, its recipe, its record)."
-    recipe = tiny_recipe(**AIDED, model__drop_path=0.2)
+    recipe = tiny_recipe(**AIDED, **{"model__backbone__*__drop_path": 0.2})
     path, record = fitted(recipe, "aided", tmp_path_factory.mktemp("aided"), photos)
     return path, recipe, record
 
@@ -81,7 +81,7 @@ def test_its_weight_counts(photos, tmp_path):
     first = {}
     for weight in (0.4, 0.8):
         recipe = tiny_recipe(
-            **AIDED, model__auxiliary_weight=weight, train__epochs=1, train__lr=1e-12
+            **AIDED | {"model__backbone__*__auxiliary": weight}, train__epochs=1, train__lr=1e-12
         )
         path, _ = fitted(recipe, f"w{weight}", tmp_path, photos)
         first[weight] = RunFolder(path).events("epoch")[0]["softmax"]
@@ -125,10 +125,10 @@ def test_what_a_search_counts_has_no_tower():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"model.auxiliary": True}, "model.auxiliary stands between the cells"),
-        ({"model.auxiliary_weight": 1.0}, "of a classifier that is not there, got 1.0"),
+        ({"model.backbone.*.auxiliary": 0.4}, "auxiliary is an option of derived"),
         (
-            {k.replace("__", "."): v for k, v in AIDED.items()} | {"model.cells_per_stage": [1, 1]},
+            {k.replace("__", "."): v for k, v in AIDED.items()}
+            | {"model.backbone.*.cells_per_stage": [1, 1]},
             "needs 3 cells or more",
         ),
     ],
@@ -144,7 +144,7 @@ def test_auxiliary_where_there_is_no_place(changes, words, stocked):
 
 def test_retrain_from_a_run(aided, photos, tmp_path):
     best = aided[0] / "checkpoints" / "best.pt"
-    own = {"model__weights": str(best), "model__drop_path": 0.1}
+    own = {"model__backbone__*__weights": str(best), "model__backbone__*__drop_path": 0.1}
     recipe = tiny_recipe(**CELLS, **own, train__epochs=1, train__lr=1e-12)
     check_model(recipe, 10)
     second, _ = fitted(recipe, "second", tmp_path, photos)
@@ -163,12 +163,12 @@ def test_retrain_from_a_run(aided, photos, tmp_path):
 
 def test_weights_that_do_not_fit_end_the_job(stocked, plain):
     best = str(plain[0] / "checkpoints" / "best.pt")
-    cells = {k.replace("__", "."): v for k, v in CELLS.items()} | {"model.weights": best}
+    cells = {k.replace("__", "."): v for k, v in CELLS.items()} | {"model.backbone.*.weights": best}
     before = sorted(stocked.runs.iterdir())
     for changes, words in [
-        ({"model.genotype": "random:1"}, "holds another backbone: genotype is"),
-        ({"model.init_channels": 8}, "holds another backbone: init_channels is 4 there"),
-        ({"model.weights": "nowhere.pt"}, "weights 'nowhere.pt' not found"),
+        ({"model.backbone.*.genotype": "random:1"}, "holds another backbone: genotype is"),
+        ({"model.backbone.*.init_channels": 8}, "holds another backbone: init_channels is 4 there"),
+        ({"model.backbone.*.weights": "nowhere.pt"}, "weights 'nowhere.pt' not found"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             walk("nbs/train.ipynb", overrides=TINY | cells | changes)

@@ -351,9 +351,9 @@ def test_checkpoint_of_a_newer_format(done):
 
 CELLS = {  # the smallest network of a genotype
     "model.backbone": "derived",
-    "model.init_channels": 4,
-    "model.cells_per_stage": [1, 1],
-    "model.stem": "conv3x2",
+    "model.backbone.*.init_channels": 4,
+    "model.backbone.*.cells_per_stage": [1, 1],
+    "model.backbone.*.stem": "conv3x2",
 }
 
 
@@ -393,7 +393,7 @@ def test_wrong_genotype_file(changes, words, stocked, tmp_path):
     file = written(tmp_path, **changes)
     before = file.read_bytes()
     with refused(file.name, tmp_path.name, *words):
-        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(file)})
+        walk(TRAIN, overrides=TINY | CELLS | {"model.backbone.*.genotype": str(file)})
     assert file.read_bytes() == before
     assert empty(stocked.runs)
 
@@ -401,7 +401,7 @@ def test_wrong_genotype_file(changes, words, stocked, tmp_path):
 def test_genotype_of_layers_where_cells_are_needed(stocked, tmp_path):
     file = written(tmp_path, space="cdnet", layers=[[3, 5, 1]])
     with refused("'derived' needs a genotype of cells", "'cdnet'", "a list of layers"):
-        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(file)})
+        walk(TRAIN, overrides=TINY | CELLS | {"model.backbone.*.genotype": str(file)})
     assert not list(stocked.runs.rglob("*.pt"))
 
 
@@ -410,14 +410,19 @@ def test_genotype_file_cut_off(stocked, tmp_path):
     cut(file)
     before = file.read_bytes()
     with refused(file.name, tmp_path.name, "JSON"):
-        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(file)})
+        walk(TRAIN, overrides=TINY | CELLS | {"model.backbone.*.genotype": str(file)})
     assert file.read_bytes() == before
     assert not list(stocked.runs.rglob("genotype.json"))
 
 
 def test_missing_genotype_file(stocked, tmp_path):
     with refused("no genotype file at", "elsewhere.json", "Search first"):
-        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": str(tmp_path / "elsewhere.json")})
+        walk(
+            TRAIN,
+            overrides=TINY
+            | CELLS
+            | {"model.backbone.*.genotype": str(tmp_path / "elsewhere.json")},
+        )
 
 
 @pytest.mark.parametrize(
@@ -430,30 +435,30 @@ def test_missing_genotype_file(stocked, tmp_path):
 )
 def test_misspelt_genotype(name, words, stocked):
     with refused(*words, "run:NAME", "the path of a genotype.json"):
-        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": name})
+        walk(TRAIN, overrides=TINY | CELLS | {"model.backbone.*.genotype": name})
     assert not [*stocked.runs.rglob("*.pt"), *stocked.runs.rglob("genotype.json")]
 
 
 def test_genotype_of_a_run_that_has_none(done, stocked):
     before = facts(done[0])
     with refused("run 'done' holds no genotype.json", "nbs/search.ipynb", "-p run done"):
-        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": "run:done"})
+        walk(TRAIN, overrides=TINY | CELLS | {"model.backbone.*.genotype": "run:done"})
     assert facts(done[0]) == before
     with refused("run 'dome' not found in runs/", "Close names: done"):
-        walk(TRAIN, run="other", overrides=TINY | CELLS | {"model.genotype": "run:dome"})
+        walk(TRAIN, run="other", overrides=TINY | CELLS | {"model.backbone.*.genotype": "run:dome"})
     assert facts(done[0]) == before
 
 
 @pytest.mark.parametrize("option", [{"genotype": "auto_reid"}, {"init_channels": 16}])
 def test_genotype_without_cells_to_put_it_in(option, stocked):
     ((key, value),) = option.items()
-    with refused(f"'small_cnn' has no option {key!r}", f"got {value!r}", "another backbone"):
-        walk(TRAIN, overrides=TINY | {"model.backbone": "small_cnn", f"model.{key}": value})
+    with refused(f"option of model.backbone.small_cnn {key!r} not found", f"{key} is an option of"):
+        walk(TRAIN, overrides=TINY | {"model.backbone": {"small_cnn": {key: value}}})
 
 
 def test_channels_too_few_for_part_aware(stocked):
     words = "part_aware needs 3 channels", "got 2", "Raise init_channels"
-    thin = {"model.genotype": "auto_reid", "model.init_channels": 1}
+    thin = {"model.backbone.*.genotype": "auto_reid", "model.backbone.*.init_channels": 1}
     with refused(*words):
         walk(TRAIN, overrides=TINY | CELLS | thin)
     with refused(*words):
@@ -492,7 +497,7 @@ def test_alphas_without_none_have_no_softmax_rule():
 
 def test_genotype_that_changed_behind_its_reference(stocked, tmp_path):
     file = written(tmp_path)
-    recipe = load_recipe("smoke", overrides=TINY | CELLS | {"model.genotype": str(file)})
+    recipe = load_recipe("smoke", overrides=TINY | CELLS | {"model.backbone.*.genotype": str(file)})
     data = open_data(recipe.data, recipe.seed)
     run = open_run("begun", recipe, verb="train", data=data.fingerprint)
     keep_genotype(recipe, run.path)
@@ -507,7 +512,7 @@ def test_genotype_that_changed_behind_its_reference(stocked, tmp_path):
 def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
     recipe = tiny_recipe(
         **{key.replace(".", "__"): value for key, value in CELLS.items()},
-        model__genotype="auto_reid",
+        **{"model__backbone__*__genotype": "auto_reid"},
         train__epochs=1,
         data__val_fraction=0.0,
     )
@@ -530,14 +535,14 @@ def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
         ({"loss.triplet.margin": "0,3"}, ("loss.triplet.margin", "'soft'", '"0,3"')),
         ({"data.erase_fill": "blakc"}, ("data.erase_fill", "black", "blakc")),
         ({"train.distill.teacher": "run:nobody"}, ("nobody", "runs")),
-        ({"model.head": "pcb", "model.cosines": "concat"}, ("concat", "concat_classifier")),
+        ({"model.head": "pcb", "model.head.*.cosines": "concat"}, ("concat", "concat_classifier")),
         ({"loss.am": {}}, ("am", "model.head", "cosine")),
         ({"model.backbone": "se_resnet5"}, ("se_resnet50",)),
     ],
 )
 def test_a_trick_that_cannot_be_meant_leaves_no_run(lab, overrides, words):
     with refused(*words):
-        walk(TRAIN, recipe="smoke", overrides=TINY | {"model.embedding": 8} | overrides)
+        walk(TRAIN, recipe="smoke", overrides=TINY | {"model.neck.*.embedding": 8} | overrides)
     assert empty(lab.runs)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_recipe
+from conftest import from_facts, tiny_recipe
 
 from reidlab.core.recipe import load_recipe, recipe_names, validated
 from reidlab.core.run import open_run
@@ -13,7 +13,6 @@ from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.interchange.baseline_weights import NAMES, baseline_facts, baseline_key, load_baseline
 from reidlab.interchange.reid_lite import LITE, LITE_DEFAULTS, lite_recipe
 from reidlab.interchange.strong_baseline import STRONG, STRONG_DEFAULTS, strong_recipe
-from reidlab.models.catalogue import build_model
 from reidlab.training.adopt import adopt
 from reidlab.training.checks import check_model
 from reidlab.training.fit import fit_from_recipe
@@ -58,11 +57,11 @@ def theirs(model, family, prefix="module."):
 def test_what_a_file_shows_rebuilds_its_network(name):
     torch.manual_seed(0)
     family = name.split()[0]
-    source = build_model(**MODELS[name], n_pids=5).eval()
+    source = from_facts(**MODELS[name], n_pids=5).eval()
     state = theirs(source, family, "")
     facts = baseline_facts(state)
     assert (facts.pop("family"), facts.pop("n_pids")) == (family, 5)
-    target = build_model(**facts, pool=MODELS[name].get("pool", "avg"), n_pids=5).eval()
+    target = from_facts(**facts, pool=MODELS[name].get("pool", "avg"), n_pids=5).eval()
     report = load_baseline(target, state, family)
     assert (len(report.loaded), report.left, report.fresh) == (len(state), {}, {})
     images = torch.randn(2, 3, 96, 32)
@@ -74,7 +73,7 @@ def test_what_a_file_shows_rebuilds_its_network(name):
 def test_every_tensor_is_accounted_for(family):
     torch.manual_seed(0)
     options = MODELS["strong" if family == "strong" else "lite stripes, all"]
-    model = build_model(**options, n_pids=5)
+    model = from_facts(**options, n_pids=5)
     state = theirs(model, family, "")
     for name in list(state):
         less = {k: v for k, v in state.items() if k != name}
@@ -90,8 +89,8 @@ def test_every_tensor_is_accounted_for(family):
 
 
 def test_an_adopted_checkpoint_gives_the_metrics_of_its_source(stocked, tmp_path):
-    net = {"backbone": "resnet18", "stem_relu": False, "last_stride": 2}
-    asked = tiny_recipe(train__epochs=1, **{f"model__{k}": v for k, v in net.items()})
+    net = {"resnet18": {"stem_relu": False, "last_stride": 2}}
+    asked = tiny_recipe(train__epochs=1, model__backbone=net)
     source = open_run("source", asked, verb="train")
     fit_from_recipe(asked, source.path, workers=0)
     state = torch.load(source.path / "checkpoints" / "best.pt", weights_only=True)
@@ -165,10 +164,10 @@ def test_a_recipe_of_lite_can_be_built(stripes, balanced, sigma):
     assert not [line for line in report if line.status == "refused"]
     r = validated("lite", values)
     check_model(r)
-    assert r.model.head == ("pcb" if stripes else "spectral" if sigma else "linear")
+    assert r.model.head.name == ("pcb" if stripes else "spectral" if sigma else "linear")
     assert (r.data.p, r.data.k) == ((4, 2) if balanced else (64, 1))
     assert (r.loss["triplet"]["weight"] > 0) == balanced
-    assert r.model.embedding == 256 and r.model.dropout == 0.5
+    assert r.model.neck.get("embedding") == 256 and r.model.head.get("dropout") == 0.5
 
 
 def test_a_recipe_of_the_strong_baselines_can_be_built():
@@ -183,7 +182,9 @@ def test_a_recipe_of_the_strong_baselines_can_be_built():
             r = validated(family, values)
             check_model(r)
             assert tuple(r.loss[t]["weight"] for t in ("softmax", "triplet")) == terms
-            assert r.evaluate.normalise == (family == "strong") and not r.model.stem_relu
+            assert r.evaluate.normalise == (family == "strong") and not r.model.backbone.get(
+                "stem_relu"
+            )
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -230,7 +231,7 @@ def test_rows_are_what_the_originals_files_say():
         stem_relu=False,
     )
     theirs = validated("theirs", theirs)
-    bare = ours.model.model_copy(update={"weights": ""})  # the row names its file
+    bare = ours.model.with_backbone(weights="")  # the row names its file
     assert bare == theirs.model and (ours.data.p, ours.data.k) == (
         theirs.data.p,
         theirs.data.k,

@@ -29,7 +29,7 @@ FEW = {  # four shapes, twelve photos each; two epochs of three batches
     "train.epochs": 2,
     "train.validate_every": 1,
 }
-NARROW = {"model.backbone": "cdnet", "model.width": 0.25}
+NARROW = {"model.backbone": "cdnet", "model.backbone.*.width": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_two_processes_name_the_same_and_train(named, tmp_path):
 def test_two_runs_of_one_seed_end_alike(lab):
     kept = []
     for name in ("one", "two"):
-        recipe = load_recipe("shapes", overrides=FEW | NARROW | {"model.stem": "cifar"})
+        recipe = load_recipe("shapes", overrides=FEW | NARROW | {"model.backbone.*.stem": "cifar"})
         data = open_classes(recipe.data, recipe.seed)
         run = open_run(name, recipe, verb="train", data=data.fingerprint)
         fit_classes(recipe, run.path, workers=2 if name == "two" else 0)
@@ -105,9 +105,14 @@ def test_two_runs_of_one_seed_end_alike(lab):
 
 
 def test_a_classifier_is_the_start_of_a_ranking(stocked):
-    stem = {"model.stem": "reid", "model.neck": "fblneck", "data.height": 64, "data.width": 64}
+    stem = {
+        "model.backbone.*.stem": "reid",
+        "model.neck": "fblneck",
+        "data.height": 64,
+        "data.width": 64,
+    }
     walk(TRAIN, recipe="shapes", run="eyes", overrides=FEW | NARROW | stem)
-    start = TINY | NARROW | {"model.neck": "fblneck", "model.weights": "run:eyes"}
+    start = TINY | NARROW | {"model.neck": "fblneck", "model.backbone.*.weights": "run:eyes"}
     recipe = load_recipe("smoke", overrides=start | {"train.lr": 1e-12, "train.epochs": 1})
     told = starting_point(recipe, 8)
     assert "489 tensors loaded" in told and "a classifier of other names" in told
@@ -138,7 +143,11 @@ def test_a_classifier_is_the_start_of_a_ranking(stocked):
         (TRAIN, {"recipe": "shapes", "overrides": {"data.batch_size": 999}}, ("999", "384")),
         (SEARCH, {"recipe": "shapes"}, ("data.task is classification", "needs task reid")),
         (TRAIN, {"recipe": "cdnet/finetuned"}, ("'market1501' not found",)),
-        (TRAIN, {"overrides": TINY | {"model.weights": "run:gone"}}, ("run 'gone' not found",)),
+        (
+            TRAIN,
+            {"overrides": TINY | {"model.backbone.*.weights": "run:gone"}},
+            ("run 'gone' not found",),
+        ),
         (CIFAR, {}, ("Get cifar-100-binary.tar.gz",)),
         (CLASSES, {}, ("train/<class>/*.jpg", "'imagenet' is not here")),
     ],

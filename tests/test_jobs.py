@@ -311,9 +311,9 @@ def test_market1501_from_a_folder_and_from_an_archive(lab, tmp_path):
 
 
 CELLS = TINY | {  # a search of two epochs, of which the first leaves the alphas alone
-    "model.stem": "conv3x2",
-    "model.cells_per_stage": [1, 1],
-    "model.init_channels": 8,
+    "model.backbone": {
+        "derived": {"stem": "conv3x2", "init_channels": 8, "cells_per_stage": [1, 1]}
+    },
     "search.cells_per_stage": [1, 1],
     "search.init_channels": 6,
     "search.nodes": 2,
@@ -382,7 +382,7 @@ def test_search_writes_its_records(searched):
 
 def test_what_was_searched_is_trained_and_ranked(searched):
     before = facts(searched.run.path)
-    own = CELLS | {"model.backbone": "derived", "model.genotype": "run:smoke-search-s0"}
+    own = CELLS | {"model.backbone.*.genotype": "run:smoke-search-s0"}
     walk(TRAIN, overrides=own | {"train.epochs": 1})
     walk(EVALUATE)  # its run is smoke-train-s0
     assert facts(searched.run.path) == before

@@ -18,10 +18,10 @@ from reidlab.nas.search import search_from_recipe
 OPS = space_ops("reid")
 SMALL = {
     "model__backbone": "derived",
-    "model__genotype": "auto_reid",
-    "model__init_channels": 6,
-    "model__cells_per_stage": [1, 1],
-    "model__stem": "conv3x2",
+    "model__backbone__*__genotype": "auto_reid",
+    "model__backbone__*__init_channels": 6,
+    "model__backbone__*__cells_per_stage": [1, 1],
+    "model__backbone__*__stem": "conv3x2",
     "search__epochs": 2,
     "search__warmup": 0,
     "search__nodes": 2,

@@ -16,7 +16,7 @@ from test_repeatable import different, last, leaves
 from test_search import N_PIDS, SEARCH, Drawn, answers, furthest, searched, two_of_three, write_csv
 from torch import nn
 
-from reidlab.core.recipe import Model, Recipe, Search
+from reidlab.core.recipe import Recipe, Search
 from reidlab.core.run import RunFolder
 from reidlab.models.cblock import pointwise
 from reidlab.models.genotype import find_genotype, genotypes_of, read_genotype
@@ -36,7 +36,7 @@ SHAPE = {  # photos of 32 × 16, at the least width that a gate can stand
     "data.height": 32,
     "data.width": 16,
     "model.backbone": "cnet",
-    "model.width": 0.0625,
+    "model.backbone.*.width": 0.0625,
     "search.width": 0.0625,
 }
 USUAL = {  # what a layer space has no use for, put back
@@ -170,7 +170,11 @@ def test_two_processes_equal_one_on_the_joint_batch(how, both_worlds):
 @pytest.fixture(scope="module", params=("topk", "explore"))
 def reference(request, photos, tmp_path_factory):
     "A search with everything random that there is, three candidates a place."
-    recipe = small(model__dropout=0.3, train__checkpoint_minutes=1e-9, **HOW[request.param])
+    recipe = small(
+        model__head={"linear": {"dropout": 0.3}},
+        train__checkpoint_minutes=1e-9,
+        **HOW[request.param],
+    )
     with three_candidates():
         return recipe, searched(recipe, "first", tmp_path_factory.mktemp("runs"), photos)
 
@@ -237,14 +241,14 @@ def test_layers_are_searched_trained_and_ranked_by_the_jobs(lab):
     found = genotypes_of(run.path)[-1]
     board = EventAccumulator(str(run.path / "tensorboard")).Reload()
     assert [s.step for s in board.Images(board.Tags()["images"][0])] == [1, 2]
-    walk(TRAIN, overrides=own | {"model.genotype": f"run:{run.name}"})
+    walk(TRAIN, overrides=own | {"model.backbone.*.genotype": f"run:{run.name}"})
     walk(EVALUATE, run="smoke-train-s0")
     trained = RunFolder(lab.runs / "smoke-train-s0")
     assert read_genotype(trained.path / "genotype.json").layers == found.layers
     assert trained.metrics()["metrics"]["macs"] == found.about["cost"]["macs"]
-    with refused("is a search; its supernet", '"model.backbone": "cnet"'):
+    with refused("is a search; its supernet", '"model.backbone": {"cnet"'):
         walk(EVALUATE, run=run.name)
-    walk(TRAIN, run="drawn", overrides=own | {"model.genotype": "random:3"})
+    walk(TRAIN, run="drawn", overrides=own | {"model.backbone.*.genotype": "random:3"})
     drawn = read_genotype(lab.runs / "drawn" / "genotype.json")
     assert drawn.layers == random_layers(3, "cnet").layers
 
@@ -308,7 +312,6 @@ def planted(how, seed):
     steps = STEPS[how]
     recipe = Recipe(
         seed=seed,
-        model=Model(dropout=0.0),
         search=Search(
             space="cnet",
             width=0.0625,

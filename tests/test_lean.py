@@ -12,7 +12,7 @@ from leaning import two_steps
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from reidlab.core.recipe import Model, Recipe, Search, Train
+from reidlab.core.recipe import Recipe, Search, Train
 from reidlab.data.loaders import Batch
 from reidlab.models.ops import SPACES
 from reidlab.nas.darts import frozen_statistics
@@ -191,9 +191,10 @@ def test_a_compiler_may_read_the_net():
 
 def test_two_processes_with_a_joint_norm_equal_one(tmp_path):
     ops = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "part_aware", "none")
-    search = Search(init_channels=4, cells_per_stage=(1, 1), nodes=1, ops=ops, warmup=0)
+    search = Search(
+        stem="conv3x2", init_channels=4, cells_per_stage=(1, 1), nodes=1, ops=ops, warmup=0
+    )
     recipe = Recipe(
-        model=Model(stem="conv3x2", last_stride=1),
         search=search,
         train=Train(optimizer="sgd", lr=0.05, epochs=1),
     )
@@ -275,9 +276,7 @@ def test_a_plan_under_autocast_needs_about_half():
 
 
 def test_a_word_in_a_recipe():
-    recipe = Recipe(
-        model=Model(stem="conv3x2"), search=Search(init_channels=4, cells_per_stage=(1, 1), nodes=1)
-    )
+    recipe = Recipe(search=Search(stem="conv3x2", init_channels=4, cells_per_stage=(1, 1), nodes=1))
     model = supernet_from_recipe(recipe, n_pids=4)
     keys = list(model.state_dict())
     for word in ("edge", "lean", "64MiB", ""):

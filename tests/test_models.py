@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import from_facts
 
 from reidlab.core.recipe import validated
 from reidlab.core.seed import seed_all
-from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS, build_model
+from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS
 from reidlab.models.cdnet import cdnet, reference_key, strip_training_layers
 from reidlab.models.cost import count_macs, count_parameters
 from reidlab.models.fblneck import BALANCED
@@ -23,7 +24,7 @@ PCB = {"backbone": "resnet50", "head": "pcb", "neck": "bn", "embedding": 256, "p
 def on_paper(**names):
     "A model without numbers: built in no time, whatever its size."
     with torch.device("meta"):
-        return build_model(**names)
+        return from_facts(**names)
 
 
 # counts published for 751 training people (Market-1501)
@@ -87,12 +88,12 @@ def test_every_backbone_keeps_its_promises(backbone, stride):
 
 
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("neck", [n for n in NECKS if n not in BALANCED])
+@pytest.mark.parametrize("head", [h for h in HEADS if h != "pcb"])
 @pytest.mark.parametrize("embedding", [0, 16])
 def test_every_combination_trains_and_answers(pool, neck, head, embedding):
     seed_all(0)
-    model = build_model(pool=pool, neck=neck, head=head, embedding=embedding, n_pids=4)
+    model = from_facts(pool=pool, neck=neck, head=head, embedding=embedding, n_pids=4)
     branches = model(torch.randn(4, 3, 48, 48))
     loss = sum(F.cross_entropy(b.logits, torch.arange(4)) for b in branches)
     loss = loss + sum(b.feat.square().mean() for b in branches if b.feat is not None)
@@ -111,7 +112,12 @@ VARIANTS = {
     "global": {"global_branch": 16, "neck": "bn"},
     "own stage 4": {"backbone": "resnet18", "global_branch": 16, "copied_stage": 2},
     "concatenated": {"concat_classifier": True, "pooled_dropout": 0.5},
-    "masked and erased": {"feature_mask": True, "feature_erasing": 0.4, "dropout": 0.5},
+    "masked and erased": {
+        "neck": "bn",
+        "feature_mask": True,
+        "feature_erasing": 0.4,
+        "dropout": 0.5,
+    },
     "random update": {"branch_update": 5, "global_branch": 16, "neck": "bn"},
 }
 
@@ -119,7 +125,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stripes_train_answer_and_rebuild(variant):
     seed_all(0)
-    model = build_model(**STRIPED | VARIANTS[variant])
+    model = from_facts(**STRIPED | VARIANTS[variant])
     images, pids = torch.randn(4, 3, 64, 48), torch.arange(4)
     branches = model(images)
     wide = bool(VARIANTS[variant].get("global_branch"))
@@ -131,7 +137,7 @@ def test_stripes_train_answer_and_rebuild(variant):
     for name, p in model.named_parameters():
         assert not p.requires_grad or p.grad is not None, f"{name} learns nothing"
     assert json.loads(json.dumps(model.architecture)) == model.architecture
-    twin = build_model(**model.architecture).eval()
+    twin = from_facts(**model.architecture).eval()
     twin.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(model.eval()(images), twin(images))
@@ -140,7 +146,7 @@ def test_stripes_train_answer_and_rebuild(variant):
 
 def test_a_stripped_model_answers_from_the_same_side():
     for side in ("before", "after"):
-        model = build_model(**STRIPED, neck="bn", neck_feat=side, feature_mask=True)
+        model = from_facts(**STRIPED, neck="bn", neck_feat=side, feature_mask=True)
         model(torch.randn(4, 3, 64, 48))  # running statistics other than 0 and 1
         images = torch.randn(2, 3, 64, 48)
         with torch.no_grad():
@@ -161,9 +167,9 @@ def test_balanced_necks_train_and_answer(backbone, neck):
     seed_all(0)
     if neck == "fblneck" and "taps" not in inspect.signature(BACKBONES[backbone]).parameters:
         with pytest.raises(ValueError, match="looks at the maps of two stages"):
-            build_model(backbone, neck=neck, n_pids=4, **own)
+            from_facts(backbone, neck=neck, n_pids=4, **own)
         return
-    model = build_model(backbone, neck=neck, n_pids=4, dropout=0.1, **own)
+    model = from_facts(backbone, neck=neck, n_pids=4, dropout=0.1, **own)
     branches = model(torch.randn(4, 3, 64, 48))
     assert len(branches) == (2 if neck == "fblneck" else 1)
     loss = sum(
@@ -182,9 +188,9 @@ def test_an_architecture_of_layers_rebuilds_its_model(backbone):
     own = {"width": 0.25} if backbone != "gdasnet" else {}
     neck = "blneck" if backbone == "mobilenetv2" else "fblneck"
     seed_all(0)
-    model = build_model(backbone, neck=neck, n_pids=4, dropout=0.2, **own).eval()
+    model = from_facts(backbone, neck=neck, n_pids=4, dropout=0.2, **own).eval()
     assert json.loads(json.dumps(model.architecture)) == model.architecture
-    twin = build_model(**model.architecture).eval()
+    twin = from_facts(**model.architecture).eval()
     twin.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad():
@@ -194,7 +200,7 @@ def test_an_architecture_of_layers_rebuilds_its_model(backbone):
 def test_a_recipe_and_a_call_build_the_same_cdnet():
     for genotype in ("cdnet", "cnet"):
         seed_all(0)
-        one = build_model(genotype, neck="fblneck", dropout=0.2, width=0.25, n_pids=4)
+        one = from_facts(genotype, neck="fblneck", dropout=0.2, width=0.25, n_pids=4)
         seed_all(0)
         two = cdnet(genotype, 4, width=0.25)
         assert all(torch.equal(two.state_dict()[k], v) for k, v in one.state_dict().items())
@@ -209,16 +215,16 @@ def test_published_weights_by_recipe(tmp_path):
     keys = {k: reference_key(k, "cdnet", "fblneck") for k in source.state_dict()}
     torch.save({keys[k]: v for k, v in source.state_dict().items()}, tmp_path / "w.pth")
     options = {"neck": "fblneck", "dropout": 0.2, "width": 0.25, "n_pids": 4}
-    model = build_model("cdnet", weights=str(tmp_path / "w.pth"), **options)
+    model = from_facts("cdnet", weights=str(tmp_path / "w.pth"), **options)
     assert torch.equal(model.head.fcs[1][0].weight, source.head.fcs[1][0].weight)
     assert "weights" not in model.architecture
     with pytest.raises(ValueError, match="of another network"):
-        build_model("cnet", weights=str(tmp_path / "w.pth"), **options)
+        from_facts("cnet", weights=str(tmp_path / "w.pth"), **options)
 
 
 def test_the_stem_relu_changes_the_answer_and_no_key():
     seed_all(0)
-    models = [build_model("resnet18", stem_relu=relu, n_pids=4).eval() for relu in (True, False)]
+    models = [from_facts("resnet18", stem_relu=relu, n_pids=4).eval() for relu in (True, False)]
     assert list(models[0].state_dict()) == list(models[1].state_dict())
     models[1].load_state_dict(models[0].state_dict())
     images = F.interpolate(torch.randn(2, 3, 4, 2), scale_factor=16, mode="bilinear")
@@ -231,7 +237,7 @@ def test_the_stem_relu_changes_the_answer_and_no_key():
 def test_weights_are_a_pure_function_of_the_global_seed():
     def built(seed, **names):
         torch.manual_seed(seed)
-        return build_model(**names, n_pids=7).state_dict()
+        return from_facts(**names, n_pids=7).state_dict()
 
     for names in ({}, {"backbone": "resnet18", "pool": "gem"}, {"neck": "bn", "embedding": 8}):
         one, again, other = built(3, **names), built(3, **names), built(4, **names)
@@ -258,8 +264,8 @@ def test_keys_say_whose_they_are():
 
 def test_the_architecture_rebuilds_the_model():
     seed_all(0)
-    model = build_model(pool="gem", neck="bn", embedding=16, neck_feat="before", n_pids=4).eval()
-    twin = build_model(**model.architecture).eval()
+    model = from_facts(pool="gem", neck="bn", embedding=16, neck_feat="before", n_pids=4).eval()
+    twin = from_facts(**model.architecture).eval()
     twin.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(model(images), twin(images))
@@ -267,7 +273,7 @@ def test_the_architecture_rebuilds_the_model():
 
 def test_bfloat16_autocast_stays_near_and_ends_in_float32():
     seed_all(0)
-    model = build_model(pool="gem", n_pids=4)
+    model = from_facts(pool="gem", n_pids=4)
     images = torch.randn(8, 3, 64, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (branch,) = model(images)
@@ -282,14 +288,14 @@ def test_bfloat16_autocast_stays_near_and_ends_in_float32():
     assert F.cosine_similarity(full, half).min() > 0.999
 
 
-@pytest.mark.parametrize("options", [{"pool": "gem"}, {"head": "spectral", "spectral_gate": 0.9}])
+@pytest.mark.parametrize("options", [{"pool": "gem"}, {"head": {"spectral": {"gate": 0.9}}}])
 def test_a_recipe_is_checked_without_memory(options):
     check_model(validated("checked", {"model": options}))
 
 
 def test_channels_last_gives_the_same_features():
     seed_all(0)
-    model = build_model("resnet18", n_pids=4).eval()
+    model = from_facts("resnet18", n_pids=4).eval()
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad():
         plain = model(images)
@@ -302,7 +308,7 @@ def test_channels_last_gives_the_same_features():
 @pytest.mark.parametrize("training", [True, False])
 def test_one_graph_without_breaks(training):
     seed_all(0)
-    model = build_model(pool="gem", n_pids=4).train(training)
+    model = from_facts(pool="gem", n_pids=4).train(training)
     traced = torch.compile(model, backend="eager", fullgraph=True)
     images = torch.randn(4, 3, 48, 48)
     with torch.no_grad():

@@ -9,13 +9,12 @@ from reidlab.core.recipe import load_recipe, recipe_card, recipe_names
 from reidlab.core.seed import seed_all
 from reidlab.core.settings import project_root
 from reidlab.data.loaders import Batch
-from reidlab.models.catalogue import build_model
-from reidlab.training.network import loss_from_recipe
+from reidlab.training.network import build_network, loss_from_recipe
 from reidlab.training.step import Trainer
 
 FOLDER = project_root() / "recipes"
 NAMES = recipe_names(FOLDER)
-BARE = {"model.weights": "", "train.distill.teacher": ""}  # what lies elsewhere
+BARE = {"model.backbone.*.weights": "", "train.distill.teacher": ""}  # what lies elsewhere
 PEOPLE = 4
 
 
@@ -53,7 +52,7 @@ def test_the_loss_finds_its_branches(name):
 def one_step(name):
     recipe = bare(name, **{"train.amp": "none"})
     seed_all(0)
-    model = build_model(**recipe.model.model_dump(), n_pids=PEOPLE)
+    model = build_network(recipe, PEOPLE)
     trainer = Trainer(model, loss_from_recipe(recipe, PEOPLE), recipe.train)
     trainer.begin(recipe.train.freeze_epochs)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

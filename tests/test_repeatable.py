@@ -52,7 +52,9 @@ def different(one, other):
 def noisy():
     "A recipe with everything random that a network has: crops, flips, erasing, dropout."
     small = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0}
-    return lambda seed=0, **more: tiny_recipe(seed=seed, model__dropout=0.3, **small, **more)
+    return lambda seed=0, **more: tiny_recipe(
+        seed=seed, model__head={"linear": {"dropout": 0.3}}, **small, **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
     striped_net = {f"model__{k}": v for k, v in stripes.items()}
     # averages and no hardest pairs: by rounding, a maximum may find another place
     recipes["stripes"] = tiny_recipe(**shared | striped_net, loss__triplet={"weight": 0.0})
-    gated = {"model__head": "spectral", "model__spectral_gate": 0.01}
+    gated = {"model__head": "spectral", "model__head__*__gate": 0.01}
     recipes["spectral"] = tiny_recipe(**shared | gated)
     rested = {"train__epochs": 2, "train__freeze_epochs": 1, "train__ema": 0.9, "train__lr": 1e-3}
     recipes["rested"] = tiny_recipe(**shared | rested, data__sampler={"camera": {"p": 4}})

@@ -44,7 +44,7 @@ CELLS = {
     **{"search__epochs": 2, "search__warmup": 1, "search__validate_every": 0},
 }
 LAYERS = {
-    **{"model__backbone": "cnet", "model__width": 0.0625, "search__width": 0.0625},
+    **{"model__backbone": {"cnet": {"width": 0.0625}}, "search__width": 0.0625},
     **{"search__space": "cnet", "search__strategy": "topk", "search__stem": ""},
     **{"search__nodes": 4, "search__init_channels": 8, "search__cells_per_stage": [1, 1, 1, 1]},
     **{"search__epochs": 2, "search__warmup": 1},
@@ -54,13 +54,13 @@ SMALL = {  # verb, how it is done, its recipe
     "cdnet": (
         *("train", fit_from_recipe),
         lambda: tiny_recipe(
-            **BRIEF, model__backbone="cdnet", model__neck="fblneck", model__width=0.25
+            **BRIEF, model__backbone={"cdnet": {"width": 0.25}}, model__neck="fblneck"
         ),
     ),
     "pcb": (
         *("train", fit_from_recipe),
         lambda: tiny_recipe(
-            **BRIEF, model__head="pcb", model__stripes=2, model__neck="bn", model__embedding=8
+            **BRIEF, model__head={"pcb": {"stripes": 2}}, model__neck={"bn": {"embedding": 8}}
         ),
     ),
     "classes": ("train", fit_classes, lambda: load_recipe("shapes", overrides=SHAPES)),

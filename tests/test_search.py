@@ -37,9 +37,9 @@ def small(seed=0, **more):
     shape = {
         "data__height": 32,
         "data__width": 16,
-        "model__stem": "conv3x2",
-        "model__init_channels": 6,
-        "model__cells_per_stage": [1, 1],
+        "model__backbone": {
+            "derived": {"stem": "conv3x2", "init_channels": 6, "cells_per_stage": [1, 1]}
+        },
         "search__init_channels": 6,
         "search__cells_per_stage": [1, 1],
         "search__nodes": 2,
@@ -130,7 +130,7 @@ def searched(recipe, name, root, photos, **more):
 def reference(request, photos, tmp_path_factory):
     "A search with everything random that there is: crops, flips, erasing, dropout, draws."
     how = HOW[request.param]
-    recipe = small(model__dropout=0.3, train__checkpoint_minutes=1e-9, **how)
+    recipe = small(model__head={"linear": {"dropout": 0.3}}, train__checkpoint_minutes=1e-9, **how)
     return recipe, searched(recipe, "first", tmp_path_factory.mktemp("runs"), photos)
 
 
@@ -253,8 +253,10 @@ def search_with(put, kind, seed, strategy="darts"):
     steps = own.get("steps", STEPS)
     recipe = Recipe(
         seed=seed,
-        model=Model(stem="conv3x2", neck="none", last_stride=2),
+        model=Model(neck="none"),
         search=Search(
+            stem="conv3x2",
+            last_stride=2,
             cells_per_stage={"normal": (1,), "reduce": (1, 1)}[kind],
             epochs=1,
             warmup=0,
@@ -491,7 +493,7 @@ def test_unknown_parameter_of_the_search(lab):
 
 def test_a_misspelt_genotype_leaves_no_run(stocked):
     with refused("genotype 'auto_ried' not found", "Close names: auto_reid"):
-        walk(TRAIN, overrides=TINY | CELLS | {"model.genotype": "auto_ried"})
+        walk(TRAIN, overrides=TINY | CELLS | {"model.backbone.*.genotype": "auto_ried"})
     assert empty(stocked.runs)
 
 
@@ -508,11 +510,8 @@ def test_a_run_of_another_verb_is_refused(stocked, finished):
 def test_a_search_may_have_a_head_of_stripes(photos, tmp_path):
     "Stripes take part in a search, and what was found is trained with them."
     recipe = small(
-        model__head="pcb",
-        model__neck="bn",
-        model__stripes=2,
-        model__embedding=8,
-        model__cosines="all",
+        model__head={"pcb": {"stripes": 2, "cosines": "all"}},
+        model__neck={"bn": {"embedding": 8}},
         search__loss={"softmax": {"weight": 0.0}, "am": {}, "triplet": {"margin": 0.3}},
         search__epochs=2,
     )

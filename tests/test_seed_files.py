@@ -95,7 +95,11 @@ def test_the_baselines_are_the_networks_of_the_original():
         values, report = seed_recipe(file)
         assert [line for line in report if line.status == "refused"] == []
         model = validated(name, values).model
-        assert (model.backbone, model.head, model.dropout) == (backbone, head, 0.5)
+        assert (model.backbone.name, model.head.name, model.head.get("dropout")) == (
+            backbone,
+            head,
+            0.5,
+        )
         check_model(validated(name, values), 751)
     _, report = seed_recipe({"MODEL": {"model_name": "resnet50_middle", "PCB": True}})
     assert [line.key for line in report if line.status == "refused"] == ["MODEL.PCB"]

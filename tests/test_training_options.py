@@ -41,7 +41,7 @@ def cut_after(epoch):
 
 
 def test_everything_switched_on_is_repeatable(photos, tmp_path, monkeypatch):
-    recipe = tiny_recipe(model__dropout=0.3, **SMALL, **VARIED)
+    recipe = tiny_recipe(model__head={"linear": {"dropout": 0.3}}, **SMALL, **VARIED)
     one = leaves(fitted(recipe, "one", tmp_path, photos))
     assert ".ema.model.head.classifier.weight" in one
     monkeypatch.setattr(loaders, "KEEP_BYTES", 0)

@@ -18,7 +18,11 @@ from reidlab.training.generate import generate_from_recipe
 from reidlab.training.with_generator import fit_beside_generator
 
 ONE = {"train__epochs": 1, "train__validate_every": 0}
-CELLS = {"model__backbone": "derived", "model__init_channels": 6, "model__cells_per_stage": [1, 1]}
+CELLS = {
+    "model__backbone": "derived",
+    "model__backbone__*__init_channels": 6,
+    "model__backbone__*__cells_per_stage": [1, 1],
+}
 DRAWING = {"input_dim": 256, "mode": "adversarial", "ngf": 4, "ndf": 4, "batch_size": 8}
 
 
@@ -38,7 +42,7 @@ def counted(monkeypatch, owner, name):
 def cells(tmp_path):
     path = tmp_path / "cells.json"
     path.write_text(random_genotype(0).to_json())
-    return {**CELLS, "model__genotype": str(path)}
+    return {**CELLS, "model__backbone__*__genotype": str(path)}
 
 
 @pytest.mark.parametrize("kind", ["plain", "weights", "genotype", "generator"])
@@ -47,7 +51,9 @@ def test_a_training_builds_one_network(kind, cells, finished, photos, tmp_path, 
         **ONE
         | {
             "plain": {},
-            "weights": {"model__weights": str(finished[0] / "checkpoints" / "best.pt")},
+            "weights": {
+                "model__backbone__*__weights": str(finished[0] / "checkpoints" / "best.pt")
+            },
             "genotype": cells,
             "generator": {f"train__gan__{key}": value for key, value in DRAWING.items()},
         }[kind]
@@ -63,7 +69,7 @@ def test_a_training_builds_one_network(kind, cells, finished, photos, tmp_path, 
 
 @pytest.mark.parametrize("kind", ["plain", "weights", "genotype"])
 def test_a_check_builds_one_network(kind, cells, finished, monkeypatch):
-    weights = {"model__weights": str(finished[0] / "checkpoints" / "best.pt")}
+    weights = {"model__backbone__*__weights": str(finished[0] / "checkpoints" / "best.pt")}
     recipe = tiny_recipe(**{"plain": {}, "weights": weights, "genotype": cells}[kind])
     built = counted(monkeypatch, ReIDModel, "__init__")
     read = counted(monkeypatch, genotypes, "genotype_from")
@@ -106,7 +112,7 @@ def stopped(path, record):
 @pytest.mark.parametrize("kind", ["train", "generate"])
 def test_an_older_checkpoint_is_continued_to_the_same_bits(kind, photos, tmp_path):
     drawing = {f"train__gan__{k}": v for k, v in DRAWING.items()} | {"train__gan__mode": "only"}
-    recipe = tiny_recipe(**drawing if kind == "generate" else {"model__dropout": 0.2})
+    recipe = tiny_recipe(**drawing if kind == "generate" else {"model__head__*__dropout": 0.2})
     work = generate_from_recipe if kind == "generate" else fit_from_recipe
     ends = []
     for name in ("whole", "older"):

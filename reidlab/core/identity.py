@@ -13,6 +13,7 @@ from pathlib import Path
 from .own import own_file
 from .recipe import Recipe
 from .settings import settings
+from .upgrade import MOVES
 
 # %% ../../nbs/00_core/14_identity.ipynb #200106ea
 def rules_of(
@@ -54,8 +55,8 @@ def _named_files(recipe: Recipe) -> Iterator[tuple[str, Path | None]]:
     model, train, best = recipe.model, recipe.train, "checkpoints/best.pt"
     lesson = f"checkpoints/{train.distill.checkpoint}.pt"
     for key, name, file, folder in (
-        ("model.weights", model.weights, best, settings().weights_dir),
-        ("model.genotype", model.genotype, "genotype.json", Path()),
+        ("model.backbone.*.weights", model.weights, best, settings().weights_dir),
+        ("model.backbone.*.genotype", model.genotype, "genotype.json", Path()),
         ("train.distill.teacher", train.distill.teacher, lesson, None),
         ("train.gan.features", train.gan.features, best, None),
     ):
@@ -67,7 +68,7 @@ def _named_files(recipe: Recipe) -> Iterator[tuple[str, Path | None]]:
 
 def given_files(
     recipe: Recipe,  # whose keys may name files
-) -> dict[str, str]:  # "model.weights" → sha256
+) -> dict[str, str]:  # "model.backbone.*.weights" → sha256
     "What the files hold that a recipe names; without those that are not there."
     found = {key: path for key, path in _named_files(recipe) if path and path.is_file()}
     found |= {"own.py": path} if (path := own_file()) else {}
@@ -79,6 +80,7 @@ def other_file(
     before: Mapping[str, str],  # as a run wrote it down
 ) -> str:  # empty: all alike
     "The first file that holds something else than it did, in words."
+    before = {MOVES.get(key, (key,))[0]: sha256 for key, sha256 in before.items()}
     for key in (k for k in given if k in before and given[k] != before[k]):
         return (
             f"the file of {key} holds {given[key][:12]} here and {before[key][:12]} there (sha256)"

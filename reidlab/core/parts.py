@@ -150,6 +150,10 @@ class Kind:
 
 LOSSES, WEIGHING = "reidlab.losses.catalogue:LOSSES", "reidlab.losses.catalogue:weighing"
 KINDS: dict[str, Kind] = {
+    "model.backbone": Kind("reidlab.models.catalogue:BACKBONES"),
+    "model.pool": Kind("reidlab.models.catalogue:POOLS"),
+    "model.neck": Kind("reidlab.models.catalogue:NECKS"),
+    "model.head": Kind("reidlab.models.catalogue:HEADS"),
     "loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.health": Kind("reidlab.nas.health:RULES", many=True),
@@ -203,6 +207,13 @@ class Part:
     ) -> Any:
         "An option's value."
         return self.options.get(option, default)
+
+    def changed(
+        self,
+        **options: Any,  # values that are right already
+    ) -> "Part":
+        "The same part with other options."
+        return Part(self.name, {**self.options, **options})
 
 
 def as_said(
@@ -366,7 +377,8 @@ def _changed(base: Any, path: list[str], value: Any, place: str, usual: Mapping)
     over = _nested(rest, value)
     if not KINDS[place].many:
         had, mine = (None, {}) if there is None else as_said(there, place)
-        if name != had:
+        had = name if had is None else had  # nothing is said yet: this makes it one
+        if name not in ("*", had):
             raise PartError(_which(place, had, name, path=rest, value=value))
         return {had: {**mine, **(over or {})}}
     if over is None:

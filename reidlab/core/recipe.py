@@ -139,53 +139,29 @@ class Data(Section):
 
 # %% ../../nbs/00_core/10_recipe.ipynb #382e5199
 class Model(Section):
-    "The network: names that the models room knows."
+    "The network: four parts that the models room knows."
 
-    backbone: str = "small_cnn"  # makes a map of the photo
-    last_stride: Literal[1, 2] = 1  # of the last stage (resnets)
-    stem_relu: bool = True  # resnets; False as strong-baseline trained
-    weights: str = ""  # file under weights_dir, a path, or run:NAME; empty: random
-    pool: str = "avg"  # makes a feature of the map
-    neck: str = "bnneck"  # stands between the feature and the classifier
-    neck_feat: Literal["after", "before"] = "after"  # which feature is compared at test time
-    head: str = "linear"  # classifies, and says which feature is compared
-    embedding: Annotated[int, Field(ge=0, le=16_384)] = (
-        0  # width of the embedding layer; 0: the pooled feature itself
-    )
-    dropout: OpenShare = 0.0  # before the classifier
-    stripes: Annotated[int, Field(ge=1, le=64)] = (
-        6  # pcb: horizontal stripes, each with a classifier
-    )
-    global_branch: Annotated[int, Field(ge=0, le=16_384)] = (
-        0  # pcb: width of a branch over the whole map; 0: none
-    )
-    copied_stage: Literal[0, 1, 2] = 0  # pcb: stride of the global branch's own stage 4; 0: none
-    concat_classifier: bool = False  # pcb: one classifier more, over all stripes together
-    pooled_dropout: OpenShare = 0.0  # pcb: before the embedding
-    branch_update: Annotated[int, Field(ge=0, le=64)] = (
-        0  # pcb: draws of branches that sit a step out; 0: none
-    )
-    cosines: Literal["none", "concat", "all"] = "none"  # pcb: classifiers on angles, for margins
-    erased_branch: Literal["stripes", "global"] = "stripes"  # pcb: what feature_erasing blanks
-    classifier_bias: Literal["usual", "none"] = "usual"  # none: without, as a BNNeck's always is
-    feature_erasing: OpenShare = 0.0  # share of the map's rows blanked
-    feature_mask: bool = False  # a gate on the feature's channels (neck bn)
-    spectral_sigma: Positive = 0.3  # spectral: temperature of the batch's graph
-    spectral_norm: Literal["row", "col"] = "row"  # spectral: the paper's, or pytorch-reid-lite's
-    spectral_gate: Share = 0.0  # spectral: accuracy from which it works; 0: always
-    genotype: str = ""  # auto_reid, cdnet, random:3, run:NAME of a search, or a file's path
-    macro: Literal["resnet", "darts"] = "resnet"  # cells: where they stand
-    init_channels: Channels = 64  # derived: width of the first stage
-    cells_per_stage: Stages = (2, 2, 2, 2)  # derived, resnet
-    layers: Annotated[int, Field(ge=3, le=200)] = 20  # derived, darts: cells in all
-    stem: str = ""  # cells: resnet, conv3x2, conv3_s2, conv3; cdnet: reid, cifar; empty: the usual
-    width: Annotated[float, Field(gt=0, le=64)] = (
-        1.0  # cdnet and the networks it was compared with: multiplier of all channels
-    )
-    drop_path: OpenShare = 0.0  # derived: reached at the last epoch
-    pool_norm: bool = True  # derived: batch norm behind a pooling
-    auxiliary: bool = False  # derived: a second classifier at two thirds, in training alone
-    auxiliary_weight: Positive = 0.4  # of its losses
+    backbone: slot("model.backbone") = "small_cnn"  # makes a map of the photo
+    pool: slot("model.pool") = "avg"  # makes a feature of the map
+    neck: slot("model.neck") = "bnneck"  # stands between the feature and the classifier
+    head: slot("model.head") = "linear"  # classifies, and says which feature is compared
+
+    @property
+    def weights(self) -> str:  # a file, or run:NAME; empty: random
+        "What the backbone begins with."
+        return self.backbone.get("weights", "")
+
+    @property
+    def genotype(self) -> str:  # empty: it has none
+        "The reference of the backbone's genotype."
+        return self.backbone.get("genotype", "")
+
+    def with_backbone(
+        self,
+        **options: Any,  # values that are right already
+    ) -> "Model":
+        "The same network with other options of its backbone."
+        return self.model_copy(update={"backbone": self.backbone.changed(**options)})
 
 # %% ../../nbs/00_core/10_recipe.ipynb #c0b40b58
 class Distill(Section):
@@ -277,7 +253,7 @@ class Stage(Section):
 
 
 class Search(Section):
-    "How an architecture is searched; macro, last_stride, pool and neck are the model's."
+    "How an architecture is searched; pool, neck and head are the model's."
 
     strategy: slot("search.strategy") = "darts"  # how candidates are mixed, and the alphas taught
     alpha_noise: Weight = 0.0  # layers: deviation of the first alphas
@@ -294,7 +270,9 @@ class Search(Section):
     init_channels: Channels = 8  # width of the supernet's first stage
     cells_per_stage: Stages = (1, 1, 1, 1)  # resnet macro
     layers: Annotated[int, Field(ge=3, le=200)] = 8  # darts macro
-    stem: str = ""  # of the supernet; empty: as model.stem
+    stem: str = ""  # of the supernet; empty: the macro's or the space's own
+    macro: Literal["resnet", "darts"] = "resnet"  # cells: where they stand
+    last_stride: Literal[1, 2] = 1  # cells: of the last reduction cell
     p: Annotated[int, Field(ge=0, le=65_536)] = (
         0  # people in a batch, over all processes; 0: as the data's sampler
     )
@@ -355,7 +333,7 @@ class Recipe(Section):
     seed: Seed = 0
     overrides: dict[str, Any] = {}
     data: Data = Field(default_factory=Data)
-    model: Model = Model()
+    model: Model = Field(default_factory=Model)
     # what is learned from: terms, each with its weight
     loss: part_set("loss") = {
         "softmax": {"weight": 1.0, "smoothing": 0.1},
@@ -369,6 +347,13 @@ class Recipe(Section):
     @classmethod
     def _recorded(cls, value: Any) -> Any:
         return check_plain(value, "overrides")
+
+    def with_backbone(
+        self,
+        **options: Any,  # values that are right already
+    ) -> "Recipe":
+        "The same experiment with other options of its backbone."
+        return self.model_copy(update={"model": self.model.with_backbone(**options)})
 
     def to_yaml(self) -> str:
         "The resolved recipe as text, sections in their order."
@@ -646,6 +631,13 @@ def load_recipe(
     return validated(name, {**values, "name": name, "seed": seed, "overrides": over})
 
 # %% ../../nbs/00_core/10_recipe.ipynb #47ea5dff
+def _at(values: Any, place: str) -> Any:
+    "What stands at a dotted place; None: nothing."
+    for key in place.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
 def set_here(
     recipe: Recipe,  # loaded with overrides
 ) -> dict[str, Any]:  # dotted, as the overrides are
@@ -653,10 +645,10 @@ def set_here(
     plain, found = json.loads(recipe.model_dump_json()), {}
     for dotted in recipe.overrides:
         place = next((k for k in KINDS if KINDS[k].many and dotted.startswith(f"{k}.")), dotted)
-        value: Any = plain
-        for key in place.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        found[place] = value
+        if "*" in place:  # the part that is in the slot
+            kind = place.partition(".*")[0]
+            place = place.replace("*", next(iter(_at(plain, kind))))
+        found[place] = _at(plain, place)
     return found
 
 # %% ../../nbs/00_core/10_recipe.ipynb #a4b17b90

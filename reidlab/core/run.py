@@ -541,7 +541,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "state": status.get("state"),
     }
     others = {"search": f"{recipe.search.space} supernet", "generate": "generator"}  # no backbones
-    row["backbone"] = others.get(row["verb"], recipe.model.backbone)
+    row["backbone"] = others.get(row["verb"], recipe.model.backbone.name)
     row["dataset"] = recipe.data.name
     if (folder.path / "metrics.json").is_file():
         final = folder.metrics()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'Share', 'OpenShare', 'Count', 'Whole', 'Seed', 'Weight', 'Positive', 'Colour', 'Pixels', 'Side', 'People',
-           'Photos', 'Channels', 'Width', 'Stages', 'Epochs', 'Costs', 'plain_kinds', 'as_meant', 'Section', 'told']
+           'Photos', 'Channels', 'Width', 'Stages', 'Epochs', 'Multiplier', 'Costs', 'plain_kinds', 'as_meant',
+           'Section', 'told']
 
 # %% ../../nbs/00_core/06_values.ipynb #d168c0d9
 import json
@@ -33,6 +34,7 @@ Channels = Annotated[int, Field(ge=1, le=16_384)]
 Width = Annotated[int, Field(ge=0, le=16_384)]  # of a layer; 0: none
 Stages = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=8)]
 Epochs = Annotated[tuple[Weight, ...], Field(max_length=1000)]
+Multiplier = Annotated[float, Field(gt=0, le=64)]  # of all channels
 Costs = Annotated[int, Field(ge=0, le=10**15)]  # operations, or parameters
 
 # %% ../../nbs/00_core/06_values.ipynb #436f6469
@@ -67,7 +69,7 @@ def as_meant(
     return value
 
 # %% ../../nbs/00_core/06_values.ipynb #a5867e46
-def _parts(schema: type[BaseModel], key: str) -> bool:
+def _from_shelf(schema: type[BaseModel], key: str) -> bool:
     "Whether a field is filled from a shelf."
     field = schema.model_fields.get(key)
     return field is not None and any(isinstance(m, PlainValidator) for m in field.metadata)
@@ -91,7 +93,8 @@ class Section(BaseModel):
                 plain_kinds(cls.model_fields[key].annotation) if key in cls.model_fields else set()
             )
             section = any(isinstance(k, type) and issubclass(k, BaseModel | dict) for k in kinds)
-            if value is None and (section or _parts(cls, key)):  # empty, it says nothing
+            section = section or _from_shelf(cls, key)
+            if value is None and section:  # an empty section says nothing
                 continue
             found[key] = value if section else as_meant(key, value, kinds)
         return found

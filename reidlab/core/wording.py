@@ -10,6 +10,7 @@ import html
 import re
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -28,7 +29,9 @@ def kind_text(
     if hasattr(annotation, "__metadata__"):
         return kind_text(inner[0])
     if origin in (Union, UnionType):
-        return " or ".join("none" if k is type(None) else kind_text(k) for k in inner)
+        said = [k for k in inner if k in NAMES or k is type(None) or get_origin(k) is not Sequence]
+        plain = [k for k in said if not getattr(k, "__metadata__", ()) or k.__origin__ in NAMES]
+        return " or ".join("none" if k is type(None) else kind_text(k) for k in plain)
     if origin is tuple and Ellipsis in inner:
         return f"list of {kind_text(inner[0])}s"
     if origin is tuple:

@@ -127,8 +127,8 @@ def flattened(
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #b0fa992f
 SEARCH = {
     "epochs": ("search.epochs",),
-    "Search_layers": ("search.layers", "model.layers"),
-    "init_channels": ("search.init_channels", "model.init_channels"),
+    "Search_layers": ("search.layers", "model.backbone.derived.layers"),
+    "init_channels": ("search.init_channels", "model.backbone.derived.init_channels"),
     "w_lr": ("search.lr",),
     "w_lr_min": ("search.lr_min",),
     "w_momentum": ("search.momentum",),
@@ -145,7 +145,7 @@ TRAINING = {
     "momentum": ("train.momentum",),
     "weight_decay": ("train.weight_decay",),
     "nesterov": ("train.nesterov",),
-    "dropoutrate": ("model.dropout",),
+    "dropoutrate": ("model.head.*.dropout",),
     "erasing_p": ("data.erase",),
 }
 NO_EFFECT = {
@@ -162,7 +162,7 @@ NO_EFFECT = {
     "checkpoint": "runs_dir in settings.ini",
     "plot_path": "the genotype and figures of every epoch lie in the run folder",
     "checkpoint_path": "never read by the original",
-    "reture_bottleneck_feature": "every network gives its feature when it is judged; model.neck_feat says which",
+    "reture_bottleneck_feature": "every network gives its feature when it is judged; the head's neck_feat says which",
 }
 
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #b58ac7c0
@@ -195,7 +195,7 @@ DECIDED: dict[str, Rule] = {
     "shuffle": only(True, "batches are always drawn anew"),
     "warm_up": only(False, WARM),
     "input_channels": only(3, "photos have three channels"),
-    "pretrain": only(False, "weights come from a file: name it in model.weights"),
+    "pretrain": only(False, "weights come from a file: name it as the backbone's weights"),
     "return_middle_level_feature": only(False, "model_name says it: resnet50_middle"),
     "optimizer_type": one_of("optimizer_type", {"build_base_SGD_opt": {"train.optimizer": "sgd"}}),
     "lr_mode": one_of("lr_mode", {"wrap_cosine_lr": {"train.schedule": "cosine"}}),
@@ -238,24 +238,27 @@ def _rates(flat: Mapping[str, Any]) -> dict[str, Any]:
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #ad9cfdb3
 NETWORKS = {
     "Darts_normal": {
-        "model.macro": "darts",
-        "model.last_stride": 2,
+        "model.backbone": "derived",
+        "model.backbone.derived.macro": "darts",
+        "model.backbone.derived.last_stride": 2,
+        "search.macro": "darts",
+        "search.last_stride": 2,
         "model.neck": "none",
         "search.warmup": 0,
     },
     "resnet50_middle": {
         "model.backbone": "resnet50_middle",
-        "model.last_stride": 2,
-        "model.embedding": 512,
+        "model.backbone.*.last_stride": 2,
+        "model.neck.*.embedding": 512,
         "model.neck": "bn",
     },
     "PCB": {
         "model.backbone": "resnet50",
         "model.head": "pcb",
-        "model.embedding": 256,
+        "model.neck.*.embedding": 256,
         "model.neck": "bn",
-        "model.pooled_dropout": 0.5,
-        "model.dropout": 0.5,
+        "model.head.*.pooled_dropout": 0.5,
+        "model.head.*.dropout": 0.5,
     },
 }
 

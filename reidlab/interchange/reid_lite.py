@@ -110,16 +110,16 @@ def _angular(v: Mapping[str, Any]) -> bool:
 
 def _lite_head(parts: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     "The kind of head, and what follows from it."
-    usual = {"model.neck": "bn", "model.dropout": 0.5}
+    usual = {"model.neck": "bn", "model.head.*.dropout": 0.5}
     if parts:
-        return usual | {"model.head": "pcb", "model.stripes": parts, "model.pool": "max"}
+        return usual | {"model.head": "pcb", "model.head.*.stripes": parts, "model.pool": "max"}
     if _angular(v):
         return usual | {"model.head": "cosine"}
     return usual | {"model.head": "spectral" if v["model_params.spectral_trans"] else "linear"}
 
 
 def _lite_dim(dim: Any, v: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model.embedding": dim // (v["model_params.pcb_n_parts"] or 1)}
+    return {"model.neck.*.embedding": dim // (v["model_params.pcb_n_parts"] or 1)}
 
 
 def _lite_spectral(sigma: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
@@ -127,12 +127,12 @@ def _lite_spectral(sigma: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
         return "off"
     if v["model_params.pcb_n_parts"]:
         return "the original transforms single features alone, not stripes"
-    return {"model.spectral_sigma": sigma, "model.spectral_norm": "col", "model.spectral_gate": 0.9}
+    return {"model.head.*.sigma": sigma, "model.head.*.norm": "col", "model.head.*.gate": 0.9}
 
 
 def _lite_update(draws: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
     if v["model_params.pcb_n_parts"]:
-        return {"model.branch_update": draws}
+        return {"model.head.*.branch_update": draws}
     if v["model_params.spectral_trans"] and draws:
         raise Refused(
             "of the two branches of the spectral transform the original then drops one at random; "
@@ -144,7 +144,7 @@ def _lite_update(draws: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
 def _lite_global(dim: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
     if not v["model_params.pcb_n_parts"]:
         return "made and never used with a single feature"
-    return {"model.global_branch": dim}
+    return {"model.head.*.global_branch": dim}
 
 # %% ../../nbs/05_interchange/03_reid_lite.ipynb #da737daf
 def _lite_triplet(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
@@ -186,7 +186,7 @@ def _lite_margin(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
     if not v["model_params.pcb_n_parts"] and v["model_params.spectral_trans"]:
         raise Refused("a margin behind the spectral transform is no option here")
     weight, scale = v["tri_loss_params.lambda_cls"], float(v["asoftmax_params.scale"])
-    stripes = {"model.cosines": "all"} if v["model_params.pcb_n_parts"] else {}
+    stripes = {"model.head.*.cosines": "all"} if v["model_params.pcb_n_parts"] else {}
     return stripes | {"loss.am_lite": {"weight": weight, "margin": margin[0], "scale": scale}}
 
 
@@ -267,7 +267,7 @@ LITE: dict[str, Rule] = {
     "evaluation_params.epoch": to("train.validate_every"),
     "fine_tune": only(False, "a frozen backbone is no option here"),
     "focal_loss": none("decides what tri_loss_params.lambda_cls weighs"),
-    "imagenet_pretrain": only(False, "weights come from a file: name it in model.weights"),
+    "imagenet_pretrain": only(False, "weights come from a file: name it as the backbone's weights"),
     "img_h": none("as data_augmentation.crop_h"),
     "img_w": none("as data_augmentation.crop_w"),
     "lr.base_lr": to("train.lr"),
@@ -285,9 +285,9 @@ LITE: dict[str, Rule] = {
     "model_params.feature_dim": _lite_dim,
     "model_params.pcb_n_parts": _lite_head,
     "model_params.random_drop_branchs": _lite_update,
-    "model_params.last_conv_stride": to("model.last_stride"),
+    "model_params.last_conv_stride": to("model.backbone.*.last_stride"),
     "model_params.spectral_trans": _lite_spectral,
-    "model_params.feature_mask": to("model.feature_mask"),
+    "model_params.feature_mask": to("model.neck.*.feature_mask"),
     "model_params.feature_gobal_dim": _lite_global,
     "gan_params.input_dim": _lite_generator,
     **{

@@ -135,12 +135,14 @@ STRONG: dict[str, Rule] = {
     "MODEL.DEVICE": none("-p device"),
     "MODEL.DEVICE_ID": none("CUDA_VISIBLE_DEVICES says which"),
     "MODEL.NAME": one_of("MODEL.NAME", STRONG_NETS),
-    "MODEL.LAST_STRIDE": to("model.last_stride"),
+    "MODEL.LAST_STRIDE": to("model.backbone.*.last_stride"),
     "MODEL.LABEL_SMOOTH": none(
         "compared with the word 'on' by the original, so a truth value never has an effect"
     ),
-    "MODEL.PRETRAIN_PATH": only("", "weights come from a file: name it in model.weights", "none"),
-    "MODEL.PRETRAIN_CHOICE": none("model.weights says what a training begins with"),
+    "MODEL.PRETRAIN_PATH": only(
+        "", "weights come from a file: name it as the backbone's weights", "none"
+    ),
+    "MODEL.PRETRAIN_CHOICE": none("the backbone's weights say what a training begins with"),
     "MODEL.NECK": one_of(
         "MODEL.NECK", {"bnneck": {"model.neck": "bnneck"}, "no": {"model.neck": "none"}}
     ),
@@ -211,11 +213,12 @@ STRONG: dict[str, Rule] = {
     },
     "TEST.RERANK": _rerank,
     "TEST.RE_RANKING": _rerank,
-    "TEST.NECK_FEAT": to("model.neck_feat"),
+    "TEST.NECK_FEAT": to("model.head.*.neck_feat"),
     "TEST.FEAT_NORM": lambda value, v: {"evaluate.normalise": _is("TEST.FEAT_NORM")(value)},
     "OUTPUT_DIR": none("runs_dir in settings.ini"),
     "family": lambda value, v: {
-        "model.stem_relu": v["stem_relu"] or v["MODEL.NAME"] in SQUEEZED,  # those always had it
+        # those with a gate always had it
+        **({} if v["MODEL.NAME"] in SQUEEZED else {"model.backbone.*.stem_relu": v["stem_relu"]}),
         "data.val_fraction": 0.0,
         **({"evaluate.normalise": False} if value == "sbn" else {}),
     },

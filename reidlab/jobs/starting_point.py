@@ -19,15 +19,15 @@ class Start(str):
 
 
 def starting_point(
-    recipe: Recipe,  # model.weights, and the seed
+    recipe: Recipe,  # its backbone's weights, and the seed
     n_pids: int,  # identities or classes of the classifier
 ) -> Start:
     "Where a recipe's weights come from, in words; a file that does not fit is an error."
-    weights, part = recipe.model.weights, recipe.model
+    weights = recipe.model.weights
     if not weights:
         return Start(f"random weights, seed {recipe.seed}")
     report = weights_report(recipe, n_pids)
     if report is None:  # a published file, read whole
-        bare = recipe.model_copy(update={"model": part.model_copy(update={"weights": ""})})
+        bare = recipe.with_backbone(weights="")
         report = load_published(model_from_recipe(bare, n_pids), weights)
     return Start(f"{weights}\n{report or 'the backbone; all behind it is fresh'}")

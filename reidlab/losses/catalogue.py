@@ -45,7 +45,7 @@ class BranchLike(Protocol):
 # %% ../../nbs/03_losses/11_catalogue.ipynb #d8d366b1
 PAIRINGS = {
     "logits": "and the model's head gives cosines. Set model.head to linear, or choose am, arcface or circle",
-    "cosines": "and the model's head gives plain logits. Set model.head to cosine (model.cosines of "
+    "cosines": "and the model's head gives plain logits. Set model.head to cosine (cosines of "
     "a head of stripes), or choose softmax or focal",
 }
 

@@ -41,7 +41,7 @@ def feature_match_loss(
         raise ValueError(
             "matching features needs student and teacher of one shape (B, D); "
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}. Give both the same "
-            "model.embedding, or match the logits alone (features: 0)."
+            "embedding of the neck, or match the logits alone (features: 0)."
         )
     gap = F.normalize(promoted(student)) - F.normalize(promoted(teacher.detach()))
     return gap.square().sum(1).mean()

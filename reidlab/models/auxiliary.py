@@ -54,7 +54,7 @@ def auxiliary_place(
     if len(cells) < 3:
         raise ValueError(
             f"an auxiliary classifier needs 3 cells or more, to have some behind it; got {len(cells)}. "
-            "Set model.auxiliary false, or use more cells."
+            "Leave the backbone's auxiliary at 0, or use more cells."
         )
     return 2 * len(cells) // 3
 

@@ -9,7 +9,7 @@ __all__ = ['TORCHVISION', 'CLASSIFIERS', 'set_stride', 'ResNet', 'conv_bn_relu',
 # %% ../../nbs/02_models/02_backbones.ipynb #8d04a81c
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -213,7 +213,7 @@ def published_files(
 
 def resnet(
     depth: int,  # 18, 34, 50, 101 or 152
-    last_stride: int = 1,  # of stage 4
+    last_stride: Literal[1, 2] = 1,  # of stage 4
     stem_relu: bool = True,  # the ReLU after the first batch norm
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> ResNet:
@@ -223,7 +223,7 @@ def resnet(
 
 # %% ../../nbs/02_models/02_backbones.ipynb #4e4ce0e2
 def small_cnn(
-    last_stride: int = 1,  # 1 gives H/8 rows, 2 gives H/16
+    last_stride: Literal[1, 2] = 1,  # 1 gives H/8 rows, 2 gives H/16
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> SmallCNN:
     "The desk's backbone, random or filled from a local file."

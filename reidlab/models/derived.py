@@ -7,10 +7,13 @@ __all__ = ['Derived', 'check_weights_genotype', 'derived', 'derived_network']
 
 # %% ../../nbs/02_models/13_derived.ipynb #b70e467a
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
+from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 
 from ..core.names import unknown
+from ..core.values import Channels, OpenShare, Stages, Weight
 from .backbones import WeightFile, load_weight_file, read_weights
 from .cells import Cell
 from .genotype import Genotype, find_genotype
@@ -65,21 +68,25 @@ def check_weights_genotype(
         ours, theirs = next(((a, b) for a, b in pairs if a != b), (here[part], there.get(part)))
         raise ValueError(
             f"{file.path.name} holds weights of another genotype: in {part}, {theirs} there and {ours} here. "
-            "Set model.genotype to the one they were trained with, or model.weights to ''."
+            "Name the genotype they were trained with, or leave the backbone's weights empty."
         )
 
 
 def derived(
-    genotype: str | Genotype,  # a genotype, or its reference: auto_reid, random:3, run:NAME, a path
-    macro: str = "resnet",  # resnet or darts
-    init_channels: int = 64,  # C of the first stage
-    cells_per_stage: Sequence[int] = (2, 2, 2, 2),  # resnet
-    layers: int = 20,  # cells in all; darts
-    stem: str = "",  # a name in macro.STEMS; empty: the macro's own
-    last_stride: int = 2,  # of the last reduction cell
-    drop_path: float = 0.0,  # probability that an op is silenced, in training
+    # auto_reid, random:3, run:NAME of a search, or a file's path
+    genotype: str | InstanceOf[Genotype] = "",
+    macro: Literal["resnet", "darts"] = "resnet",  # where cells stand: in stages, or in thirds
+    init_channels: Channels = 64,  # C of the first stage
+    cells_per_stage: Stages = (2, 2, 2, 2),  # resnet macro
+    layers: Annotated[int, Field(ge=3, le=200)] = 20,  # cells in all, darts macro
+    stem: str = "",  # resnet, conv3x2, conv3_s2 or conv3; empty: the macro's own
+    last_stride: Literal[1, 2] = 2,  # of the last reduction cell
+    drop_path: OpenShare = 0.0,  # probability that an op is silenced, reached at the last epoch
     pool_norm: bool = True,  # batch norm behind a pooling
-    weights: str = "",  # a local file; empty: random, from torch's global seed
+    # weight of a second classifier's losses, at two thirds of the depth and in training alone; 0:
+    # none, 0.4 in DARTS
+    auxiliary: Weight = 0.0,
+    weights: str = "",  # a local file, or run:NAME; empty: random, from torch's global seed
 ) -> Derived:
     "The backbone that a genotype stands for, random or filled from a local file."
     genotype = find_genotype(genotype)
@@ -98,6 +105,7 @@ def derived(
         drop_path=drop_path,
         pool_norm=pool_norm,
     )
+    net.auxiliary = auxiliary  # whoever joins the parts builds it
     if not weights:
         return net
     check_weights_genotype(genotype, read_weights(weights))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.names import unknown
+from ..core.parts import Given
+from ..core.values import OpenShare
 from .heads import Branch, LinearHead, classifier_layer
 from .pooling import AvgPool, at_least_float32
 from .reid import ReIDModel
@@ -166,8 +168,8 @@ def balanced_parts(
     neck: str,  # a name in BALANCED
     channels: Sequence[int],  # of the backbone's maps, one a stage
     n_pids: int,  # training identities
-    dropout: float = 0.0,  # on the vectors; stdneck: before the classifier
-    fc_dims: Sequence[int] = FC_DIMS,  # widths of the layers
+    dropout: OpenShare = 0.0,  # on the vectors; stdneck: before the classifier
+    fc_dims: Given[Sequence[int]] = FC_DIMS,  # widths of the layers
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     "Pool, neck and head of a balanced neck (Li et al., 2021)."
     if neck not in BALANCED:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.names import unknown
+from ..core.parts import Given
+from ..core.values import OpenShare
 
 # %% ../../nbs/02_models/05_heads.ipynb #78aef7d6
 class Branch(NamedTuple):
@@ -57,17 +59,20 @@ class LinearHead(nn.Module):
         self,
         in_dim: int,  # D of the neck
         n_pids: int,  # training identities
-        bias: bool = False,  # of the classifier
-        dropout: float = 0.0,  # before the classifier
-        train_feat: Literal["before", "after"] = "before",  # the neck's side for metric losses
+        bias: Given[bool] = False,  # of the classifier
+        dropout: OpenShare = 0.0,  # before the classifier
+        train_feat: Given[
+            Literal["before", "after"]
+        ] = "before",  # the neck's side for metric losses
         neck_feat: Literal["before", "after"] = "after",  # the neck's side at test time
+        classifier_bias: Literal["usual", "none"] = "usual",  # none: without, as a BNNeck's is
     ):
         super().__init__()
         for side in (train_feat, neck_feat):
             if side not in ("before", "after"):
                 raise ValueError(unknown("neck feature", side, ["before", "after"]))
         self.dropout = nn.Dropout(dropout)
-        self.classifier = classifier_layer(in_dim, n_pids, bias)
+        self.classifier = classifier_layer(in_dim, n_pids, bias and classifier_bias == "usual")
         self.train_feat, self.neck_feat = train_feat, neck_feat
         self.feature_dim = in_dim
 
@@ -131,8 +136,10 @@ class CosineHead(LinearHead):
         self,
         in_dim: int,  # D of the neck
         n_pids: int,  # training identities
-        dropout: float = 0.0,  # before the classifier
-        train_feat: Literal["before", "after"] = "before",  # the neck's side for metric losses
+        dropout: OpenShare = 0.0,  # before the classifier
+        train_feat: Given[
+            Literal["before", "after"]
+        ] = "before",  # the neck's side for metric losses
         neck_feat: Literal["before", "after"] = "after",  # the neck's side at test time
     ):
         super().__init__(in_dim, n_pids, False, dropout, train_feat, neck_feat)

@@ -6,6 +6,8 @@
 __all__ = ['IBN', 'IBNResNet', 'ibn_resnet']
 
 # %% ../../nbs/02_models/23_ibn.ipynb #9758d8f7
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class IBNResNet(ResNet):
 
 def ibn_resnet(
     depth: int,  # 18, 34, 50 or 101
-    last_stride: int = 1,  # of stage 4
+    last_stride: Literal[1, 2] = 1,  # of stage 4
     stem_relu: bool = True,  # the ReLU after the first batch norm
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> IBNResNet:

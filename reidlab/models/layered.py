@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
+from pydantic import InstanceOf
 from torch import Tensor, nn
 
 from ..core.names import unknown
+from ..core.parts import Given
 from ..core.seed import rng
+from ..core.values import Multiplier
 from .backbones import load_weight_file
 from .cblock import CBlock, down_sample, first_weights
 from .genotype import PUBLISHED_LAYERS, Genotype, LayerGenotype, find_genotype
@@ -198,10 +201,11 @@ def _layered(
 
 
 def cdnet_maps(
-    genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",  # empty: the published one
-    width: float = 1.0,  # factor on all channels
+    # cdnet or cnet, random:3, run:NAME of a search, or a file's path; empty: the published one
+    genotype: str | InstanceOf[LayerGenotype] | dict | Sequence[Sequence[int]] = "",
+    width: Multiplier = 1.0,  # factor on all channels
     stem: str = "",  # reid or cifar; empty: reid
-    taps: bool = False,  # True: the maps of all stages
+    taps: Given[bool] = False,  # True: the maps of all stages
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CDNet: pairs of kernels and depths (Li et al., 2021)."
@@ -218,10 +222,11 @@ def cdnet_maps(
 
 
 def cnet_maps(
-    genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",  # empty: the published one
-    width: float = 1.0,  # factor on all channels
+    # cdnet or cnet, random:3, run:NAME of a search, or a file's path; empty: the published one
+    genotype: str | InstanceOf[LayerGenotype] | dict | Sequence[Sequence[int]] = "",
+    width: Multiplier = 1.0,  # factor on all channels
     stem: str = "",  # reid or cifar; empty: reid
-    taps: bool = False,  # True: the maps of all stages
+    taps: Given[bool] = False,  # True: the maps of all stages
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CNet: pairs of kernels (Li et al., 2021)."
@@ -231,10 +236,11 @@ def cnet_maps(
 
 
 def stdnet_maps(
-    genotype: str | Sequence[Sequence[int]] | LayerGenotype = "",  # empty: the published one
-    width: float = 1.0,  # factor on all channels
+    # cdnet or cnet, random:3, run:NAME of a search, or a file's path; empty: the published one
+    genotype: str | InstanceOf[LayerGenotype] | dict | Sequence[Sequence[int]] = "",
+    width: Multiplier = 1.0,  # factor on all channels
     stem: str = "",  # reid or cifar; empty: reid
-    taps: bool = False,  # True: the maps of all stages
+    taps: Given[bool] = False,  # True: the maps of all stages
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "CDNet's blocks with their two stacks in sequence, without a gate (ablation of Li et al., 2021)."

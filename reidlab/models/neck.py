@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..core.values import Width
+
 # %% ../../nbs/02_models/04_neck.ipynb #0d90fc10
 def centred_norm(
     dim: int,  # D
@@ -66,7 +68,7 @@ class Neck(nn.Module):
 # %% ../../nbs/02_models/04_neck.ipynb #794ff387
 def bnneck(
     in_dim: int,  # C of the pooled feature
-    embedding: int = 0,  # D of a linear layer before the norm; 0: none
+    embedding: Width = 0,  # D of a linear layer before the norm; 0: none
 ) -> Neck:
     "Batch norm with its bias frozen at 0, between triplet and classifier (Luo et al., 2019)."
     return Neck(in_dim, embedding, centred_norm)
@@ -74,7 +76,7 @@ def bnneck(
 # %% ../../nbs/02_models/04_neck.ipynb #c1918400
 def bn(
     in_dim: int,  # C of the pooled feature
-    embedding: int = 0,  # D of a linear layer before the norm; 0: none
+    embedding: Width = 0,  # D of a linear layer before the norm; 0: none
 ) -> Neck:
     "Batch norm with a free bias, as in the heads of pytorch-reid-lite."
     return Neck(in_dim, embedding, free_norm)
@@ -82,7 +84,7 @@ def bn(
 # %% ../../nbs/02_models/04_neck.ipynb #a66cc157
 def no_neck(
     in_dim: int,  # C of the pooled feature
-    embedding: int = 0,  # D of a linear layer; 0: none
+    embedding: Width = 0,  # D of a linear layer; 0: none
 ) -> Neck:
     "No norm: both sides are the same vector."
     return Neck(in_dim, embedding)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.seed import rng
+from ..core.values import Width
 from .heads import Branch
 from .neck import Neck, bn, free_norm
 
@@ -81,7 +82,7 @@ class MaskedNeck(Neck):
 
 def maskable_bn(
     in_dim: int,  # C of the pooled feature
-    embedding: int = 0,  # D of a linear layer before the norm; 0: none
+    embedding: Width = 0,  # D of a linear layer before the norm; 0: none
     feature_mask: bool = False,  # True: a gate on the feature's channels
 ) -> Neck:
     "Batch norm with a free bias, as in the heads of pytorch-reid-lite; with its mask when asked."

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..core.names import unknown
+from ..core.parts import Given
+from ..core.values import Multiplier
 from .backbones import load_weight_file
 from .cblock import CBlock, first_weights
 from .cells import Cell, preprocess
@@ -32,8 +34,8 @@ def os_block(
 
 
 def osnet(
-    width: float = 1.0,  # multiplier of all channels
-    taps: bool = False,  # True: the maps of all stages
+    width: Multiplier = 1.0,  # multiplier of all channels
+    taps: Given[bool] = False,  # True: the maps of all stages
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> LayeredNet:
     "OSNet without its last convolution (Zhou et al., 2019), as Li et al. (2021) compared it."
@@ -68,7 +70,7 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenetv2(
-    width: float = 1.0,  # multiplier of the channels
+    width: Multiplier = 1.0,  # multiplier of the channels
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> MobileNetV2:
     "MobileNetV2 with a last map of 1,024 channels (Sandler et al., 2018)."
@@ -153,7 +155,7 @@ class GDASNet(nn.Module):
 
 
 def gdasnet(
-    taps: bool = False,  # True: the maps of the last two cells
+    taps: Given[bool] = False,  # True: the maps of the last two cells
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> GDASNet:
     "GDASNet: six cells found by GDAS for person re-ID (Li et al., 2021)."

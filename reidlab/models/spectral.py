@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.names import unknown
+from ..core.parts import Given
+from ..core.values import OpenShare, Positive, Share
 from .heads import Branch, LinearHead
 from .pooling import at_least_float32, no_autocast
 
@@ -28,7 +30,7 @@ def check_spectral(
     if norm not in NORMS:
         raise ValueError(unknown("spectral norm", norm, NORMS))
     if sigma <= 0:
-        raise ValueError(f"spectral_sigma needs to be above 0, got {sigma!r}.")
+        raise ValueError(f"sigma needs to be above 0, got {sigma!r}.")
 
 
 def transition(
@@ -63,19 +65,30 @@ class SpectralHead(LinearHead):
         self,
         in_dim: int,  # D of the neck
         n_pids: int,  # training identities
-        bias: bool = False,  # of the classifier
-        dropout: float = 0.0,  # before the classifier
-        train_feat: Literal["before", "after"] = "before",  # the neck's side for metric losses
+        bias: Given[bool] = False,  # of the classifier
+        dropout: OpenShare = 0.0,  # before the classifier
+        train_feat: Given[
+            Literal["before", "after"]
+        ] = "before",  # the neck's side for metric losses
         neck_feat: Literal["before", "after"] = "after",  # the neck's side at test time
-        spectral_sigma: float = 0.3,  # temperature
-        spectral_norm: Literal["row", "col"] = "row",  # row: the paper; col: as reid-lite
-        spectral_gate: float = 0.0,  # accuracy below which nothing is averaged; 0: no gate
+        classifier_bias: Literal["usual", "none"] = "usual",  # none: without, as a BNNeck's is
+        sigma: Positive = 0.3,  # temperature of the batch's graph
+        norm: Literal["row", "col"] = "row",  # row: the paper; col: as reid-lite
+        gate: Share = 0.0,  # accuracy below which nothing is averaged; 0: no gate
     ):
-        super().__init__(in_dim, n_pids, bias, dropout, train_feat, neck_feat)
-        check_spectral(spectral_sigma, spectral_norm)
-        self.sigma, self.norm, self.gate = spectral_sigma, spectral_norm, spectral_gate
+        super().__init__(
+            in_dim,
+            n_pids,
+            bias,
+            dropout=dropout,
+            train_feat=train_feat,
+            neck_feat=neck_feat,
+            classifier_bias=classifier_bias,
+        )
+        check_spectral(sigma, norm)
+        self.sigma, self.norm, self.gate = sigma, norm, gate
         self.kept = None  # mean of T's diagonal in the last step
-        if spectral_gate:
+        if gate:
             self.register_buffer("accuracy", torch.zeros(()))
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 

@@ -6,6 +6,8 @@
 __all__ = ['PUBLISHED', 'SQUEEZED', 'GatedNorm', 'SEResNet', 'squeezed_key', 'se_resnet']
 
 # %% ../../nbs/02_models/26_squeeze_excite.ipynb #a98bc874
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -98,7 +100,7 @@ def squeezed_key(
 
 def se_resnet(
     name: str,  # of SQUEEZED
-    last_stride: int = 1,  # of stage 4
+    last_stride: Literal[1, 2] = 1,  # of stage 4
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> SEResNet:
     "A network of the table, random or filled from a local file."

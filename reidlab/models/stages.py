@@ -7,6 +7,7 @@ __all__ = ['MiddleResNet', 'middle_resnet', 'ForkedResNet']
 
 # %% ../../nbs/02_models/21_stages.ipynb #c8207c22
 import copy
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class MiddleResNet(ResNet):
 
 def middle_resnet(
     depth: int,  # 18, 34, 50, 101 or 152
-    last_stride: int = 1,  # of stage 4
+    last_stride: Literal[1, 2] = 1,  # of stage 4
     stem_relu: bool = True,  # the ReLU after the first batch norm
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> MiddleResNet:

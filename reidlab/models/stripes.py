@@ -9,12 +9,15 @@ __all__ = ['STRIPE_POOLS', 'STRIPE_NORMS', 'stripe_rows', 'StripePool', 'StripeN
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.names import unknown
+from ..core.parts import Given
+from ..core.values import OpenShare, Width
 from .heads import Branch, CosineClassifier, classifier_layer, judged
 from .neck import centred_norm
 from .pooling import AvgPool, MaxPool, at_least_float32
@@ -182,26 +185,36 @@ class StripeHead(nn.Module):
 def pcb_parts(
     channels: int,  # C of the backbone's map
     n_pids: int,  # training identities
-    stripes: int = 6,  # n
-    pool: str = "avg",  # avg or max
-    neck: str = "bn",  # norm of each vector: bn, bnneck or none
-    embedding: int = 256,  # D of one stripe
-    dropout: float = 0.0,  # before the classifiers
-    pooled_dropout: float = 0.0,  # on the pooled vectors
-    global_branch: int = 0,  # D of a branch over the whole map; 0: none
+    stripes: Annotated[int, Field(ge=1, le=64)] = 6,  # n, each with a classifier
+    pool: Given[str] = "avg",  # avg or max
+    neck: Given[str] = "bn",  # norm of each vector: bn, bn_centred, bnneck or none
+    embedding: Given[int] = 256,  # D of one stripe
+    dropout: OpenShare = 0.0,  # before the classifiers
+    pooled_dropout: OpenShare = 0.0,  # on the pooled vectors
+    global_branch: Width = 0,  # D of a branch over the whole map; 0: none
+    copied_stage: Literal[0, 1, 2] = 0,  # stride of the global branch's own stage 4; 0: none
     concat_classifier: bool = False,  # one classifier more, over all stripes together
-    branch_update: int = 0,  # draws of the random branch update; 0: all branches learn
-    cosines: str = "none",  # none, concat or all: classifiers on angles, for margins
-    classifier_bias: str = "usual",  # or none
-    feature_erasing: float = 0.0,  # share of the rows blanked while learning
-    erased_branch: str = "stripes",  # of each stripe apart, or global: of the whole map alone
-    feature_mask: bool = False,  # a gate on the stripes' feature while learning
-    neck_feat: str = "after",  # the neck's side compared at test time
+    branch_update: Annotated[
+        int, Field(ge=0, le=64)
+    ] = 0,  # draws of branches that sit out; 0: none
+    cosines: Literal["none", "concat", "all"] = "none",  # classifiers on angles, for margins
+    classifier_bias: Literal["usual", "none"] = "usual",  # none: classifiers without a bias
+    feature_erasing: Given[float] = 0.0,  # share of the rows blanked while learning
+    # what the pool's erasing blanks: each stripe apart, or the whole map alone
+    erased_branch: Literal["stripes", "global"] = "stripes",
+    feature_mask: Given[bool] = False,  # a gate on the stripes' feature while learning
+    neck_feat: Literal["before", "after"] = "after",  # the neck's side compared at test time
 ) -> tuple[StripePool, StripeNeck, StripeHead]:
     "Pool, neck and head of a part-based baseline (Sun et al., 2018)."
     if embedding < 1:
         raise ValueError(
-            "head 'pcb' needs an embedding, the width of one stripe: set embedding to 256, as published."
+            "head 'pcb' needs an embedding of the neck, the width of one stripe: set embedding to 256, "
+            f"as published, in model.neck: {{{neck}: {{embedding: 256}}}}."
+        )
+    if copied_stage and not global_branch:
+        raise ValueError(
+            "copied_stage is the global branch's own stage 4: set global_branch to its width, 256 "
+            "as published, or leave copied_stage at 0."
         )
     if branch_update and stripes + bool(global_branch) + concat_classifier < 2:
         raise ValueError("branch_update needs two branches or more, got one. Leave it at 0.")

@@ -53,13 +53,12 @@ def width_within(
     recipe: Recipe,  # of the training: cells, stem, input size; its own width does not matter
     max_macs: int,  # multiply-accumulates of one photo, forward
     n_pids: int = 751,  # training identities
-) -> int:  # model.init_channels
+) -> int:  # init_channels of the derived network
     "The widest first stage with which a genotype's network stays within a budget."
     found = find_genotype(genotype)
 
     def macs(width: int) -> int:
-        model = recipe.model.model_copy(update={"init_channels": width})
-        return derived_cost(found, recipe.model_copy(update={"model": model}), n_pids)["macs"]
+        return derived_cost(found, recipe.with_backbone(init_channels=width), n_pids)["macs"]
 
     low, high = 2, 3  # three channels are the fewest that the part-aware operation takes
     while (cost := macs(high)) <= max_macs:

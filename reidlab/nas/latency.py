@@ -19,11 +19,17 @@ from torch import nn
 
 from ..core.recipe import Recipe
 from ..core.run import environment, read_json, write_json
-from ..models.auxiliary import AUXILIARY_WEIGHT
-from ..models.catalogue import build_model
 from ..models.genotype import Genotype
 from ..models.ops import build_op, space_ops
-from .budget import CostTable, cost_of, priced_edges, same_everywhere, within
+from reidlab.nas.budget import (
+    CostTable,
+    cost_of,
+    derived_model,
+    derived_part,
+    priced_edges,
+    same_everywhere,
+    within,
+)
 from .derive import derive
 from ..training.distributed import from_rank_zero, rank
 
@@ -65,14 +71,19 @@ class Latency(NamedTuple):
         return {key: self.about[key] for key in ("device", "threads", "repeats")}
 
 
+def _plain(value: Any) -> Any:
+    "An option as JSON would have it."
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _facts(recipe: Recipe, ops: Sequence[str]) -> dict[str, Any]:
     "What a table is about: it serves no other network."
-    plain = recipe.model.model_dump(mode="json")
+    plain = derived_part(recipe).options
     return {
         "input": [recipe.data.height, recipe.data.width],
         "ops": list(ops),
         "nodes": recipe.search.nodes,
-        "network": {key: plain[key] for key in FACTS},
+        "network": {key: _plain(plain[key]) for key in FACTS},
     }
 
 
@@ -82,10 +93,8 @@ def timed_network(
     n_pids: int = 2,  # the classifier is not part of an evaluation
 ) -> nn.Module:
     "The network that a recipe derives from a genotype, with numbers in it."
-    own = {"backbone": "derived", "genotype": genotype, "weights": "", "stem_relu": True}
-    own |= {"auxiliary": False, "auxiliary_weight": AUXILIARY_WEIGHT}
     with torch.random.fork_rng([]):
-        return build_model(**recipe.model.model_dump() | own, n_pids=n_pids).eval()
+        return derived_model(recipe, "derived", n_pids, genotype=genotype).eval()
 
 
 def measure_latency(

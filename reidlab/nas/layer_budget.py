@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ..core.recipe import Recipe
-from ..models.catalogue import build_model
 from ..models.cost import MacCounter, count_parameters
 from ..models.genotype import LayerGenotype
 from ..models.layered import layer_blocks
-from .budget import State, derived_cost, front
+from .budget import State, derived_cost, derived_model, front
 
 # %% ../../nbs/07_nas/16_layer_budget.ipynb #e9bdc1d6
 class LayerCosts(NamedTuple):
@@ -43,9 +42,9 @@ def layer_costs(
 ) -> dict[str, LayerCosts]:  # params, macs
     "The exact costs of everything that a genotype of layers can hold."
     first = LayerGenotype([candidates[0]] * 6, reader)
-    own, seen = {"backbone": reader, "genotype": first, "weights": ""}, []
+    seen: list[tuple] = []
     with torch.device("meta"):
-        network = build_model(**recipe.model.model_dump() | own, n_pids=n_pids)
+        network = derived_model(recipe, reader, n_pids, genotype=first)
     blocks = [cell for cell in network.backbone.cells if hasattr(cell[0], "squeeze")]
     for block in blocks:
         block.register_forward_hook(

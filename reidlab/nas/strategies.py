@@ -331,8 +331,9 @@ def _layer_model(recipe: Recipe, n_pids: int) -> ReIDModel:
     "The supernet of a recipe's space of layers."
     s, m = recipe.search, recipe.model
     seed_all(recipe.seed)
-    shape = {"width": s.width, "stem": s.stem or m.stem, "alpha_noise": s.alpha_noise}
-    return layer_supernet(s.space, n_pids, m.dropout, **shape, **search_strategy(recipe).layers)
+    shape = {"width": s.width, "stem": s.stem, "alpha_noise": s.alpha_noise}
+    dropout = m.neck.get("dropout", m.head.get("dropout", 0.0))
+    return layer_supernet(s.space, n_pids, dropout, **shape, **search_strategy(recipe).layers)
 
 
 def search_model(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.names import unknown
 from ..core.recipe import Recipe
 from ..core.seed import seed_all
-from ..models.catalogue import assemble
+from ..models.catalogue import assemble, noted_facts
 from ..models.cells import preprocess
 from ..models.macro import CellStack, cell_plan, stem_of
 from ..models.ops import build_op, check_ops, space_ops
@@ -185,6 +185,7 @@ def supernet_from_recipe(
 ) -> ReIDModel:  # its backbone is a Supernet
     "The supernet that a recipe searches in; random weights from the recipe's seed."
     s, m = recipe.search, recipe.model
+    behind = {"pool": m.pool, "neck": m.neck, "head": m.head}
     if build is None and s.strategy.name not in PLAIN:
         raise ValueError(
             f"strategy {s.strategy.name!r} searches in a supernet of its own. "
@@ -193,18 +194,16 @@ def supernet_from_recipe(
     seed_all(recipe.seed)
     options = {
         "nodes": s.nodes,
-        "macro": m.macro,
+        "macro": s.macro,
         "init_channels": s.init_channels,
         "cells_per_stage": list(s.cells_per_stage),
         "layers": s.layers,
-        "stem": s.stem or m.stem,
-        "last_stride": m.last_stride,
+        "stem": s.stem,
+        "last_stride": s.last_stride,
     }
     maps = (build or Supernet)(s.ops or space_ops(s.space), **options)
-    said = {**m.model_dump(), "n_pids": n_pids}
-    parts = {k: said[k] for k in ("pool", "neck", "neck_feat", "head", "embedding", "dropout")}
-    about = {"backbone": "supernet", "ops": list(maps.space), **options, **parts, **(facts or {})}
-    return assemble(maps, said, about | {"n_pids": n_pids})
+    about = {"backbone": "supernet", "ops": list(maps.space), **options, **(facts or {})}
+    return assemble(maps, noted_facts(n_pids, **behind) | about, **behind, n_pids=n_pids)
 
 
 def supernet_of(

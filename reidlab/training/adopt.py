@@ -12,7 +12,12 @@ from typing import Any
 
 from ..core.recipe import Recipe, validated
 from ..core.run import RunFolder, open_run
-from ..interchange.baseline_weights import baseline_facts, load_baseline, read_state
+from reidlab.interchange.baseline_weights import (
+    baseline_facts,
+    baseline_parts,
+    load_baseline,
+    read_state,
+)
 from ..models.cdnet import KeyReport
 from .checkpoint import save_checkpoint
 from .network import architecture_of, costs_of, model_from_recipe
@@ -27,10 +32,10 @@ def adopted_recipe(
     neck_feat: str,  # which feature is compared: after or before
 ) -> Recipe:
     "A recipe whose network is the file's."
-    read = {k: v for k, v in facts.items() if k not in ("family", "n_pids")}
-    told = {"stem_relu": stem_relu, "last_stride": last_stride, "pool": pool}
-    model = {**read, **told, "neck_feat": neck_feat}
-    values = recipe.model_dump(mode="json") | {"model": model}
+    parts = baseline_parts(facts, stem_relu=stem_relu, last_stride=last_stride, pool=pool)
+    ((head, options),) = parts["head"].items()
+    parts["head"] = {head: options | {"neck_feat": neck_feat}}
+    values = recipe.model_dump(mode="json") | {"model": parts}
     return validated(recipe.name, values)
 
 # %% ../../nbs/06_training/19_adopt.ipynb #0e3d3cbb

@@ -196,7 +196,7 @@ def load_generator(
     run = RunFolder(folder)
     content, recipe = read_kept(run, "best", device), run.recipe
     plan, data = recipe.train.gan, recipe.data
-    check = pair_facts(recipe) if plan.input_dim else {"backbone": recipe.model.backbone}
+    check = pair_facts(recipe) if plan.input_dim else {"backbone": recipe.model.backbone.name}
     if check["backbone"] != "generator" or "input_dim" not in content["architecture"]:
         raise ValueError(f"run {run.name!r} holds no generator. Make one: nbs/generate.ipynb.")
     generator = Generator(

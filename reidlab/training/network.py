@@ -18,7 +18,7 @@ from torch.func import functional_call
 from ..core.recipe import Recipe, misplaced
 from ..core.seed import seed_all
 from ..losses.catalogue import weighted_sum
-from ..models.catalogue import WHOLE_FILES, build_model, network_genotype
+from ..models.catalogue import build_model, network_genotype
 from ..models.cost import count_macs, count_parameters
 from ..models.fblneck import class_scores
 from ..models.genotype import Genotype, LayerGenotype
@@ -31,14 +31,16 @@ def build_network(
     recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     genotype: AnyGenotype = None,  # the run's own; None: the recipe names it
-    **changes: Any,  # keys of the recipe's model section
+    **changes: Any,  # options of the recipe's backbone
 ) -> nn.Module:  # random weights from torch's global seed, or the file the recipe names
     "The network a recipe describes; a genotype's reference is followed once."
-    model = recipe.model
-    if genotype is None and model.genotype and model.backbone in ("derived", *WHOLE_FILES):
-        genotype = network_genotype(model.backbone, model.genotype)
-    said = model.model_dump() | ({"genotype": genotype} if genotype else {})
-    return build_model(**said | changes, n_pids=n_pids)
+    model, backbone = recipe.model, recipe.model.backbone
+    if genotype is None and model.genotype:
+        genotype = network_genotype(backbone.name, model.genotype)
+    changes |= {"genotype": genotype} if genotype else {}
+    return build_model(
+        backbone.changed(**changes), model.pool, model.neck, head=model.head, n_pids=n_pids
+    )
 
 
 def model_from_recipe(

@@ -53,7 +53,7 @@ def weights_report(
         told = start_from(net, source)
         fresh = {k: why for k, why in told.fresh.items() if not k.startswith(TOWER)}
         return replace(told, fresh=fresh)
-    if recipe.model.backbone in WHOLE_FILES:
+    if recipe.model.backbone.name in WHOLE_FILES:
         return None
     keys = key_account(net.backbone, weights)
     own = [k for k in net.state_dict() if not k.startswith(("backbone.", TOWER))]

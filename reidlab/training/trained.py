@@ -27,7 +27,7 @@ def keep_genotype(
     if not recipe.model.genotype:
         return None
     copy = Path(folder) / "genotype.json"
-    found = network_genotype(recipe.model.backbone, recipe.model.genotype)
+    found = network_genotype(recipe.model.backbone.name, recipe.model.genotype)
     if not copy.is_file():
         write_bytes(copy, found.to_json().encode())
     elif read_genotype(copy).plain() != found.plain():
@@ -66,7 +66,7 @@ def _check_kind(
         reader = "derived" if kind == "supernet" else reader
         raise ValueError(
             f"run {run.name!r} is a search; its supernet is no network to rank with. Train what it found: "
-            f'papermill nbs/train.ipynb out.ipynb -p overrides \'{{"model.backbone": "{reader}", "model.genotype": "run:{run.name}"}}\''
+            f'papermill nbs/train.ipynb out.ipynb -p overrides \'{{"model.backbone": {{"{reader}": {{"genotype": "run:{run.name}"}}}}}}\''
         )
     if found != task:
         raise ValueError(
@@ -86,7 +86,7 @@ def load_model(
     content = read_checkpoint(run.path / "checkpoints" / f"{checkpoint}.pt", device)
     _check_kind(run, content["architecture"], task)
     recipe, n_pids = run.recipe, content["architecture"]["n_pids"]
-    plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": ""})})
+    plain = recipe.with_backbone(weights="")
     model = model_from_recipe(plain, n_pids, kept_genotype(recipe, run.path))
     name = f"{checkpoint}.pt of {run.name}"
     load_weights(model, content, architecture_of(model, recipe), name=name)

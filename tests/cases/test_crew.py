@@ -36,9 +36,9 @@ PATIENCE = 6
 SMALL = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0, "train__epochs": 3}
 SMALL |= {"train__checkpoint_minutes": 1e-9}
 SEARCH = {
-    "model__stem": "conv3x2",
-    "model__init_channels": 4,
-    "model__cells_per_stage": [1, 1],
+    "model__backbone": {
+        "derived": {"stem": "conv3x2", "init_channels": 4, "cells_per_stage": [1, 1]}
+    },
     "search__init_channels": 4,
     "search__ops": ["skip_connect", "sep_conv_3x3", "none"],
     "search__cells_per_stage": [1, 1],

@@ -320,7 +320,7 @@ def test_another_checkpoint_of_the_same_name_is_evaluated(kept, data, run):
 def test_another_classifier_of_the_same_name_is_evaluated(tmp_path):
     few = {"data.shapes.classes": 3, "data.shapes.train_photos": 4, "data.shapes.test_photos": 4}
     few |= {"data.batch_size": 6, "data.val_fraction": 0.0, "train.epochs": 1}
-    few |= {"model.backbone": "cdnet", "model.width": 0.25}
+    few |= {"model.backbone": "cdnet", "model.backbone.*.width": 0.25}
     recipe = load_recipe("shapes", overrides=few)
     run = open_run("", recipe, "train", root=tmp_path)
     fit_classes(recipe, run.path, workers=0, data_dir=tmp_path)
@@ -375,8 +375,8 @@ def test_a_run_does_not_go_on_with_other_photos(state, data):
 
 
 GIVEN = {
-    "model.weights": "weights/start.pth",
-    "model.genotype": "start.json",
+    "model.backbone.*.weights": "weights/start.pth",
+    "model.backbone.*.genotype": "start.json",
     "train.distill.teacher": "runs/teacher/checkpoints/best.pt",
     "train.gan.features": "runs/teacher/checkpoints/best.pt",
 }
@@ -388,11 +388,13 @@ def test_a_file_that_a_recipe_names_is_part_of_the_run(state, key, lab):
     path = lab.root / GIVEN[key]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"one")
-    named = "start.pth" if key == "model.weights" else str(path)
+    named = "start.pth" if key.endswith("weights") else str(path)
     if path.name == "best.pt":
         named = "run:teacher"
         (lab.runs / "teacher" / "recipe.yaml").write_text("")
-    recipe = load_recipe("smoke", overrides={key: named})
+    cells = {"model.backbone": "derived"} if key.endswith("genotype") else {}
+    recipe = load_recipe("smoke", overrides=cells | {key: named})
+    key = key.replace("backbone.*.", "")  # as the run names it
     run = open_run("r", recipe, "train")
     run.beat(state)
     assert open_run("r", recipe, "train").name == "r"

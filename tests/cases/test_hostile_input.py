@@ -302,7 +302,7 @@ def test_json_that_says_a_key_twice_or_no_number(reader, text, word, tmp_path):
         ("search: {stages: [{epochs: 1, epoch: 2}]}", ("key 'search.stages.0.epoch' not found",)),
         ("search: {nodes: 100000}", ("search.nodes", "less than or equal to 16")),
         ("search: {cells_per_stage: [1, 1, 1000000]}", ("cells_per_stage.2", "less than")),
-        ("model: {layers: 1000000}", ("model.layers", "less than or equal to 200")),
+        ("model: {backbone: {derived: {layers: 1000000}}}", ("derived.layers", "equal to 200")),
         ("data: {sampler: {pk: {p: 1000000000}}}", ("data.sampler.pk.p", "less than")),
         ("data: {width: 1000000000}", ("data.width", "less than or equal to 4096")),
         ("data: {name: 2024}", ("data.name", "string")),

@@ -54,14 +54,14 @@ def weights():
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_a_backbone_is_found_in_every_wrapping(wrap, weights, tmp_path):
     torch.save(WRAPS[wrap](dict(weights)), tmp_path / "w.pth")
-    net = build_model(weights=str(tmp_path / "w.pth"), n_pids=3).backbone
+    net = build_model({"small_cnn": {"weights": str(tmp_path / "w.pth")}}, n_pids=3).backbone
     for key, value in net.state_dict().items():
         assert torch.equal(value, weights[key]), key
 
 
 def test_the_old_way_of_saving_reads_too(weights, tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    net = build_model(weights=str(tmp_path / "w.pth"), n_pids=3).backbone
+    net = build_model({"small_cnn": {"weights": str(tmp_path / "w.pth")}}, n_pids=3).backbone
     assert all(torch.equal(v, weights[k]) for k, v in net.state_dict().items())
 
 
@@ -79,7 +79,7 @@ def test_published_files_and_baselines_take_the_same_wrapping(tmp_path):
     seed_all(0)
     whole = cdnet(n_pids=3, width=0.25)
     torch.save({"net": front("module._orig_mod.", whole.backbone.state_dict())}, tmp_path / "b.pth")
-    net = build_model("cdnet", width=0.25, n_pids=3, weights=str(tmp_path / "b.pth"))
+    net = build_model({"cdnet": {"width": 0.25, "weights": str(tmp_path / "b.pth")}}, n_pids=3)
     assert torch.equal(
         net.backbone.state_dict()["stem.0.weight"], whole.backbone.state_dict()["stem.0.weight"]
     )
@@ -172,13 +172,13 @@ def other(file):
 def test_what_is_no_file_of_weights_says_what_it_is(make, words, tmp_path):
     make(tmp_path / "w.pth")
     with refused("w.pth", *words):
-        build_model(weights=str(tmp_path / "w.pth"), n_pids=3)
+        build_model({"small_cnn": {"weights": str(tmp_path / "w.pth")}}, n_pids=3)
 
 
 def test_names_that_are_no_files(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     with refused("folder.pth is a folder", "needed is a file"):
-        build_model(weights=str(tmp_path / "folder.pth"), n_pids=3)
+        build_model({"small_cnn": {"weights": str(tmp_path / "folder.pth")}}, n_pids=3)
     for name in ("n" * 300 + ".pth", "~nobody-here/w.pth", "nowhere.pth"):
         with refused("not found", "set weights to ''"):
-            build_model(weights=name, n_pids=3)
+            build_model({"small_cnn": {"weights": name}}, n_pids=3)
