@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SECTION_NAMES', 'TASK_KEYS', 'SELECT', 'CARD', 'SPEED', 'Synthetic', 'Shapes', 'Data', 'Model', 'Distill', 'Gan',
-           'Train', 'Stage', 'Search', 'Evaluate', 'Recipe', 'misplaced', 'validated', 'usual_parts', 'recipe_names',
-           'undotted', 'overridden', 'load_recipe', 'set_here', 'recipe_card', 'first_difference', 'read_recipe',
-           'section_values', 'usual_values', 'in_short', 'differing', 'in_a_line', 'Chosen', 'card_lines',
-           'recipe_html']
+           'Train', 'Stage', 'Search', 'Evaluate', 'Recipe', 'misplaced', 'validated', 'usual_parts', 'recipe_folders',
+           'recipe_names', 'undotted', 'overridden', 'load_recipe', 'set_here', 'recipe_card', 'first_difference',
+           'read_recipe', 'section_values', 'usual_values', 'in_short', 'differing', 'in_a_line', 'Chosen',
+           'card_lines', 'recipe_html']
 
 # %% ../../nbs/00_core/10_recipe.ipynb #68d23191
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from functools import cache
@@ -25,7 +25,7 @@ from pydantic_core import to_jsonable_python
 from .names import is_plain, unknown
 from .parts import KINDS, Part, PartError, laid, members, part, part_set, slot
 from .reading import check_file, check_plain, exists, is_file, read_text, shown
-from .settings import settings
+from .settings import settings, shipped
 from .upgrade import new_form, old_keys, upgrade
 from reidlab.core.values import (
     Channels,
@@ -510,29 +510,50 @@ def _rows(values: dict, path: Path) -> dict[str, dict]:
     return {name: row or {} for name, row in (rows or {}).items()}
 
 # %% ../../nbs/00_core/10_recipe.ipynb #34a82256
+def recipe_folders(
+    folder: str | Path = "",  # where recipes lie; empty: the workbench's folder, then the package's
+) -> list[Path]:  # in this order
+    "Where a recipe is looked for."
+    if folder:
+        return [Path(folder)]
+    return list(dict.fromkeys([settings().recipes_dir, shipped("recipes")]))
+
+
+def _file_rows(path: Path) -> dict[str, dict]:
+    "The rows of a file; of a torn one none, since whoever loads it hears why."
+    try:
+        return _rows(_read(path), path)
+    except (ValueError, FileNotFoundError):
+        return {}
+
+
 def recipe_names(
-    folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
+    folder: str | Path = "",  # where recipes lie; empty: as in `recipe_folders`
 ) -> list[str]:  # sorted; rows as file/row
     "The names that `load_recipe` takes."
-    folder = Path(folder or settings().recipes_dir)
-    names = []
-    for path in sorted(folder.rglob("*.yaml")):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        try:
-            rows = _rows(_read(path), path)
-        except (
-            ValueError,
-            FileNotFoundError,
-        ):  # a torn file keeps its name; whoever loads it hears why
-            rows = {}
-        names += [stem, *(f"{stem}/{row}" for row in rows)]
-    return names
+    found: dict[Path, Path] = {}  # of two files of one name the first counts
+    for place in recipe_folders(folder):
+        for path in place.rglob("*.yaml"):
+            found.setdefault(path.relative_to(place).with_suffix(""), path)
+    files = ((stem.as_posix(), found[stem]) for stem in sorted(found))
+    return [
+        name for stem, path in files for name in (stem, *(f"{stem}/{r}" for r in _file_rows(path)))
+    ]
 
 # %% ../../nbs/00_core/10_recipe.ipynb #48934c86
-def _check_name(name: str, folder: Path) -> None:
-    "A recipe's name is made of plain ones; any other is not there."
-    if not all(map(is_plain, name.split("/"))):
-        raise ValueError(unknown("recipe", name, recipe_names(folder), where=f"{folder.name}/"))
+def _missing(name: str, folders: Sequence[Path]) -> ValueError:
+    "That a recipe is not there, with the close names of those that are."
+    known = recipe_names(folders[0] if len(folders) == 1 else "")
+    return ValueError(unknown("recipe", name, known, where=f"{folders[0].name}/"))
+
+
+def _home(name: str, folders: Sequence[Path]) -> Path:
+    "The first folder that has a recipe's file, or its file for a row; if none has, the first."
+    if not all(map(is_plain, name.split("/"))):  # of a path that leads elsewhere nothing is there
+        raise _missing(name, folders)
+    stems = [s for s in (name, name.rpartition("/")[0]) if s]
+    has = lambda folder: any(exists(folder / f"{stem}.yaml") for stem in stems)
+    return next(filter(has, folders), folders[0])
 
 
 def _base(values: dict, path: Path) -> str:
@@ -543,11 +564,11 @@ def _base(values: dict, path: Path) -> str:
     return base or ""
 
 
-def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
+def _from_file(name: str, folders: Sequence[Path], seen: tuple[str, ...] = ()) -> dict:
     "The merged values of a recipe's file, its row and its bases."
     if name in seen:
         raise ValueError(f"recipe {name!r} is its own base: {' → '.join([*seen, name][-5:])}.")
-    _check_name(name, folder)
+    folder = _home(name, folders)
     stem, row = name, None
     if not is_file(folder / f"{stem}.yaml") and "/" in name:
         stem, row = name.rsplit("/", 1)
@@ -559,9 +580,9 @@ def _from_file(name: str, folder: Path, seen: tuple[str, ...] = ()) -> dict:
     if not here and exists(path):  # a folder, a pipe
         check_file(path)
     if not here or (row is not None and row not in rows):
-        raise ValueError(unknown("recipe", name, recipe_names(folder), where=f"{folder.name}/"))
+        raise _missing(name, folders)
     if base:
-        values = laid(_from_file(base, folder, (*seen, name)), values, usual_parts())
+        values = laid(_from_file(base, folders, (*seen, name)), values, usual_parts())
     return laid(values, rows[row], usual_parts()) if row else values
 
 # %% ../../nbs/00_core/10_recipe.ipynb #4e151f32
@@ -611,17 +632,16 @@ def load_recipe(
     name: str,  # as in recipes/, without the ending; file/row for a row
     seed: int = 0,  # the job's seed
     overrides: Mapping[str, Any] | None = None,  # {"train.lr": 0.1}: laid on last
-    folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
+    folder: str | Path = "",  # where recipes lie; empty: as in `recipe_folders`
 ) -> Recipe:  # complete and checked
     "A recipe with its bases merged, its overrides applied and every value checked."
-    folder = Path(folder or settings().recipes_dir)
     over = {
         key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         for key, value in (overrides or {}).items()
     }
     check_plain(over, f"recipe {shown(name)!r}: overrides")
     try:
-        values = overridden(_from_file(name, folder), over)
+        values = overridden(_from_file(name, recipe_folders(folder)), over)
     except PartError as wrong:
         raise ValueError(f"recipe {shown(name)!r}: {wrong}") from None
     for key in set(values) & {"name", "seed", "overrides"}:
@@ -657,15 +677,14 @@ CARD = ("what", "paper", "should reach", "costs")
 
 def recipe_card(
     name: str,  # a recipe's name; a row shows its file's card
-    folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
+    folder: str | Path = "",  # where recipes lie; empty: as in `recipe_folders`
 ) -> dict[str, str]:  # what, paper, should reach, costs
     "The four promises that a recipe file opens with."
-    folder = Path(folder or settings().recipes_dir)
-    _check_name(name, folder)
-    path = folder / f"{name}.yaml"
+    folders = recipe_folders(folder)
+    path = _home(name, folders) / f"{name}.yaml"
     path = path if is_file(path) else path.parent.with_suffix(".yaml")
     if not is_file(path):
-        raise ValueError(unknown("recipe", name, recipe_names(folder), where=f"{folder.name}/"))
+        raise _missing(name, folders)
     lines = read_text(path).splitlines()[:4]
     for line, key in zip([*lines, *[""] * 4], CARD, strict=False):
         if not line.startswith(f"# {key}: "):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.files import read_json
 from ..core.names import unknown
-from ..core.settings import project_root, settings
+from ..core.settings import settings, shipped
 
 # %% ../../nbs/08_evaluation/25_published.ipynb #8f531d40
 FIGURES = ("rank1", "map", "rank3", "rank5", "rank10")  # columns with fractions
@@ -40,10 +40,10 @@ def published_rules(
 
 # %% ../../nbs/08_evaluation/25_published.ipynb #d618ffad
 def read_published(
-    path: str | Path = "",  # empty: reports/published/results.csv
+    path: str | Path = "",  # empty: reports/published/results.csv, which comes with the package
 ) -> pd.DataFrame:  # one row a figure; figures as fractions, options as mappings
     "Published results, typed, with their rules in columns of their own."
-    path = Path(path or project_root() / "reports" / "published" / "results.csv")
+    path = Path(path or shipped("reports/published/results.csv"))
     if not path.is_file():
         raise FileNotFoundError(
             f"no published results at {path.name}; git has it in reports/published/."

@@ -33,7 +33,7 @@ class SweepCell:
 
     def resolved(
         self,
-        folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
+        folder: str | Path = "",  # where recipes lie; empty: as in `recipe_folders`
     ) -> Recipe:
         "The recipe that the cell's run will write down."
         return load_recipe(self.recipe, self.seed, self.overrides, folder=folder)
@@ -112,7 +112,7 @@ def plan_cells(
     grid: Mapping[str, Sequence[Any]] | None = None,  # {"loss.triplet.margin": [0.1, 0.3]}
     seeds: Sequence[int] = (0,),  # one run each
     overrides: Mapping[str, Any] | None = None,  # of every cell; not part of a name
-    folder: str | Path = "",  # where recipes lie; empty: settings().recipes_dir
+    folder: str | Path = "",  # where recipes lie; empty: as in `recipe_folders`
 ) -> list[SweepCell]:  # rows outermost, seeds innermost; every recipe checked
     "The runs that a sweep consists of; the same question gives the same cells."
     grid, base = dict(grid or {}), dict(overrides or {})

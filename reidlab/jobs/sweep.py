@@ -32,7 +32,7 @@ from ..core.identity import same_data
 from ..core.names import option
 from ..core.recipe import first_difference
 from ..core.run import RunFolder, load_runs, read_json
-from ..core.settings import project_root, settings
+from ..core.settings import project_root, settings, shipped
 from .grid import SweepCell, plan_cells
 from .parameters import SweepJob
 from .tasks import TASKS
@@ -122,10 +122,11 @@ def page_command(
     device: str = "auto",  # auto, cpu or cuda
 ) -> list[str]:
     "How papermill is called for a step; the executed page goes into the run folder."
-    page = project_root() / "nbs" / f"{step}.ipynb"
-    if not page.is_file():
+    name = f"nbs/{step}.ipynb"  # the workbench's, or the package's
+    page = next((p for p in (project_root() / name, shipped(name)) if p.is_file()), None)
+    if page is None:
         raise FileNotFoundError(
-            f"no nbs/{step}.ipynb in {project_root()}; start inside the project."
+            f"no {name} in {project_root()}. Make a workbench: reidlab new DIR."
         )
     words = [*option("run", cell.name), "-p", "gpus", str(gpus), "-p", "device", device]
     if step == "train":
