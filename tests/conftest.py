@@ -170,6 +170,7 @@ LONGEST = (  # files by the seconds of their longest tests, from 120 to 10; to r
     "test_search.py",
     "test_crew.py",
     "test_startup.py",
+    "test_wheel.py",
     "test_health.py",
     "test_damaged_runs.py",
     "test_cluster.py",

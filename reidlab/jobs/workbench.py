@@ -106,8 +106,8 @@ jupyter lab nbs
 | `runs/` | one folder for every run |
 | `reports/` | yours: a notebook that begins with `from reidlab import load_runs` |
 
-`reidlab explain` shows all that a recipe may say, `reidlab --help` the verbs. A recipe or page that
-you delete here is still found in the package.
+`reidlab explain` shows all that a recipe may say, `reidlab --help` the verbs. A recipe that you
+delete here is still found in the package.
 """
 
 # %% ../../nbs/10_jobs/13_workbench.ipynb #bench012
@@ -157,9 +157,7 @@ def _lay(bench: Path) -> None:
         (bench / name).mkdir(parents=True)
     for name in names:
         (bench / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(
-            source / name, bench / name
-        )  # not its mode: what is installed may be read-only
+        shutil.copyfile(source / name, bench / name)  # not its mode: what is installed may be read-only
     for page in bench.glob("*/*.ipynb"):
         _mend_page(page)
     settings = bench_settings((source / "settings.ini").read_text(encoding="utf-8"))
@@ -213,6 +211,4 @@ def next_line(
 ) -> str:
     "What there is now, and what to type next."
     recipes, pages = (sum(1 for _ in bench.rglob(p)) for p in ("*.yaml", "*.ipynb"))
-    return (
-        f"{recipes} recipes, {pages} pages, own.py. Next: cd {shlex.quote(said)} && reidlab train"
-    )
+    return f"{recipes} recipes, {pages} pages, own.py. Next: cd {shlex.quote(said)} && reidlab train"
