@@ -858,7 +858,7 @@ def card_lines(
 def _promises(name: str) -> dict[str, str]:
     "What the file of a recipe promises; nothing where there is no such file, or no promise."
     for stem in (name, name.rpartition("/")[0]):
-        if stem and is_file(Path(settings().recipes_dir, f"{stem}.yaml")):
+        if stem and any(is_file(f / f"{stem}.yaml") for f in recipe_folders()):
             with suppress(ValueError):
                 return recipe_card(stem)
     return {}

@@ -26,6 +26,7 @@ LAID = (  # what a new workbench takes over as it is, from the repository's root
     "recipes/README.md",
     "recipes/**/*.yaml",
     *(f"nbs/{page}.ipynb" for page in PAGES),
+    "nbs/reference.ipynb",
     "data_prep/*.ipynb",
 )
 CARRIED = (*LAID, "settings.ini", "reports/published/results.csv")  # what a wheel carries
@@ -100,14 +101,13 @@ jupyter lab nbs
 | `settings.ini` | where things lie and what this machine has, each key explained |
 | `recipes/` | [one experiment a file](recipes/README.md); yours may begin with `base: smoke` |
 | `own.py` | parts of your own, with an example to begin with |
-| `nbs/` | the pages of the jobs: search, train, evaluate, sweep, generate |
+| `nbs/` | the pages of the jobs (search, train, evaluate, sweep, generate), and [the reference](nbs/reference.ipynb) of all that a recipe may say |
 | `data_prep/` | a page for each data set; for your photos `reidlab prepare own --source FOLDER` |
 | `data/` | prepared sets; downloads in `data/raw`, pretrained weights in `data/weights` |
 | `runs/` | one folder for every run |
 | `reports/` | yours: a notebook that begins with `from reidlab import load_runs` |
 
-`reidlab explain` shows all that a recipe may say, `reidlab --help` the verbs. A recipe that you
-delete here is still found in the package.
+`reidlab --help` shows the verbs. A recipe that you delete here is still found in the package.
 """
 
 # %% ../../nbs/10_jobs/13_workbench.ipynb #bench012
@@ -157,7 +157,9 @@ def _lay(bench: Path) -> None:
         (bench / name).mkdir(parents=True)
     for name in names:
         (bench / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, bench / name)  # not its mode: what is installed may be read-only
+        shutil.copyfile(
+            source / name, bench / name
+        )  # not its mode: what is installed may be read-only
     for page in bench.glob("*/*.ipynb"):
         _mend_page(page)
     settings = bench_settings((source / "settings.ini").read_text(encoding="utf-8"))
@@ -211,4 +213,6 @@ def next_line(
 ) -> str:
     "What there is now, and what to type next."
     recipes, pages = (sum(1 for _ in bench.rglob(p)) for p in ("*.yaml", "*.ipynb"))
-    return f"{recipes} recipes, {pages} pages, own.py. Next: cd {shlex.quote(said)} && reidlab train"
+    return (
+        f"{recipes} recipes, {pages} pages, own.py. Next: cd {shlex.quote(said)} && reidlab train"
+    )
