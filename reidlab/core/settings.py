@@ -77,7 +77,7 @@ def project_root(
 # %% ../../nbs/00_core/05_settings.ipynb #d02d1497
 def _section(path: Path) -> dict[str, str]:
     "The keys and texts of a settings file; one that is not there says nothing."
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is told below
         return {}
     parser = configparser.ConfigParser(interpolation=None)
     try:
