@@ -81,7 +81,7 @@ def trainer_of(problem, seed):
             cells_per_stage=(1,),
             epochs=EPOCHS,
             warmup=warmup,
-            lr=0.05,
+            optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
             lr_min=0.05,
             alpha_lr=0.05,
             loss={

@@ -110,9 +110,12 @@ MANY = {  # options that no other entry asks for
     **{"train.clip": 5.0, "train.lr_per": "epoch", "evaluate.rerank": "k_reciprocal"},
     "loss.terms": {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}, "centre": {}},
 }
+GONE = ("loss.terms", "model.dropout", "train.optimizer", "train.head_lr_factor")
 MANY_NEWER = {  # the same, as a recipe made of parts says it
-    **{k: v for k, v in MANY.items() if k not in ("loss.terms", "model.dropout")},
+    **{k: v for k, v in MANY.items() if k not in GONE},
     "loss": MANY["loss.terms"],
+    "train.optimizer": {"adam": {"lr": 2e-3, "head_lr_factor": 2.0}},
+    "search.optimizer.adamw.head_lr_factor": 2.0,
     "model.head": {"linear": {"dropout": 0.1}},
 }
 ENTRIES = {

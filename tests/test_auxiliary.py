@@ -81,11 +81,18 @@ def test_its_weight_counts(photos, tmp_path):
     first = {}
     for weight in (0.4, 0.8):
         recipe = tiny_recipe(
-            **AIDED | {"model__backbone__*__auxiliary": weight}, train__epochs=1, train__lr=1e-12
+            **AIDED | {"model__backbone__*__auxiliary": weight},
+            train__epochs=1,
+            train__optimizer__adamw__lr=1e-12,
         )
         path, _ = fitted(recipe, f"w{weight}", tmp_path, photos)
         first[weight] = RunFolder(path).events("epoch")[0]["softmax"]
-    plain, _ = fitted(tiny_recipe(**CELLS, train__epochs=1, train__lr=1e-12), "p", tmp_path, photos)
+    plain, _ = fitted(
+        tiny_recipe(**CELLS, train__epochs=1, train__optimizer__adamw__lr=1e-12),
+        "p",
+        tmp_path,
+        photos,
+    )
     alone = RunFolder(plain).events("epoch")[0]["softmax"]
     assert first[0.8] - alone == pytest.approx(2 * (first[0.4] - alone), rel=1e-4)
     assert first[0.4] - alone == pytest.approx(0.4 * torch.tensor(8.0).log(), rel=0.5)
@@ -93,7 +100,7 @@ def test_its_weight_counts(photos, tmp_path):
 
 def test_two_processes_equal_one_with_an_auxiliary(photos, tmp_path):
     recipe = tiny_recipe(
-        **AIDED, train__epochs=1, train__optimizer="sgd", train__lr=0.001, train__warmup=0
+        **AIDED, train__epochs=1, train__optimizer={"sgd": {"lr": 0.001}}, train__warmup=0
     )
     one, _ = fitted(recipe, "one", tmp_path, photos)
     two = opened(recipe, "two", tmp_path, photos)
@@ -145,7 +152,7 @@ def test_auxiliary_where_there_is_no_place(changes, words, stocked):
 def test_retrain_from_a_run(aided, photos, tmp_path):
     best = aided[0] / "checkpoints" / "best.pt"
     own = {"model__backbone__*__weights": str(best), "model__backbone__*__drop_path": 0.1}
-    recipe = tiny_recipe(**CELLS, **own, train__epochs=1, train__lr=1e-12)
+    recipe = tiny_recipe(**CELLS, **own, train__epochs=1, train__optimizer__adamw__lr=1e-12)
     check_model(recipe, 10)
     second, _ = fitted(recipe, "second", tmp_path, photos)
     (told,), after = RunFolder(second).events("weights"), last(second)

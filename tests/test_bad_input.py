@@ -70,9 +70,9 @@ def test_unknown_parameter_ends_the_job(lab, tmp_path):
     "page, wrong, words",
     [
         (TRAIN, {"gpus": "four"}, ("gpus", "'four'")),
-        (TRAIN, {"overrides": "train.lr=0.1"}, ("overrides", "JSON")),
+        (TRAIN, {"overrides": "train.clip=0.1"}, ("overrides", "JSON")),
         (TRAIN, {"overrides": '{"train.epoch": 5}'}, ("train.epoch", "Close names: train.epochs")),
-        (TRAIN, {"overrides": '{"trian.lr": 5}'}, ("trian.lr", "Close names: train")),
+        (TRAIN, {"overrides": '{"trian.clip": 5}'}, ("trian.clip", "Close names: train")),
         (TRAIN, {"overrides": TINY, "run": "../elsewhere"}, ("run", "'../elsewhere'")),
         (EVALUATE, {"recipe": "smoke"}, ("parameter 'recipe' not found", "run, dataset")),
         (EVALUATE, {"run": "smoke-train-s1"}, ("run 'smoke-train-s1' not found", "train.ipynb")),
@@ -250,7 +250,7 @@ def test_finished_run_with_another_recipe(done, stocked):
     ran = done[1]
     before = facts(stocked.runs)
     with refused("'done'", "train.epochs is 3 here and 1 there", "-p run NAME"):
-        walk(TRAIN, run="done", overrides=ran | {"train.epochs": 3, "train.lr": 0.5})
+        walk(TRAIN, run="done", overrides=ran | {"train.epochs": 3, "train.clip": 0.5})
     with refused("'done'", "seed is 1 here and 0 there"):
         walk(TRAIN, run="done", overrides=ran, seed=1)
     assert facts(stocked.runs) == before

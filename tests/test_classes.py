@@ -113,7 +113,9 @@ def test_a_classifier_is_the_start_of_a_ranking(stocked):
     }
     walk(TRAIN, recipe="shapes", run="eyes", overrides=FEW | NARROW | stem)
     start = TINY | NARROW | {"model.neck": "fblneck", "model.backbone.*.weights": "run:eyes"}
-    recipe = load_recipe("smoke", overrides=start | {"train.lr": 1e-12, "train.epochs": 1})
+    recipe = load_recipe(
+        "smoke", overrides=start | {"train.optimizer.adamw.lr": 1e-12, "train.epochs": 1}
+    )
     told = starting_point(recipe, 8)
     assert "489 tensors loaded" in told and "a classifier of other names" in told
     walk(TRAIN, run="people", overrides=recipe.overrides)

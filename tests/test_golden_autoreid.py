@@ -444,12 +444,8 @@ def batches_of(g):
 def toy_trainer(g, strategy):
     "The toy problem in the hands of the real search, its optimiser as far as the golden one."
     about = ABOUT["mix"]
-    plan = Train(
-        optimizer="sgd",
-        lr=about["xi"],
-        momentum=about["momentum"],
-        weight_decay=about["weight_decay"],
-    )
+    own = {key: about[key] for key in ("momentum", "weight_decay")}
+    plan = Train(optimizer={"sgd": {"lr": about["xi"], **own}})
     loss = weighted_sum({"softmax": {"smoothing": 0.0}})
     trainer = SearchTrainer(Toy(g), loss, plan, Search(strategy=strategy), other=None)
     net = trainer.model.backbone

@@ -433,7 +433,13 @@ def test_the_recipe_follows_the_published_schedule():
     assert t.epochs == max(map(int, g["lr"])) + 1 and t.lr_per == "epoch"
     for epoch, expected in g["lr"].items():
         rate = learning_rate(
-            int(epoch), t.epochs, t.lr, t.schedule, t.warmup, milestones=t.milestones, gamma=t.gamma
+            int(epoch),
+            t.epochs,
+            t.optimizer.get("lr"),
+            t.schedule,
+            t.warmup,
+            milestones=t.milestones,
+            gamma=t.gamma,
         )
         assert_close(rate, expected, rtol=1e-9, atol=0)
 

@@ -49,7 +49,7 @@ USUAL = {  # what a layer space has no use for, put back
 
 def small(space="cnet", seed=0, **more):
     "A recipe whose search for layers takes two seconds an epoch."
-    own = {"search.space": space, "search.optimizer": "sgd", "search.lr": 0.05}
+    own = {"search.space": space, "search.optimizer": {"sgd": {"lr": 0.05, "weight_decay": 5e-5}}}
     own |= {"search.p": 4, "search.k": 2, "search.epochs": 3, "search.warmup": 1}
     more = {key.replace("__", "."): value for key, value in more.items()}
     changes = SHAPE | USUAL | own | more
@@ -143,7 +143,7 @@ def test_a_search_for_layers_that_cannot_be_leaves_no_run(search, words, stocked
 def both_worlds(photos, tmp_path_factory):
     "Every strategy after two steps: of one process, and of each of two."
     # a low rate: the layers before the classifier begin near 0, where large steps blow rounding up
-    still = {"search__warmup": 0, "search__lr": 1e-3, "data__val_fraction": 0.0}
+    still = {"search__warmup": 0, "search__optimizer__sgd__lr": 1e-3, "data__val_fraction": 0.0}
     recipes = {how: small(**still, **HOW[how]) for how in HOW}
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     two_steps_of_three(recipes, one, photos, "cpu")
@@ -322,7 +322,7 @@ def planted(how, seed):
                 "softmax": {"weight": 0.5, "smoothing": 0.0},
                 "triplet": {"weight": 0.5, "margin": "soft"},
             },
-            lr=0.05,
+            optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
             lr_min=0.05,
             **PLANTED[how],
         ),

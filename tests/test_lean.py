@@ -196,7 +196,7 @@ def test_two_processes_with_a_joint_norm_equal_one(tmp_path):
     )
     recipe = Recipe(
         search=search,
-        train=Train(optimizer="sgd", lr=0.05, epochs=1),
+        train=Train(optimizer={"sgd": {"lr": 0.05}}, epochs=1),
     )
     torch.manual_seed(0)
     pids = torch.arange(4).repeat_interleave(2)[torch.tensor([0, 2, 1, 3, 4, 6, 5, 7])]

@@ -85,8 +85,7 @@ def test_centres_and_teachers_in_two_processes(photos, tmp_path):
         "data__width": 16,
         "data__val_fraction": 0.0,
         "train__epochs": 1,
-        "train__optimizer": "sgd",
-        "train__lr": 0.01,
+        "train__optimizer": {"sgd": {"lr": 0.01}},
         "train__warmup": 0,
         "train__sync_bn": True,
     }

@@ -14,7 +14,7 @@ from reidlab.training.optim import learning_rate
 def rates(recipe, epochs):
     t = recipe.train
     about = t.schedule, t.warmup, t.warmup_factor, t.milestones, t.gamma
-    return [learning_rate(e, t.epochs, t.lr, *about) for e in range(epochs)]
+    return [learning_rate(e, t.epochs, t.optimizer.get("lr"), *about) for e in range(epochs)]
 
 
 def test_rates_of_reid_lite_follow_the_original_s_rule():

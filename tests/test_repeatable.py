@@ -101,8 +101,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
         "data__width": 16,
         "data__val_fraction": 0.0,
         "train__epochs": 1,
-        "train__optimizer": "sgd",
-        "train__lr": 0.01,
+        "train__optimizer": {"sgd": {"lr": 0.01}},
         "train__warmup": 0,
     }
     recipes = {
@@ -117,7 +116,8 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
     recipes["stripes"] = tiny_recipe(**shared | striped_net, loss__triplet={"weight": 0.0})
     gated = {"model__head": "spectral", "model__head__*__gate": 0.01}
     recipes["spectral"] = tiny_recipe(**shared | gated)
-    rested = {"train__epochs": 2, "train__freeze_epochs": 1, "train__ema": 0.9, "train__lr": 1e-3}
+    rested = {"train__epochs": 2, "train__freeze_epochs": 1, "train__ema": 0.9}
+    rested["train__optimizer"] = {"sgd": {"lr": 1e-3}}
     recipes["rested"] = tiny_recipe(**shared | rested, data__sampler={"camera": {"p": 4}})
     one = fitted(recipes["joint"], "one", tmp_path, photos)["model"]
     rested = fitted(recipes["rested"], "one-rested", tmp_path, photos)

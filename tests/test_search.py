@@ -43,8 +43,7 @@ def small(seed=0, **more):
         "search__init_channels": 6,
         "search__cells_per_stage": [1, 1],
         "search__nodes": 2,
-        "search__optimizer": "sgd",
-        "search__lr": 0.05,
+        "search__optimizer": {"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
         "search__p": 4,
         "search__k": 2,
         "search__epochs": 3,
@@ -260,7 +259,7 @@ def search_with(put, kind, seed, strategy="darts"):
             cells_per_stage={"normal": (1,), "reduce": (1, 1)}[kind],
             epochs=1,
             warmup=0,
-            lr=0.05,
+            optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
             lr_min=0.05,
             alpha_lr=own.get("alpha_lr", 0.05),
             loss={
@@ -459,7 +458,7 @@ def test_the_search_tells_no_difference_where_there_is_none(put, kind):
         ({"space": "ried"}, ("search space 'ried' not found", "Close names: reid")),
         ({"epoch": 3}, ("key 'search.epoch' not found", "Close names: search.epochs")),
         ({"strategy": "random"}, ("search.strategy 'random' not found", "Available: darts")),
-        ({"strategy": "darts2"}, ("search.optimizer sgd", "got adamw", "Choose sgd")),
+        ({"strategy": "darts2"}, ("search.optimizer sgd", "got {'adamw'", "Choose sgd")),
         ({"strategy": "pcdarts"}, ("a width that 4 divides", "got 6", "partial of the strategy")),
         (
             {"split": "identities", "loss": {"softmax": {}, "triplet": {"weight": 0.0}}},

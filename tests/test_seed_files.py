@@ -75,12 +75,15 @@ def test_a_shipped_file_becomes_a_recipe_with_nothing_refused(name, tmp_path):
     if "search" not in values:
         check_model(recipe, 751)
         assert (recipe.data.p, recipe.data.k, recipe.train.epochs) == (32, 1, 200)
-        assert recipe.train.lr == pytest.approx(0.01)  # the original's tenth
-        assert recipe.train.head_lr_factor == pytest.approx(10)
-        assert recipe.train.weight_decay == 5e-5 and recipe.train.nesterov is True
+        step = recipe.train.optimizer.options
+        assert recipe.train.optimizer.name == "sgd"
+        assert step["lr"] == pytest.approx(0.01)  # the original's tenth
+        assert step["head_lr_factor"] == pytest.approx(10)
+        assert step["weight_decay"] == 5e-5 and step["nesterov"] is True
     else:
         s = recipe.search
-        assert s.p * s.k == wanted["batch_size"] and s.epochs == 210 and s.weight_decay == 5e-5
+        assert s.p * s.k == wanted["batch_size"] and s.epochs == 210
+        assert s.optimizer.get("weight_decay") == 5e-5
         assert ("triplet" in s.loss) == (wanted["loss_f"] == "retrieval_loss")
         assert s.k == SHIPPED[name]["DATA"].get("pair_num", 1)
 

@@ -20,10 +20,10 @@ from reidlab.jobs.parameters import SweepJob, check_parameters
 from reidlab.jobs.sweep import cell_state, claim, run_sweep, stop_all
 
 VALUES = {
-    "train.lr": st.floats(1e-6, 1, allow_nan=False),
+    "train.clip": st.floats(1e-6, 1, allow_nan=False),
     "train.epochs": st.integers(1, 99),
     "data.flip": st.sampled_from([0.0, 0.25, 1.0]),
-    "search.lr": st.floats(1e-6, 1, allow_nan=False),
+    "search.clip": st.floats(1e-6, 1, allow_nan=False),
     "loss.triplet.margin": st.sampled_from([0.1, 0.3, "soft"]),
     "model.backbone.*.genotype": st.text("ab:/ .-_", max_size=6),
 }
@@ -58,11 +58,11 @@ def test_every_combination_has_a_folder_of_its_own_or_the_plan_is_refused(shop, 
 
 
 def test_a_job_takes_its_lists_as_text():
-    given = {"rows": '["all"]', "grid": '{"train.lr": [0.1]}', "seeds": "[0, 1]", "overrides": ""}
+    given = {"rows": '["all"]', "grid": '{"train.clip": [0.1]}', "seeds": "[0, 1]", "overrides": ""}
     job = check_parameters(given, SweepJob)
     assert (job.rows, job.grid, job.seeds, job.overrides) == (
         ["all"],
-        {"train.lr": [0.1]},
+        {"train.clip": [0.1]},
         [0, 1],
         {},
     )

@@ -101,9 +101,7 @@ def test_the_published_rates_survive_a_stop_in_mid_warmup(photos, tmp_path):
     recipe = tiny_recipe(
         **SMALL,
         train__epochs=6,
-        train__optimizer="sgd",
-        train__lr=g["base_lr"],
-        train__head_lr_factor=10.0,
+        train__optimizer={"sgd": {"lr": g["base_lr"], "head_lr_factor": 10.0}},
         train__schedule="multistep",
         train__lr_per="epoch",
         train__warmup=g["warmup_epoch"],

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from .names import unknown
-from .parts import KINDS, documented, meanings, options_of, resolved, shelf
+from .parts import KINDS, documented, meanings, options_of, part_options, shelf
 from .recipe import SECTION_NAMES, Recipe, in_a_line, in_short, usual_values
 from .upgrade import MOVES, NOTHING, TURNED, new_form, old_key, place_in_words, value_at
 from .values import Section, plain_kinds
@@ -107,10 +107,7 @@ def _of_kind(kind: str) -> Explained:
 
 def _of_part(kind: str, name: str) -> Explained:
     "The options of a part."
-    builders = [shelf(kind)[name]]
-    if KINDS[kind].also:
-        builders.insert(0, resolved(KINDS[kind].also))
-    options = {k: o for builder in builders for k, o in options_of(builder).items()}
+    options = part_options(kind, name)
     about, place = documented(shelf(kind)[name]), f"{kind}.{name}"
     lines = tuple(
         Line(
@@ -136,7 +133,7 @@ def _schema_at(place: str) -> type[Section] | None:
     kind = next((k for k in KINDS if place.startswith(f"{k}.")), None)
     if kind:  # a part's option that is a list of sections
         name, _, option = place.removeprefix(f"{kind}.").partition(".")
-        options = options_of(shelf(kind)[name]) if name in shelf(kind) else {}
+        options = part_options(kind, name) if name in shelf(kind) else {}
         return _inner(options[option].kind) if option in options else None
     schema: type[Section] | None = Recipe
     for key in place.split("."):
@@ -160,7 +157,7 @@ def _told(place: str) -> Explained | None:
 
 
 def explain(
-    place: str = "",  # dotted, as train, model.head, model.head.pcb or train.lr; empty: all sections
+    place: str = "",  # dotted, as train, train.clip, loss or loss.triplet; empty: all sections
 ) -> Explained:
     "What may be said at a place of a recipe, and what it means."
     place = re.sub(r"@[^.]*", "", place.strip())  # a branch has no options of its own

@@ -117,7 +117,7 @@ def leaves(
     values: Any,  # mappings and lists of plain values, nested
     place: str = "",  # of the values in what they are part of
     depth: int = MOST_DEPTH,  # how deep they may be nested
-) -> Iterator[tuple[str, Any]]:  # "train.lr", 0.1
+) -> Iterator[tuple[str, Any]]:  # "train.clip", 5
     "Every plain value and its dotted place."
     inner = values.items() if isinstance(values, Mapping) else None
     if isinstance(values, list | tuple):

@@ -206,15 +206,8 @@ class Train(Section):
     "How long, how fast, in which precision, and which epoch is kept."
 
     epochs: Whole = 12  # passes over the training photos
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"  # how a step is taken
-    lr: Positive = 1e-3  # at its highest
-    weight_decay: Weight = 5e-4  # pulls the weights towards 0
-    momentum: OpenShare = 0.9  # sgd
-    nesterov: bool = False  # sgd
+    optimizer: slot("train.optimizer") = "adamw"  # how a step is taken, and how far
     schedule: Literal["cosine", "multistep", "step", "constant"] = "cosine"  # of the rate
-    bias_lr_factor: Positive = 1.0  # biases learn this much faster
-    head_lr_factor: Positive = 1.0  # everything but the backbone learns this much faster
-    weight_decay_bias: Weight | None = None  # None: as weight_decay
     lr_per: Literal["step", "epoch"] = "step"  # how finely the schedule is followed
     warmup: Weight = 1  # epochs of warm-up
     warmup_form: Literal["linear", "constant", "ladder"] = "linear"  # ladder: (e+1)/W in epoch e
@@ -283,11 +276,10 @@ class Search(Section):
         "softmax": {"weight": 0.5, "smoothing": 0.0},
         "triplet": {"weight": 0.5, "margin": 0.3},
     }
-    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"  # of the weights
-    lr: Positive = 0.1  # of the weights, at its highest
+    optimizer: slot("search.optimizer") = {  # of the weights
+        "sgd": {"lr": 0.1, "weight_decay": 5e-5}
+    }
     lr_min: Weight = 0.001  # where the cosine ends
-    momentum: OpenShare = 0.9  # sgd
-    weight_decay: Weight = 5e-5  # of the weights
     clip: Weight = 5.0  # largest gradient norm; 0: no clipping
     alpha_lr: Positive = 0.02  # Adam
     alpha_betas: tuple[Share, Share] = (0.5, 0.999)  # Adam
@@ -339,7 +331,7 @@ class Recipe(Section):
         "softmax": {"weight": 1.0, "smoothing": 0.1},
         "triplet": {"weight": 1.0, "margin": 0.3},
     }
-    train: Train = Train()
+    train: Train = Field(default_factory=Train)
     search: Search = Field(default_factory=Search)
     evaluate: Evaluate = Field(default_factory=Evaluate)
 
@@ -591,14 +583,14 @@ def _check_sections(overrides: Mapping[str, Any]) -> None:
     for dotted in overrides:
         if str(dotted).split(".")[0] not in SECTION_NAMES:
             raise ValueError(
-                unknown("override", shown(dotted), SECTION_NAMES) + ' Write {"train.lr": 0.1}.'
+                unknown("override", shown(dotted), SECTION_NAMES) + ' Write {"train.clip": 5}.'
             )
 
 
 def undotted(
     overrides: Mapping[str, Any],  # by dotted key
 ) -> dict:
-    "{'train.lr': 0.1} as the nested mapping it stands for."
+    "{'train.clip': 5} as the nested mapping it stands for."
     _check_sections(overrides)
     slots = {kind: value for kind, value in usual_parts().items() if not KINDS[kind].many}
     return laid({}, overrides, slots)
@@ -620,7 +612,7 @@ def _check_old(overrides: Mapping[str, Any]) -> None:
 
 def overridden(
     values: Mapping[str, Any],  # of a recipe, nested
-    overrides: Mapping[str, Any],  # {"train.lr": 0.1}
+    overrides: Mapping[str, Any],  # {"train.clip": 5}
 ) -> dict[str, Any]:
     "Values with overrides laid upon them, whole sets before their members."
     _check_old(overrides)
@@ -631,7 +623,7 @@ def overridden(
 def load_recipe(
     name: str,  # as in recipes/, without the ending; file/row for a row
     seed: int = 0,  # the job's seed
-    overrides: Mapping[str, Any] | None = None,  # {"train.lr": 0.1}: laid on last
+    overrides: Mapping[str, Any] | None = None,  # {"train.clip": 5}: laid on last
     folder: str | Path = "",  # where recipes lie; empty: as in `recipe_folders`
 ) -> Recipe:  # complete and checked
     "A recipe with its bases merged, its overrides applied and every value checked."

@@ -21,6 +21,7 @@ from reidlab.interchange.file_rules import (
     none,
     one_of,
     only,
+    option_of,
     to,
 )
 
@@ -202,6 +203,12 @@ def _lite_steps(steps: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 # %% ../../nbs/05_interchange/03_reid_lite.ipynb #9ce91f27
+def _of_step(option: str) -> Rule:
+    "A value for the optimiser that the file names."
+    table = {"sgd": "sgd", "nesterov": "sgd", "adam": "adam"}
+    return option_of("train.optimizer", option, "optimizer", table)
+
+
 NO_GAN = "gan_params.input_dim is 0: no generator"
 
 
@@ -270,8 +277,8 @@ LITE: dict[str, Rule] = {
     "imagenet_pretrain": only(False, "weights come from a file: name it as the backbone's weights"),
     "img_h": none("as data_augmentation.crop_h"),
     "img_w": none("as data_augmentation.crop_w"),
-    "lr.base_lr": to("train.lr"),
-    "lr.fc_lr": lambda value, v: {"train.head_lr_factor": value / v["lr.base_lr"]},
+    "lr.base_lr": _of_step("lr"),
+    "lr.fc_lr": lambda value, v: _of_step("head_lr_factor")(value / v["lr.base_lr"], v),
     "lr.decay_gamma": to("train.gamma"),
     "lr.decay_step": _lite_steps,
     "lr.warmup_epoch": _lite_warmup,
@@ -310,7 +317,7 @@ LITE: dict[str, Rule] = {
         "optimizer",
         {
             "sgd": {"train.optimizer": "sgd"},
-            "nesterov": {"train.optimizer": "sgd", "train.nesterov": True},
+            "nesterov": {"train.optimizer": {"sgd": {"nesterov": True}}},
             "adam": {"train.optimizer": "adam"},
         },
     ),
@@ -322,7 +329,7 @@ LITE: dict[str, Rule] = {
     ),
     "tri_loss_params.lambda_tri": none("part of the triplet; tri_loss_params.margin decides"),
     "tri_loss_params.lambda_cls": _lite_classes,
-    "weight_decay": to("train.weight_decay"),
+    "weight_decay": _of_step("weight_decay"),
     "working_dir": none("runs_dir in settings.ini"),
 }
 

@@ -26,9 +26,9 @@ from ..core.reading import check_plain, json_values
 
 # %% ../../nbs/10_jobs/01_parameters.ipynb #d47d0558
 JSON = {  # parameters that come as JSON text, and what such text looks like
-    "overrides": '{"train.lr": 0.1}',
+    "overrides": '{"train.clip": 5}',
     "rows": '["all"]',
-    "grid": '{"train.lr": [0.1, 0.2]}',
+    "grid": '{"train.clip": [0, 5]}',
     "seeds": "[0, 1, 2]",
 }
 
@@ -130,7 +130,7 @@ class SweepJob(Parameters):
     rows: list[
         str
     ] = []  # JSON, rows of the recipe, as ["full", "bare"], or ["all"]; empty for the recipe itself
-    grid: dict[str, list[Any]] = {}  # JSON, values to try, as {"train.lr": [0.001, 0.002]}
+    grid: dict[str, list[Any]] = {}  # JSON, values to try, as {"train.clip": [0, 5]}
     seeds: list[Seed] = [0]  # JSON, as [0, 1, 2]
     overrides: dict[str, Any] = {}  # JSON, dotted, for every cell, as {"train.epochs": 5}
     at_once: Gpus = 0  # cells side by side; 0 for what the machine allows

@@ -164,10 +164,11 @@ class SearchTrainer(Trainer):
     ):
         self.net, chosen = supernet_of(model), search.strategy
         self.second_order = build("search.strategy", chosen).second_order
-        if self.second_order and (train.optimizer != "sgd" or train.nesterov):
+        step = train.optimizer
+        if self.second_order and (step.name != "sgd" or step.options["nesterov"]):
             raise ValueError(
                 f"strategy {chosen.name} looks one SGD step ahead, so the weights need search.optimizer "
-                f"sgd without nesterov, got {train.optimizer}. Choose sgd, or strategy darts."
+                f"sgd without nesterov, got {step.plain()}. Choose sgd, or strategy darts."
             )
         for alpha in self.net.alphas:
             alpha.requires_grad_(False)  # nothing of the weights' step touches them

@@ -297,9 +297,9 @@ def check_strategy(
     search_rule(recipe)
     k, name = s.strategy.get("k", 0), s.strategy.name
     wrong = {
-        f"search.strategy {name} looks one SGD step ahead, so the weights need search.optimizer sgd, "
-        f"got {s.optimizer}. Choose sgd, or strategy darts.": (
-            strategy.second_order and s.optimizer != "sgd"
+        f"search.strategy {name} looks one SGD step ahead, so the weights need search.optimizer sgd "
+        f"without nesterov, got {s.optimizer.plain()}. Choose sgd, or strategy darts.": (
+            strategy.second_order and (s.optimizer.name != "sgd" or s.optimizer.options["nesterov"])
         ),
         f"search.strategy {name} runs k candidates of a place, and search.space {s.space} has at most "
         f"the {_offered(s)} candidates there are, got {k}.": k > _offered(s) > 0,

@@ -97,7 +97,7 @@ def finite(
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss is {loss} in epoch {progress.epoch + 1}, by step {steps}. "
-            "Lower the rate (-p overrides '{\"train.lr\": …}') or set train.clip; the last checkpoint is from before."
+            "Lower the rate (-p overrides '{\"train.optimizer.*.lr\": …}') or set train.clip; the last checkpoint is from before."
         )
     return loss
 

@@ -21,8 +21,7 @@ from ..models.cells import set_drop_path
 from .distributed import gather_rows, mean_over_world, world_size
 from .ema import Average
 from .freeze import learning_weights, rest
-from .optim import learning_rate
-from .parts import optimizer_from
+from .optim import build_optimizer, learning_rate
 from .syncbn import convert_sync_batchnorm
 
 # %% ../../nbs/06_training/12_step.ipynb #77af8847
@@ -60,7 +59,7 @@ class Learner:
         self.resting = learning_weights(self.model) if train.freeze_epochs else []
         self.ema = Average(self.model, train.ema) if train.ema else None
         self.wrap()
-        self.optimizer = optimizer_from(train, self.model)
+        self.optimizer = build_optimizer(self.model, train.optimizer)
         self.scaler = torch.amp.GradScaler(self.kind, enabled=train.amp == "fp16")
 
     def wrap(self) -> None:
@@ -95,7 +94,7 @@ class Learner:
         return learning_rate(
             t if c.lr_per == "step" else math.floor(t),
             epochs=c.epochs,
-            lr=c.lr,
+            lr=self.optimizer.defaults["lr"],
             schedule=c.schedule,
             warmup=c.warmup,
             warmup_start=c.warmup_factor,

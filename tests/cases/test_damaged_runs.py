@@ -87,7 +87,7 @@ def three_runs(root, photos, other, verb="train", **more):
 def made(tmp_path_factory):
     "Trainings, made once and evaluated."
     folders = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("few")
-    found = three_runs(*folders, {"train__lr": 0.5})
+    found = three_runs(*folders, {"train__optimizer__adamw__lr": 0.5})
     for name in ("whole", "foreign"):
         evaluate_run(found[name], workers=0, data_dir=found["photos"])
     return found
@@ -406,14 +406,14 @@ def test_of_two_jobs_in_one_new_folder_one_works(made, tmp_path):
 
 
 def test_of_two_recipes_under_one_new_name_one_is_refused(made, tmp_path):
-    other = tiny_recipe(**SMALL, train__lr=0.5)
+    other = tiny_recipe(**SMALL, train__optimizer__adamw__lr=0.5)
     for i in range(10):
         tasks = [
             lambda r=r, i=i: open_run(f"new{i}", r, "train", root=tmp_path)
             for r in (made["recipe"], other)
         ]
         (refused,) = [end for end in at_once(*tasks) if end]
-        assert "train.lr is" in str(refused)
+        assert "train.optimizer.adamw.lr is" in str(refused)
 
 
 def test_two_evaluations_with_different_rules_keep_both(made, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from test_bad_input import refused
 from reidlab.core.parts import options_of
 from reidlab.core.recipe import load_recipe, validated
 from reidlab.core.settings import settings
+from reidlab.core.upgrade import value_at
 from reidlab.data.manifest import COLUMNS, read_manifest, write_manifest
 from reidlab.data.own import cameras_of, read_mapping, read_table
 from reidlab.interchange.autoreid import read_seed_config
@@ -345,7 +346,7 @@ def test_names_that_no_recipe_has(name, tmp_path):
         (RecipeJob, {"overrides": "5"}, ("overrides", "dictionary")),
         (RecipeJob, {"overrides": '"a"'}, ("overrides", "dictionary")),
         (RecipeJob, {"overrides": "{'a': 1}"}, ("overrides", "JSON such as")),
-        (RecipeJob, {"overrides": {"train.lr": float("inf")}}, ("overrides", "finite")),
+        (RecipeJob, {"overrides": {"train.clip": float("inf")}}, ("overrides", "finite")),
         (RecipeJob, {"seed": -1}, ("seed", "greater")),
         (RecipeJob, {"seed": 2**70}, ("seed", "less")),
         (RecipeJob, {"seed": 1.5}, ("seed",)),
@@ -376,8 +377,10 @@ def test_bad_parameters(schema, wrong, words):
         ({"lr": 1}, ("override 'lr' not found",)),
         ({"train": 5}, ("train",)),
         ({"data.synthetic.size": 1}, ("not found",)),
-        ({"train.lr.x": 1}, ("train.lr",)),
-        ({"train..lr": 1}, ("train.",)),
+        ({"train.clip.x": 1}, ("train.clip",)),
+        ({"train.optimizer.adamw.lr.x": 1}, ("train.optimizer.adamw.lr",)),
+        ({"train.optimizer.lr": 1}, ("write train.optimizer.adamw.lr",)),
+        ({"train..clip": 1}, ("train.",)),
         ({"x" * 9999: 1}, ("override",)),
         ({"loss": 5}, ("loss needs",)),
         ({"loss": {"softmax": {"weight": float("nan")}}}, ("finite",)),
@@ -390,8 +393,8 @@ def test_bad_overrides(overrides, words):
 
 
 def test_a_grid_is_counted_before_it_is_written_out():
-    grid = {"train.lr": [0.1] * 1000, "train.clip": [1] * 1000, "data.sampler.pk.p": [2] * 1000}
-    with refused("1000000000 cells", "train.lr with 1000", "2000 are the most"):
+    grid = {"train.ema": [0.1] * 1000, "train.clip": [1] * 1000, "data.sampler.pk.p": [2] * 1000}
+    with refused("1000000000 cells", "train.ema with 1000", "2000 are the most"):
         plan_cells("smoke", grid=grid)
     with refused("3000 cells", "fewer values"):
         plan_cells("smoke", seeds=range(3000))
@@ -575,21 +578,20 @@ def test_each_number_that_a_rule_takes_is_bounded():
 @pytest.mark.parametrize(
     "text, values",
     [
-        ("SOLVER:\n  STEPS: (40, 70)\n", {"train.milestones": (40, 70)}),
-        ("SOLVER:\n  STEPS: [40, 70]\n  BASE_LR: 5e-4\n", {"train.lr": 5e-4}),
+        ("SOLVER:\n  STEPS: (40, 70)\n", {"train.milestones": [40, 70]}),
+        ("SOLVER:\n  STEPS: [40, 70]\n  BASE_LR: 5e-4\n", {"train.optimizer.adam.lr": 5e-4}),
         ("INPUT:\n  SIZE_TRAIN: (256, 128)\n  SIZE_TEST: [256, 128]\n", {"data.height": 256}),
         ("MODEL:\n  NAME: ('resnet50')\n", {"model.backbone": "resnet50"}),
-        ("SOLVER:\n  WEIGHT_DECAY: '0.0005'\n", {"train.weight_decay": 5e-4}),
+        ("SOLVER:\n  WEIGHT_DECAY: '0.0005'\n", {"train.optimizer.adam.weight_decay": 5e-4}),
     ],
 )
 def test_strong_files_read_as_yacs_reads_them(text, values, tmp_path):
     (tmp_path / "c.yml").write_text(text)
     mapping, lines = read_strong_config(tmp_path / "c.yml", "strong", True)
     assert not [line for line in lines if line.status == "refused"]
-    recipe = validated("c", mapping)
+    recipe = json.loads(validated("c", mapping).model_dump_json())
     for dotted, value in values.items():
-        section, key = dotted.split(".")
-        assert getattr(getattr(recipe, section), key) == value
+        assert value_at(recipe, dotted) == value
 
 
 @pytest.mark.parametrize(

@@ -219,21 +219,23 @@ def test_truth_is_no_number(place):
         validated("mine", at(place, True))
 
 
-@pytest.mark.parametrize("text", ["train: {lr: .nan}", "train: {lr: -.inf}", "train: {lr: 1e999}"])
+@pytest.mark.parametrize(
+    "text", ["train: {clip: .nan}", "train: {clip: -.inf}", "train: {clip: 1e999}"]
+)
 def test_no_file_brings_in_infinity(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"mine.*train\.lr"):
+    with pytest.raises(ValueError, match=r"mine.*train\.clip"):
         load_recipe("mine", folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     "text, word",
     [
-        ('{"train.lr": NaN}', "train.lr"),
+        ('{"train.optimizer.adamw.lr": NaN}', "train.optimizer.adamw.lr"),
         ('{"loss.softmax.weight": Infinity}', "loss.softmax.weight"),
         ('{"train.milestones": [1, -Infinity]}', "train.milestones.1"),
         ('{"train.clip": 1e999}', "train.clip"),
-        ('{"train.lr": 1, "train.lr": 2}', "'train.lr' stands twice"),
+        ('{"train.clip": 1, "train.clip": 2}', "'train.clip' stands twice"),
         ('{"loss": {"softmax": {}, "softmax": {}}}', "'softmax' stands twice"),
     ],
 )
@@ -247,12 +249,13 @@ def test_no_override_brings_in_infinity_or_says_a_key_twice(text, word):
 def test_numbers_are_numbers_however_they_are_written(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "loss: {centre: {weight: 5e-4, lr: '5E-1'}, triplet: {margin: 3e-1}}\n"
-        "train: {lr: 1e-3, milestones: [4e1, '70'], epochs: 1e2}\n"
+        "train: {optimizer: {adam: {lr: 1e-3}}, milestones: [4e1, '70'], epochs: 1e2}\n"
         "search: {loss: {softmax: {weight: .5}}, health: {skips: {least: 2e0}}}\n"
     )
     recipe = load_recipe("mine", folder=tmp_path)
     assert recipe.loss == whole({"centre": {"weight": 5e-4, "lr": 0.5}, "triplet": {"margin": 0.3}})
-    assert (recipe.train.lr, recipe.train.milestones, recipe.train.epochs) == (1e-3, (40, 70), 100)
+    assert recipe.train.optimizer.get("lr") == 1e-3
+    assert (recipe.train.milestones, recipe.train.epochs) == ((40, 70), 100)
     assert recipe.search.loss["softmax"]["weight"] == 0.5
     assert recipe.search.health["skips"]["least"] == 2
 
