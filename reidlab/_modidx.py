@@ -174,6 +174,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'reidlab/core/recipe.py'),
                                      'reidlab.core.recipe.Recipe.differing': ( '00_core/recipe.html#recipe.differing',
                                                                                'reidlab/core/recipe.py'),
+                                     'reidlab.core.recipe.Recipe.from_scratch': ( '00_core/recipe.html#recipe.from_scratch',
+                                                                                  'reidlab/core/recipe.py'),
                                      'reidlab.core.recipe.Recipe.to_yaml': ('00_core/recipe.html#recipe.to_yaml', 'reidlab/core/recipe.py'),
                                      'reidlab.core.recipe.Recipe.with_backbone': ( '00_core/recipe.html#recipe.with_backbone',
                                                                                    'reidlab/core/recipe.py'),

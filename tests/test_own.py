@@ -151,3 +151,35 @@ def test_a_sampler_with_options_of_its_own_draws_the_batches(bench, photos):
     )
     with pytest.raises(ValueError, match="Pairs needs 99 identities"):
         check_batches(many, data)
+
+
+BACKBONE = """from torch import nn
+
+from reidlab.core.values import Channels
+from reidlab.models.catalogue import BACKBONES
+
+
+def plain(channels: Channels = 8) -> nn.Module:  # of its one stage
+    "One convolution."
+    net = nn.Sequential(nn.Conv2d(3, channels, 3, 4, 1), nn.BatchNorm2d(channels))
+    net.out_channels = channels
+    return net
+
+
+BACKBONES["plain"] = plain
+"""
+
+
+def test_a_backbone_without_weights_of_its_own_trains_and_is_opened(bench, photos, tmp_path):
+    from reidlab.core.run import open_run
+    from reidlab.training.fit import fit_from_recipe
+    from reidlab.training.trained import load_model
+
+    (bench / "own.py").write_text(BACKBONE)
+    mine = {"model.backbone": {"plain": {"channels": 6}}, "train.epochs": 1}
+    mine |= {"train.validate_every": 0, "train.select": "last"}
+    recipe = load_recipe("smoke", overrides=TINY | mine, folder=ROOT / "recipes")
+    run = open_run("mine", recipe, verb="train", root=tmp_path)
+    fit_from_recipe(recipe, run.path, data_dir=photos)
+    model, _ = load_model(run.path, "last")
+    assert model.architecture["backbone.channels"] == 6 and model.feature_dim == 6

@@ -347,6 +347,10 @@ class Recipe(Section):
         "The same experiment with other options of its backbone."
         return self.model_copy(update={"model": self.model.with_backbone(**options)})
 
+    def from_scratch(self) -> "Recipe":
+        "The same experiment, its network without a file to begin with."
+        return self.with_backbone(weights="") if self.model.weights else self
+
     def to_yaml(self) -> str:
         "The resolved recipe as text, sections in their order."
         return yaml_text(json.loads(self.model_dump_json()))

@@ -28,6 +28,6 @@ def starting_point(
         return Start(f"random weights, seed {recipe.seed}")
     report = weights_report(recipe, n_pids)
     if report is None:  # a published file, read whole
-        bare = recipe.with_backbone(weights="")
+        bare = recipe.from_scratch()
         report = load_published(model_from_recipe(bare, n_pids), weights)
     return Start(f"{weights}\n{report or 'the backbone; all behind it is fresh'}")

@@ -35,6 +35,12 @@ def derived_part(
 ) -> Part:  # without an auxiliary classifier, which stays behind after training
     "The backbone that a recipe's search ends in: its own, or one with what the two have in common."
     backbone, s = recipe.model.backbone, recipe.search
+    if "genotype" in backbone.options and (reader == "derived") != (backbone.name == "derived"):
+        kinds = ("cells", "layers") if reader == "derived" else ("layers", "cells")
+        raise ValueError(
+            f"{reader} is made of {kinds[0]}, and the recipe's backbone {backbone.name} of {kinds[1]}. "
+            f"Set model.backbone to {reader}, or search in a space of {kinds[1]}."
+        )
     if reader == "derived" != backbone.name:
         changes = {"macro": s.macro, "last_stride": s.last_stride} | changes
     return read_by(backbone, reader, **changes)

@@ -31,16 +31,14 @@ def build_network(
     recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     genotype: AnyGenotype = None,  # the run's own; None: the recipe names it
-    **changes: Any,  # options of the recipe's backbone
 ) -> nn.Module:  # random weights from torch's global seed, or the file the recipe names
     "The network a recipe describes; a genotype's reference is followed once."
     model, backbone = recipe.model, recipe.model.backbone
     if genotype is None and model.genotype:
         genotype = network_genotype(backbone.name, model.genotype)
-    changes |= {"genotype": genotype} if genotype else {}
-    return build_model(
-        backbone.changed(**changes), model.pool, model.neck, head=model.head, n_pids=n_pids
-    )
+    if genotype:
+        backbone = backbone.changed(genotype=genotype)
+    return build_model(backbone, model.pool, model.neck, head=model.head, n_pids=n_pids)
 
 
 def model_from_recipe(
@@ -90,7 +88,7 @@ def without_memory(
 ) -> nn.Module:  # random weights, whatever file the recipe names
     "The network a recipe describes on torch's meta device: shapes without numbers."
     with torch.device("meta"):
-        return build_network(recipe, n_pids, weights="")
+        return build_network(recipe.from_scratch(), n_pids)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def load_model(
     content = read_checkpoint(run.path / "checkpoints" / f"{checkpoint}.pt", device)
     _check_kind(run, content["architecture"], task)
     recipe, n_pids = run.recipe, content["architecture"]["n_pids"]
-    plain = recipe.with_backbone(weights="")
+    plain = recipe.from_scratch()
     model = model_from_recipe(plain, n_pids, kept_genotype(recipe, run.path))
     name = f"{checkpoint}.pt of {run.name}"
     load_weights(model, content, architecture_of(model, recipe), name=name)
