@@ -1,7 +1,11 @@
 """Slips of one line that once went through every other test: each test here notices one kind."""
 
+import math
 import random
+from importlib.metadata import version
 from pathlib import Path
+from statistics import NormalDist
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,19 +14,29 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
+from reidlab.core.recipe import Train
 from reidlab.core.run import open_run, write_json
 from reidlab.core.seed import deterministic, rng, seed_all
+from reidlab.data import packed
 from reidlab.data.doctor import _copies, examine_labels
+from reidlab.data.loaders import open_data
 from reidlab.data.manifest import Manifest
+from reidlab.data.packed import packed_key
 from reidlab.data.samplers import epoch_batches, groups
+from reidlab.evaluation import paired
+from reidlab.evaluation.statistics import tail_share
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.sweep import cell_state
 from reidlab.losses.circle import circle_logits, circle_terms
-from reidlab.nas.derive import strengths
+from reidlab.nas.derive import derive, strengths
 from reidlab.nas.gdas import GumbelSupernet, gumbel_weights
+from reidlab.nas.health import verdicts
 from reidlab.retrieval.expansion import expand_queries
 from reidlab.retrieval.metrics import evaluate_rank
+from reidlab.training import fit as fitting
 from reidlab.training.freeze import rest
+from reidlab.training.progress import Progress
+from reidlab.training.step import Trainer
 from reidlab.viz.curves import plot_history
 
 
@@ -211,3 +225,116 @@ def test_curves_of_validation_are_in_per_cent():
     np.testing.assert_allclose(line.get_ydata(), [25, 50])
     np.testing.assert_allclose(left.get_lines()[0].get_ydata(), [2, 1])
     plt.close("all")
+
+
+# --- twenty further, a test each for those that nothing else had noticed -----------------------
+
+
+def test_a_group_that_is_filled_up_shows_each_photo_once():
+    "Where there are as many: what it lacks comes from the person's whole groups."
+    pids = np.repeat([4, 7, 8], [5, 4, 2])
+    for seed in range(20):
+        members, owner = groups(pids, 3, "fill", rng(seed))
+        enough = members[owner != 8]
+        assert all(len(set(group)) == 3 for group in enough.tolist())
+
+
+def judged(every, epochs):
+    "The epochs that are validated."
+    plan = SimpleNamespace(validate_every=every, epochs=epochs)
+    fit = SimpleNamespace(
+        plan=plan, recipe=None, trainer=SimpleNamespace(judged=None, device="cpu")
+    )
+    fit.data, fit.validate = SimpleNamespace(held_out=True), lambda *_, **__: {"mAP": 0.5}
+    return [e for e in range(1, epochs + 1) if fitting._judged(fit, e) == {"val_mAP": 0.5}]
+
+
+def test_the_last_epoch_is_validated_whatever_its_number():
+    assert [judged(every, 5) for every in (0, 1, 2, 3, 9)] == [
+        [],
+        [1, 2, 3, 4, 5],
+        [2, 4, 5],
+        [3, 5],
+        [5],
+    ]
+
+
+def test_of_equally_good_epochs_the_first_is_kept(monkeypatch):
+    monkeypatch.setattr(fitting, "save", lambda *given: None)
+    plan = SimpleNamespace(select="mAP", epochs=4)
+    fit = SimpleNamespace(plan=plan, progress=Progress())
+    for epoch, score in enumerate((0.2, 0.5, 0.5, 0.4), 1):
+        fitting.keep_best(fit, {"epoch": epoch, "loss": 1.0 / epoch, "val_mAP": score})
+    assert fit.progress.best == {"epoch": 2, "loss": 0.5, "val_mAP": 0.5}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_gradients_are_cut_to_their_own_length_and_not_to_the_scaled_one(scale):
+    "A step of rate 1 is as long as the clip allows, whatever half precision had multiplied."
+    trainer = Trainer(torch.nn.Linear(3, 1, bias=False), lambda *_: None, Train(clip=0.25))
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    weight = trainer.model.weight
+    before = weight.detach().clone()
+    trainer.scaler.scale((weight * torch.tensor([[3.0, 4.0, 0.0]])).sum()).backward()
+    trainer.move()
+    torch.testing.assert_close((before - weight).norm(), torch.tensor(0.25))
+
+
+def test_the_bootstrap_is_widened_for_few_people():
+    "Hesterberg 2015: √(m / (m − 1)) times Student's quantile; 3.182446 for 3 degrees of freedom."
+    reach = math.sqrt(4 / 3) * 3.182446
+    assert tail_share(0.95, 4) == pytest.approx(NormalDist().cdf(-reach), rel=1e-3)
+
+
+@pytest.mark.parametrize(("short", "p"), [(1e-15, 1.0), (1e-9, 1 / 101)])
+def test_chance_is_never_nothing_and_equal_totals_are_equal(short, p, monkeypatch):
+    "A total that was added up in another order is as far from 0; one that falls short is not."
+    sums = np.array([0.3, -0.1, 0.7])
+    tossed = np.full(100, -0.9 * (1 - short))
+    monkeypatch.setattr(paired, "flipped_sums", lambda *given: tossed)
+    assert paired.flip_p_value(sums, 100) == pytest.approx(p, rel=1e-12)
+
+
+def test_of_equal_short_cuts_the_last_is_ruled_out():
+    ops = ("skip_connect", "sep_conv_3x3", "none")
+    table = [np.tile([2.0, 1.0, 0.0], (j, 1)) for j in (2, 3)]
+    found = derive(table, table, ops, max_skips=1)
+    skip, other = ops[:2]
+    assert found.normal == (((skip, 0), (other, 1)), ((other, 0), (other, 1)))
+    assert found.reduce == found.normal
+
+
+SKIPS = {"skips_normal": 2, "margin_normal": 0.5}
+FREE = {"parameter_free_": 4, "edges_": 4, "free_mass_": 0.9}
+FREE = {key + kind: value for kind in ("normal", "reduce") for key, value in FREE.items()}
+NONE = {"p_none_normal": 0.9, "n_ops": 4}
+
+
+@pytest.mark.parametrize(
+    ("rule", "alarm"), [("skips", SKIPS), ("parameter_free", FREE), ("none", NONE)]
+)
+def test_a_finding_names_the_last_epoch_before_its_alarm(rule, alarm):
+    "Epochs 3, 4 and 5 are alarming; 2 was the last sound one, and the warm-up's are not asked."
+    calm = {key: value if key.startswith(("n_ops", "edges")) else 0 for key, value in alarm.items()}
+    rows = [{"epoch": e, **(alarm if e >= 3 else calm)} for e in range(1, 7)]
+    (found,) = verdicts(rows, {rule: {"patience": 3}})
+    assert (found.epoch, found.sound) == (5, 2)
+    (late,) = verdicts(rows, {rule: {"patience": 3}}, warmup=3)
+    assert (late.epoch, late.sound) == (6, 3)
+    again = [*rows[:4], {"epoch": 4, **calm}, *rows[4:]]  # an epoch that was searched twice
+    assert verdicts(again, {rule: {"patience": 3}}) == []
+
+
+def test_a_cache_is_named_by_all_that_decides_its_bytes(photos, monkeypatch):
+    whole = open_data(tiny_recipe().data, 0, photos).manifest.photos("train")
+    names = [packed_key(whole, 64, 32), packed_key(whole, 32, 64), packed_key(whole, 16, 128)]
+    names += [packed_key(whole._replace(paths=whole.paths[::-1]), 64, 32)]
+    names += [packed_key(whole._replace(paths=whole.paths[:-1]), 64, 32)]
+    for package in ("pillow", "torch", "torchvision"):
+        told = lambda name, other=package: "another" if name == other else version(name)
+        monkeypatch.setattr(packed, "version", told)
+        names += [packed_key(whole, 64, 32)]
+    assert len(set(names)) == len(names)
+    monkeypatch.setattr(packed, "version", version)
+    assert packed_key(whole, 64, 32) == names[0]
