@@ -28,12 +28,15 @@ from reidlab.evaluation.statistics import tail_share
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.sweep import cell_state
 from reidlab.losses.circle import circle_logits, circle_terms
+from reidlab.models.cells import Cell
+from reidlab.models.genotype import Genotype
 from reidlab.nas.derive import derive, strengths
 from reidlab.nas.gdas import GumbelSupernet, gumbel_weights
 from reidlab.nas.health import verdicts
 from reidlab.retrieval.expansion import expand_queries
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.training import fit as fitting
+from reidlab.training import progress as standing
 from reidlab.training.freeze import rest
 from reidlab.training.progress import Progress
 from reidlab.training.step import Trainer
@@ -338,3 +341,34 @@ def test_a_cache_is_named_by_all_that_decides_its_bytes(photos, monkeypatch):
     assert len(set(names)) == len(names)
     monkeypatch.setattr(packed, "version", version)
     assert packed_key(whole, 64, 32) == names[0]
+
+
+def test_seconds_of_all_epochs_add_up():
+    progress = Progress()
+    for seconds in (2.0, 3.0, 0.5):
+        progress.turn({"loss": seconds, "seconds": seconds})
+    assert (progress.epoch, progress.seconds, progress.loss) == (3, 5.5, 0.5)
+
+
+def test_each_process_takes_up_its_own_random_state(monkeypatch):
+    states, drawn = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append({"cpu": torch.get_rng_state()})
+        drawn.append(torch.rand(()))
+    for rank in (0, 1):
+        monkeypatch.setattr(standing, "rank", lambda here=rank: here)
+        standing._take_random({"random": states}, "cpu")
+        assert torch.rand(()) == drawn[rank]
+
+
+def test_a_short_cut_is_never_silenced():
+    "As published: drop path is for operations; here it silences what it can."
+    edges = [[("skip_connect", 0), ("skip_connect", 1)], [("skip_connect", 0), ("max_pool_3x3", 1)]]
+    found = Genotype(edges, edges, ops=("skip_connect", "max_pool_3x3", "none"))
+    cell = Cell(found, 4, 4, 4, "normal", drop_path=1 - 1e-9).train()
+    x = torch.rand(8, 4, 6, 6) + 0.1
+    first, second = cell(x, x).detach()[:, :8].split(4, 1)
+    one, other = cell.pre0(x).detach(), cell.pre1(x).detach()
+    torch.testing.assert_close(first, one + other)
+    torch.testing.assert_close(second, one)  # without the pooling
