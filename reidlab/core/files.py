@@ -8,7 +8,6 @@ __all__ = ['TURN', 'FORMAT', 'SEAL', 'holder', 'hold', 'let_go', 'holding', 'cle
 
 # %% ../../nbs/00_core/13_files.ipynb #fc42f0a5
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -153,14 +152,9 @@ def _part(path: Path, folder: bool = False) -> tuple[Path, int]:
         os.close(held)
 
 
-def clear_parts(
-    folder: str | Path,  # to look into
-    of: str = "*",  # of files and folders that are called so: "synthetic-*"
-    below: bool = True,  # in the folders within as well
-) -> list[Path]:  # what was cleared away
-    "Clear away what processes that are gone had half made."
-    cleared, folder = [], Path(folder)
-    found = (folder.rglob if below else folder.glob)(f".{of}.*.part")
+def _clear(found: Iterable[Path]) -> list[Path]:
+    "Remove those of these parts that nobody holds; which they were."
+    cleared = []
     for left in sorted(path for path in found if _PART.fullmatch(path.name)):
         with suppress(OSError):
             held = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -173,6 +167,16 @@ def clear_parts(
     return cleared
 
 
+def clear_parts(
+    folder: str | Path,  # to look into
+    of: str = "*",  # of files and folders that are called so: "synthetic-*"
+    below: bool = True,  # in the folders within as well
+) -> list[Path]:  # what was cleared away
+    "Clear away what processes that are gone had half made."
+    look = Path(folder).rglob if below else Path(folder).glob
+    return _clear(look(f".{of}.*.part"))
+
+
 @contextmanager
 def part_of(
     path: Path,  # what is to be made; its folder is made
@@ -180,7 +184,8 @@ def part_of(
 ) -> Iterator[Path]:  # empty; moved to its place before the block ends, or else gone with it
     "Make something beside its place, where nobody takes it for whole; what the dead left of it goes."
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(path.parent, glob.escape(path.name), below=False)
+    own = f".{path.name}."  # compared as it is: a pattern for each file would be kept
+    _clear([left for left in path.parent.iterdir() if left.name.startswith(own)])
     beside, held = _part(path, folder)
     _watch_forks()
     _held.add(held)

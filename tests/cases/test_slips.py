@@ -1,5 +1,7 @@
 """Slips of one line that once went through every other test: each test here notices one kind."""
 
+import dataclasses
+import gc
 import math
 import random
 from importlib.metadata import version
@@ -14,12 +16,13 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
+from reidlab.core.files import write_bytes
 from reidlab.core.recipe import Train
 from reidlab.core.run import open_run, write_json
 from reidlab.core.seed import deterministic, rng, seed_all
-from reidlab.data import packed
+from reidlab.data import loaders, packed
 from reidlab.data.doctor import _copies, examine_labels
-from reidlab.data.loaders import open_data
+from reidlab.data.loaders import Batch, open_data
 from reidlab.data.manifest import Manifest
 from reidlab.data.packed import packed_key
 from reidlab.data.samplers import epoch_batches, groups
@@ -37,7 +40,9 @@ from reidlab.retrieval.expansion import expand_queries
 from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.training import fit as fitting
 from reidlab.training import progress as standing
+from reidlab.training.distill import Distiller
 from reidlab.training.freeze import rest
+from reidlab.training.network import model_from_recipe
 from reidlab.training.progress import Progress
 from reidlab.training.step import Trainer
 from reidlab.viz.curves import plot_history
@@ -372,3 +377,48 @@ def test_a_short_cut_is_never_silenced():
     one, other = cell.pre0(x).detach(), cell.pre1(x).detach()
     torch.testing.assert_close(first, one + other)
     torch.testing.assert_close(second, one)  # without the pooling
+
+
+def test_a_teacher_learns_nothing_from_its_lessons(photos):
+    "It answers as it was left: its batch norms do not see the batch."
+    recipe = tiny_recipe()
+    distill = recipe.train.distill.model_copy(update={"logits": 1.0, "features": 1.0})
+    train = recipe.train.model_copy(update={"distill": distill})
+    student, teacher = (model_from_recipe(recipe, 4) for _ in range(2))
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    trainer = Distiller(student, lambda branches, pids: (0.0, {}), train, teacher=teacher)
+    images = torch.rand(8, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, torch.arange(8) % 4, torch.zeros(8), index=torch.arange(8))
+    for mood in (True, False):
+        teacher.train(mood)
+        trainer.model.train()
+        _, terms = trainer.forward(batch)
+        assert terms["taught_logits"].isfinite()
+    assert all(torch.equal(value, teacher.state_dict()[key]) for key, value in before.items())
+
+
+def test_a_file_that_is_written_leaves_nothing_behind_in_memory(tmp_path):
+    "A search writes a file of a new name in each epoch; 40 of them kept some 200 objects."
+
+    def write(first):
+        for n in range(first, first + 40):
+            write_bytes(tmp_path / f"epoch_{n:03}.json", b"{}")
+        gc.collect()
+        return len(gc.get_objects())
+
+    write(0)
+    before = write(40)
+    assert write(80) - before < 20
+
+
+def test_junk_is_in_no_lesson(photos, monkeypatch):
+    recipe = tiny_recipe(data__val_fraction=0.0)
+    plain = open_data(recipe.data, 0, photos)
+    frame = plain.manifest.frame.copy()
+    junk = frame.index[frame["split"] == "train"][:3]
+    frame.loc[junk, "pid"] = -1
+    spoilt = dataclasses.replace(plain.manifest, frame=frame)
+    monkeypatch.setattr(loaders, "find_manifest", lambda *given: spoilt)
+    found = open_data(recipe.data, 0, photos)
+    assert len(found.train.paths) == len(plain.train.paths) - 3
+    assert found.n_pids == plain.n_pids and found.train.pids.min() >= 0
