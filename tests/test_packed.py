@@ -151,9 +151,7 @@ def test_whole_batches_are_those_of_the_definition(name, more_people):
         ours = list(batches(recipe, photos, cache, **options))
         for one, other in zip(plain, ours, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    d = recipe.data
-    about = (d.height, d.width, d.mean, d.std, 7)
-    plain, ours = (list(eval_loader(photos, *about, cache=c)) for c in ("off", "on"))
+    plain, ours = (list(eval_loader(photos, recipe.data, 7, cache=c)) for c in ("off", "on"))
     for one, other in zip(plain, ours, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

@@ -13,6 +13,7 @@ from labelled import sides
 from PIL import Image
 from torch import nn
 
+from reidlab.core.recipe import Data
 from reidlab.data.manifest import Photos
 from reidlab.evaluation.embed import dealt, embed_photos
 from reidlab.evaluation.lists import AP_QUERIES, ranking_record
@@ -443,7 +444,8 @@ def embed_all(folder, n, batch_size):
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 14, 5)
     )
     photos = Photos(folder, [f"{i:02}.png" for i in range(n)], np.arange(n), np.zeros(n, int))
-    return embed_photos(model, photos, 32, 16, (0.5,) * 3, (0.25,) * 3, batch_size, workers=0)
+    size = Data(height=32, width=16, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return embed_photos(model, photos, size, batch_size, workers=0)
 
 
 SIZES = (11, 3)  # three batches of four for two processes; one batch, so that one has nothing

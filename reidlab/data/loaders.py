@@ -460,14 +460,11 @@ class PlainPhotos(Dataset):
     def __init__(
         self,
         photos: Photos,  # to be read in their order
-        height: int,  # pixels
-        width: int,  # pixels
-        mean: Sequence[float],  # of RGB in 0…1
-        std: Sequence[float],  # of RGB in 0…1
+        data: Data,  # their size, mean and deviation
         cache: str = "off",  # auto, on or off
     ):
-        self.files = open_photos(photos, height, width, cache=cache, keep=cache == "on")
-        self.photos, self.colours = photos, (tuple(mean), tuple(std))
+        self.files = open_photos(photos, data.height, data.width, cache=cache, keep=cache == "on")
+        self.photos, self.colours = photos, (tuple(data.mean), tuple(data.std))
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int, int]:
         "One photo, step by step."
@@ -486,10 +483,7 @@ class PlainPhotos(Dataset):
 
 def eval_loader(
     photos: Photos,  # to be read
-    height: int,  # pixels
-    width: int,  # pixels
-    mean: Sequence[float],  # of RGB in 0…1
-    std: Sequence[float],  # of RGB in 0…1
+    data: Data,  # their size, mean and deviation
     batch_size: int = 128,  # photos at a time
     workers: int = 0,  # reading processes
     indices: Sequence[int] | None = None,  # which photos, in this order; None: all
@@ -498,7 +492,7 @@ def eval_loader(
     "Photos in their order, without augmentation."
     order = list(range(len(photos.paths)) if indices is None else indices)
     return Loader(
-        PlainPhotos(photos, height, width, mean=mean, std=std, cache=cache),
+        PlainPhotos(photos, data, cache=cache),
         batch_sampler=[order[i : i + batch_size] for i in range(0, len(order), batch_size)],
         num_workers=workers,
         collate_fn=collate,

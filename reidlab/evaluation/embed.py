@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.recipe import Data
 from ..data.loaders import eval_loader
 from ..data.manifest import Photos
 from ..training.distributed import rank, world_size
@@ -100,10 +101,7 @@ def gather_dealt(
 def embed_photos(
     model: nn.Module,  # in evaluation mode (B, 3, H, W) → (B, D)
     photos: Photos,  # N of them
-    height: int,  # pixels
-    width: int,  # pixels
-    mean: Sequence[float],  # of RGB in 0…1
-    std: Sequence[float],  # of RGB in 0…1
+    data: Data,  # their size, mean and deviation
     batch_size: int = 128,  # photos at a time
     workers: int = 0,  # processes that read images
     device: str | torch.device = "cpu",  # cpu or cuda
@@ -120,7 +118,6 @@ def embed_photos(
     feats = torch.empty(0, 0)
     if mine:
         own = mine if shared else None
-        how = (height, width, mean, std, batch_size, workers, own, cache)
-        loader = eval_loader(photos, *how)
+        loader = eval_loader(photos, data, batch_size, workers=workers, indices=own, cache=cache)
         feats = embed(model, loader, device, flip=flip)
     return gather_dealt(feats, hands, device) if shared else feats

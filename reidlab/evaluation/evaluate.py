@@ -85,21 +85,18 @@ def embed_split(
     workers: int = 0,  # processes that read images
 ) -> Embeddings:
     "Embed query and gallery of a split; test queries pooled where the rules say so."
-    sides, size, rules = split_photos(data, split), recipe.data, recipe.evaluate
+    sides, rules = split_photos(data, split), recipe.evaluate
 
     def features(photos: Photos) -> np.ndarray:
         return embed_photos(
             model,
             photos,
-            height=size.height,
-            width=size.width,
-            mean=size.mean,
-            std=size.std,
+            recipe.data,
             batch_size=rules.batch_size,
             workers=workers,
             device=device,
             flip=rules.flip,
-            cache=size.cache,
+            cache=recipe.data.cache,
         ).numpy()
 
     feats = [features(photos) for photos in sides]

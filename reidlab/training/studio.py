@@ -69,8 +69,7 @@ def feature_bank(
         return None
     run = _seen_by(plan, data, roots)
     model, _ = load_model(run.path, device=device)
-    part = run.recipe.data
-    loader = eval_loader(data.train, part.height, part.width, mean=part.mean, std=part.std)
+    loader = eval_loader(data.train, run.recipe.data)
     with torch.no_grad():
         feats = torch.cat([model(batch.images.to(device)).cpu() for batch in loader])
     if feats.shape[1] != plan.input_dim:
