@@ -14,7 +14,7 @@ from reidlab.core.recipe import load_recipe
 from reidlab.core.run import RunFolder, load_runs, open_run, read_json
 from reidlab.data.class_loaders import open_classes
 from reidlab.data.manifest import load_manifest
-from reidlab.evaluation.evaluate_classes import load_predictions
+from reidlab.evaluation.predictions import load_predictions
 from reidlab.jobs.starting_point import starting_point
 from reidlab.training.checkpoint import read_checkpoint
 from reidlab.training.classify import fit_classes

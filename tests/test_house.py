@@ -24,7 +24,8 @@ from reidlab.core.recipe import SECTION_NAMES, load_recipe, recipe_card, recipe_
 from reidlab.core.settings import Settings
 from reidlab.jobs.parameters import EvaluateJob, GenerateJob, RecipeJob, SweepJob, comments
 from reidlab.jobs.sets import SETS
-from reidlab.viz.contents import LINK, chapters_table, recipes_page, right_link
+from reidlab.viz.contents import chapters_table, recipes_page
+from reidlab.viz.links import LINK, right_link
 from reidlab.viz.page import to_readme
 from reidlab.viz.reference import reference_page
 

@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 
-from reidlab.core.explain import explain, moved_keys, places, sections, undescribed
+from reidlab.core.explain import explain, moved_keys, undescribed
 from reidlab.core.parts import KINDS, documented, options_of, part, resolved, shelf
+from reidlab.core.places import places, sections
 from reidlab.core.upgrade import MOVES
 from reidlab.viz.reference import reference_texts
 

@@ -17,9 +17,9 @@ from reidlab.evaluation.breakdown import (
     hardest_queries,
     identity_table,
 )
+from reidlab.evaluation.estimate import Estimate
 from reidlab.evaluation.paired import flip_p_value, flipped_sums, paired_test
 from reidlab.evaluation.statistics import (
-    Estimate,
     bootstrap_interval,
     identity_sums,
     intervals,

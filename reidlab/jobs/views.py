@@ -16,9 +16,9 @@ from ..data.class_loaders import open_classes
 from ..evaluation.accuracy import class_table, confused_pairs
 from ..evaluation.breakdown import CameraMatrix, hardest_queries, identity_table
 from ..evaluation.card import ProtocolCard
-from ..evaluation.evaluate_classes import load_predictions
+from ..evaluation.estimate import Estimate
 from ..evaluation.lists import ranking_of
-from ..evaluation.statistics import Estimate
+from ..evaluation.predictions import load_predictions
 from ..evaluation.transfer import evaluation_recipe
 from ..retrieval.metrics import best_queries, worst_queries
 from ..viz.cameras import plot_camera_matrix

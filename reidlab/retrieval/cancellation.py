@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'KINDS', 'CANCELS', 'TINY', 'PAIRS', 'squared_gap', 'common_mean', 'cancels', 'finish_row', 'finish_rows',
-           'finish_on_device', 'twins']
+           'finish_on_device']
 
 # %% ../../nbs/04_retrieval/01_cancellation.ipynb #cc03
 import numpy as np
@@ -164,30 +164,3 @@ def finish_on_device(
         exact = exact.sqrt() if kind == "euclidean" else exact
         gap[q, g] = (exact / 2 if kind in ("cosine", "halved") else exact).float()
     return gap
-
-# %% ../../nbs/04_retrieval/01_cancellation.ipynb #cc21
-@njit(cache=True, nogil=True)
-def _checksums(bits, odd):
-    "A number for every feature, from its bits, equal where features are."
-    sums, minus_zero = np.zeros(len(bits), np.uint64), np.uint32(0x80000000)
-    for i in range(len(bits)):
-        row, total = bits[i], np.uint64(0)
-        for c in range(len(row)):
-            total += np.uint64(np.uint32(0) if row[c] == minus_zero else row[c]) * odd[c]
-        sums[i] = total
-    return sums
-
-
-def twins(
-    gallery: Tensor,  # (G, D) float32
-) -> tuple[Tensor, Tensor]:  # (T,) positions of photos seen before, (T,) of the first like each
-    "Photos whose features were there before, and where."
-    odd = np.random.default_rng(0).integers(0, 2**63, gallery.shape[1], np.uint64) * 2 + 1
-    bits = np.ascontiguousarray(gallery.cpu().numpy()).view(np.uint32)
-    sums = torch.from_numpy(_checksums(bits, odd).view(np.int64))
-    found, which = torch.unique(sums.to(gallery.device), return_inverse=True)
-    here = torch.arange(len(gallery), device=gallery.device)
-    first = here.new_full((len(found),), len(gallery)).scatter_reduce(0, which, here, "amin")
-    again = (first[which] != here).nonzero().flatten()
-    again = again[(gallery[again] == gallery[first[which[again]]]).all(1)]
-    return again, first[which[again]]

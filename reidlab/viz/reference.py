@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core.explain import explain, moved_keys, places
+from ..core.explain import explain, moved_keys
 from ..core.files import write_bytes
 from ..core.parts import KINDS, shelf
+from ..core.places import places
 from ..core.wording import Explained, marked
 
 # %% ../../nbs/09_viz/22_reference.ipynb #c01126ea
