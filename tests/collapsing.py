@@ -74,11 +74,15 @@ def trainer_of(problem, seed):
         seed=seed,
         model=Model(neck="none"),
         search=Search(
-            stem="conv3x2",
-            last_stride=2,
-            init_channels=6,
-            nodes=3,
-            cells_per_stage=(1,),
+            space={
+                "reid": {
+                    "stem": "conv3x2",
+                    "last_stride": 2,
+                    "init_channels": 6,
+                    "nodes": 3,
+                    "cells_per_stage": (1,),
+                }
+            },
             epochs=EPOCHS,
             warmup=warmup,
             optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},

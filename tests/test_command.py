@@ -39,7 +39,7 @@ def options(given):
         ("nbs/train", ["train"], {"overrides": '{"train.lr": '}),
         ("nbs/train", ["train"], {"overrides": {"train.lrr": 0.1}}),
         ("nbs/train", ["train"], {"run": "../elsewhere"}),
-        ("nbs/search", ["search"], {"overrides": {"search.nodes": 0}}),
+        ("nbs/search", ["search"], {"overrides": {"search.space.*.nodes": 0}}),
         ("nbs/generate", ["generate"], {"gpus": 2}),
         ("nbs/evaluate", ["evaluate"], {"dataset": "market1501"}),
         ("nbs/sweep", ["sweep"], {"rows": '["no_such_row"]'}),

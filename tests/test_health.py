@@ -187,7 +187,12 @@ def test_looking_twice_sees_the_same_and_restores_the_mode():
 
 def test_two_processes_see_the_curvature_of_one(photos, tmp_path):
     ops = ["skip_connect", "sep_conv_3x3", "none"]
-    more = {"search__warmup": 0, "search__ops": ops, "search__nodes": 1, "data__val_fraction": 0.0}
+    more = {
+        "search__warmup": 0,
+        "search__space__*__ops": ops,
+        "search__space__*__nodes": 1,
+        "data__val_fraction": 0.0,
+    }
     recipe = small(**more)
     one, two = tmp_path / "one", tmp_path / "two"
     bends(recipe, one, photos, "cpu")

@@ -314,9 +314,9 @@ CELLS = TINY | {  # a search of two epochs, of which the first leaves the alphas
     "model.backbone": {
         "derived": {"stem": "conv3x2", "init_channels": 8, "cells_per_stage": [1, 1]}
     },
-    "search.cells_per_stage": [1, 1],
-    "search.init_channels": 6,
-    "search.nodes": 2,
+    "search.space.*.cells_per_stage": [1, 1],
+    "search.space.*.init_channels": 6,
+    "search.space.*.nodes": 2,
     "search.epochs": 2,
     "search.warmup": 1,
 }

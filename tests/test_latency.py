@@ -24,7 +24,7 @@ SMALL = {
     "model__backbone__*__stem": "conv3x2",
     "search__epochs": 2,
     "search__warmup": 0,
-    "search__nodes": 2,
+    "search__space__*__nodes": 2,
     "search__validate_every": 0,
     "search__p": 2,
     "search__k": 2,

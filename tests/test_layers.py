@@ -25,7 +25,7 @@ from reidlab.nas.cdnet_space import MixedLayer
 from reidlab.nas.checks import check_search
 from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.search import search_from_recipe, weight_plan
-from reidlab.nas.strategies import KINDS_OF, search_model, search_trainer, strategy_table
+from reidlab.nas.strategies import kinds_of_spaces, search_model, search_trainer, strategy_table
 from reidlab.training import epoch
 from reidlab.training.launch import launch
 from reidlab.viz.layers import selection_history
@@ -37,13 +37,7 @@ SHAPE = {  # photos of 32 × 16, at the least width that a gate can stand
     "data.width": 16,
     "model.backbone": "cnet",
     "model.backbone.*.width": 0.0625,
-    "search.width": 0.0625,
-}
-USUAL = {  # what a layer space has no use for, put back
-    "search.stem": "",
-    "search.nodes": 4,
-    "search.init_channels": 8,
-    "search.cells_per_stage": [1, 1, 1, 1],
+    "search.space.*.width": 0.0625,
 }
 
 
@@ -52,7 +46,7 @@ def small(space="cnet", seed=0, **more):
     own = {"search.space": space, "search.optimizer": {"sgd": {"lr": 0.05, "weight_decay": 5e-5}}}
     own |= {"search.p": 4, "search.k": 2, "search.epochs": 3, "search.warmup": 1}
     more = {key.replace("__", "."): value for key, value in more.items()}
-    changes = SHAPE | USUAL | own | more
+    changes = SHAPE | own | more
     return tiny_recipe(seed=seed, **{key.replace(".", "__"): v for key, v in changes.items()})
 
 
@@ -60,7 +54,7 @@ HOW = {
     "darts": {},
     "darts2": {"search__strategy": "darts2"},
     "gdas": {"search__strategy": {"gdas": {"tau": [5.0, 0.5]}}},
-    "topk": {"search__strategy": "topk", "search__alpha_noise": 1e-3},
+    "topk": {"search__strategy": "topk", "search__space__*__alpha_noise": 1e-3},
     "explore": {
         "search__strategy": {"topk": {"preset": "explore"}},
         "search__cost_weight": 0.5,
@@ -76,7 +70,7 @@ HOW = {
 
 def cells_of_the_table():
     for strategy in STRATEGIES:
-        for space, kind in KINDS_OF.items():
+        for space, kind in kinds_of_spaces().items():
             yield pytest.param(strategy, space, kind, id=f"{strategy}-{space}")
 
 
@@ -85,10 +79,14 @@ def test_the_table_of_strategies_and_spaces_is_kept(strategy, space, kind):
     told = strategy_table().loc[strategy, space]
     more = {"search.strategy": strategy, "search.optimizer": "sgd", "search.p": 4, "search.k": 2}
     if kind == "layers":
-        more |= SHAPE | USUAL
+        more |= SHAPE
         more["model.backbone"] = "cnet" if space == "cnet" else "cdnet"
     else:
-        more |= {"search.nodes": 2, "search.init_channels": 16, "search.cells_per_stage": [1, 1]}
+        more |= {
+            "search.space.*.nodes": 2,
+            "search.space.*.init_channels": 16,
+            "search.space.*.cells_per_stage": [1, 1],
+        }
     more |= {"search.space": space}
     recipe = tiny_recipe(**{key.replace(".", "__"): value for key, value in more.items()})
     if told != "yes":
@@ -110,8 +108,8 @@ def test_the_table_of_strategies_and_spaces_is_kept(strategy, space, kind):
 @pytest.mark.parametrize(
     "search, words",
     [
-        ({"nodes": 3}, ("has no use for search.nodes, got 3", "Leave it at 4")),
-        ({"memory": "lean"}, ("has no use for search.memory",)),
+        ({"space.*.nodes": 3}, ("search.space.cnet", "nodes is an option of reid, darts")),
+        ({"memory": "lean"}, ("search.memory makes cells lean", "space cnet is of layers")),
         ({"rule": "raw_logit"}, ("search.rule raw_logit is about cells", "space cnet")),
         (
             {"top_k": 3},
@@ -124,8 +122,8 @@ def test_the_table_of_strategies_and_spaces_is_kept(strategy, space, kind):
         ({"strategy": "topk", "sharpness": True}, ("topk may choose others",)),
         ({"health": {"skips": {}}}, ("'skips' does not speak about a search of layers",)),
         ({"max_macs": 1000}, ("no list of layers stays within 1,000 MACs", "Raise the limit")),
-        ({"width": 0.01}, ("the stem needs 4 or more",)),
-        ({"stem": "conv3x2"}, ("stem 'conv3x2' not found",)),
+        ({"space.*.width": 0.01}, ("the stem needs 4 or more",)),
+        ({"space.*.stem": "conv3x2"}, ("stem 'conv3x2' not found",)),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -313,8 +311,7 @@ def planted(how, seed):
     recipe = Recipe(
         seed=seed,
         search=Search(
-            space="cnet",
-            width=0.0625,
+            space={"cnet": {"width": 0.0625}},
             epochs=1,
             warmup=0,
             alpha_lr=0.05,

@@ -191,9 +191,8 @@ def test_a_compiler_may_read_the_net():
 
 def test_two_processes_with_a_joint_norm_equal_one(tmp_path):
     ops = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "part_aware", "none")
-    search = Search(
-        stem="conv3x2", init_channels=4, cells_per_stage=(1, 1), nodes=1, ops=ops, warmup=0
-    )
+    shape = {"stem": "conv3x2", "init_channels": 4, "cells_per_stage": (1, 1), "nodes": 1}
+    search = Search(space={"reid": shape | {"ops": ops}}, warmup=0)
     recipe = Recipe(
         search=search,
         train=Train(optimizer={"sgd": {"lr": 0.05}}, epochs=1),
@@ -276,7 +275,8 @@ def test_a_plan_under_autocast_needs_about_half():
 
 
 def test_a_word_in_a_recipe():
-    recipe = Recipe(search=Search(stem="conv3x2", init_channels=4, cells_per_stage=(1, 1), nodes=1))
+    shape = {"stem": "conv3x2", "init_channels": 4, "cells_per_stage": (1, 1), "nodes": 1}
+    recipe = Recipe(search=Search(space={"reid": shape}))
     model = supernet_from_recipe(recipe, n_pids=4)
     keys = list(model.state_dict())
     for word in ("edge", "lean", "64MiB", ""):

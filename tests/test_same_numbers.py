@@ -40,13 +40,16 @@ SHAPES = {
     **{"data.val_fraction": 0.0, "train.select": "last"},
 }
 CELLS = {
-    **{"search__cells_per_stage": [1, 1], "search__nodes": 3, "search__init_channels": 4},
+    **{
+        "search__space__*__cells_per_stage": [1, 1],
+        "search__space__*__nodes": 3,
+        "search__space__*__init_channels": 4,
+    },
     **{"search__epochs": 2, "search__warmup": 1, "search__validate_every": 0},
 }
 LAYERS = {
-    **{"model__backbone": {"cnet": {"width": 0.0625}}, "search__width": 0.0625},
-    **{"search__space": "cnet", "search__strategy": "topk", "search__stem": ""},
-    **{"search__nodes": 4, "search__init_channels": 8, "search__cells_per_stage": [1, 1, 1, 1]},
+    **{"model__backbone": {"cnet": {"width": 0.0625}}, "search__space__*__width": 0.0625},
+    **{"search__space": "cnet", "search__strategy": "topk"},
     **{"search__epochs": 2, "search__warmup": 1},
 }
 SMALL = {  # verb, how it is done, its recipe

@@ -40,9 +40,9 @@ def small(seed=0, **more):
         "model__backbone": {
             "derived": {"stem": "conv3x2", "init_channels": 6, "cells_per_stage": [1, 1]}
         },
-        "search__init_channels": 6,
-        "search__cells_per_stage": [1, 1],
-        "search__nodes": 2,
+        "search__space__*__init_channels": 6,
+        "search__space__*__cells_per_stage": [1, 1],
+        "search__space__*__nodes": 2,
         "search__optimizer": {"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
         "search__p": 4,
         "search__k": 2,
@@ -81,7 +81,7 @@ def furthest(one, other):
 def both_worlds(photos, tmp_path_factory):
     "Every strategy after two steps: of one process, of each of two, and of two without joint norms."
     ops = ["skip_connect", "sep_conv_3x3", "part_aware", "none"]  # each norm is an exchange
-    more = {"search__warmup": 0, "search__ops": ops, "data__val_fraction": 0.0}
+    more = {"search__warmup": 0, "search__space__*__ops": ops, "data__val_fraction": 0.0}
     recipes = {name: small(**more, **HOW[name]) for name in HOW}
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     two_steps(recipes, one, photos, "cpu")
@@ -223,8 +223,8 @@ MOST = 5  # of 8
 OWN = {
     "darts": {},
     "darts2": {},
-    "pcdarts": {"search": {"init_channels": 12, "strategy": {"pcdarts": {"partial": 2}}}},
-    "gdas": {"search": {"strategy": {"gdas": {"tau": (5.0, 5.0)}}}, "steps": 300},
+    "pcdarts": {"init_channels": 12, "strategy": {"pcdarts": {"partial": 2}}},
+    "gdas": {"strategy": {"gdas": {"tau": (5.0, 5.0)}}, "steps": 300},
 }
 
 
@@ -254,9 +254,15 @@ def search_with(put, kind, seed, strategy="darts"):
         seed=seed,
         model=Model(neck="none"),
         search=Search(
-            stem="conv3x2",
-            last_stride=2,
-            cells_per_stage={"normal": (1,), "reduce": (1, 1)}[kind],
+            space={
+                "reid": {
+                    "stem": "conv3x2",
+                    "last_stride": 2,
+                    "cells_per_stage": {"normal": (1,), "reduce": (1, 1)}[kind],
+                    "init_channels": own.get("init_channels", 6),
+                }
+            },
+            strategy=own.get("strategy", strategy),
             epochs=1,
             warmup=0,
             optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
@@ -266,7 +272,6 @@ def search_with(put, kind, seed, strategy="darts"):
                 "softmax": {"weight": 0.5, "smoothing": 0.0},
                 "triplet": {"weight": 0.5, "margin": "soft"},
             },
-            **{"init_channels": 6, "strategy": strategy} | own.get("search", {}),
         ),
     )
     model = search_model(recipe, N_PIDS)
@@ -452,12 +457,18 @@ def test_the_search_tells_no_difference_where_there_is_none(put, kind):
     "search, words",
     [
         ({"p": 1}, ("2 people or more in each process", "got 1 for 1", "Raise search.p")),
-        ({"ops": ["sep_conv_3x4", "none"]}, ("op 'sep_conv_3x4'", "Close names: sep_conv_3x3")),
-        ({"ops": ["sep_conv_3x3", "skip_connect"]}, ("needs 'none'", "add 'none'")),
-        ({"init_channels": 2}, ("part_aware needs 3 channels", "got 2", "Raise init_channels")),
-        ({"space": "ried"}, ("search space 'ried' not found", "Close names: reid")),
+        (
+            {"space.*.ops": ["sep_conv_3x4", "none"]},
+            ("op 'sep_conv_3x4'", "Close names: sep_conv_3x3"),
+        ),
+        ({"space.*.ops": ["sep_conv_3x3", "skip_connect"]}, ("needs 'none'", "add 'none'")),
+        (
+            {"space.*.init_channels": 2},
+            ("part_aware needs 3 channels", "got 2", "Raise init_channels"),
+        ),
+        ({"space": "ried"}, ("search.space 'ried' not found", "Close names: reid")),
         ({"epoch": 3}, ("key 'search.epoch' not found", "Close names: search.epochs")),
-        ({"strategy": "random"}, ("search.strategy 'random' not found", "Available: darts")),
+        ({"strategy": "random"}, ("search.strategy 'random' not found", "Known: darts")),
         ({"strategy": "darts2"}, ("search.optimizer sgd", "got {'adamw'", "Choose sgd")),
         ({"strategy": "pcdarts"}, ("a width that 4 divides", "got 6", "partial of the strategy")),
         (

@@ -161,6 +161,7 @@ KINDS: dict[str, Kind] = {
     "loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.loss": Kind(LOSSES, many=True, also=WEIGHING),
     "search.health": Kind("reidlab.nas.health:RULES", many=True),
+    "search.space": Kind("reidlab.nas.cdnet_space:SEARCH_SPACES"),
     "search.strategy": Kind("reidlab.nas.strategies:STRATEGIES"),
     "search.split": Kind("reidlab.nas.split:SPLITS"),
     "search.rule": Kind("reidlab.nas.derive:RULES"),

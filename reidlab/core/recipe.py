@@ -28,7 +28,6 @@ from .reading import check_file, check_plain, exists, is_file, read_text, shown
 from .settings import settings, shipped
 from .upgrade import new_form, old_keys, upgrade
 from reidlab.core.values import (
-    Channels,
     Colour,
     Costs,
     Count,
@@ -248,24 +247,12 @@ class Stage(Section):
 class Search(Section):
     "How an architecture is searched; pool, neck and head are the model's."
 
+    space: slot("search.space") = "reid"  # what may be chosen, and in which supernet
     strategy: slot("search.strategy") = "darts"  # how candidates are mixed, and the alphas taught
-    alpha_noise: Weight = 0.0  # layers: deviation of the first alphas
-    width: Annotated[float, Field(gt=0, le=64)] = (
-        1.0  # layers: multiplier of the supernet's channels
-    )
     stages: Annotated[
         tuple[Stage, ...], Field(max_length=64)
     ] = ()  # a progressive search; instead of epochs and warmup
     split: slot("search.split") = "photos"  # what weights and alphas do not share
-    space: str = "reid"  # reid or darts: operations of cells; cdnet, cdnet9 or cnet: layers
-    ops: Annotated[tuple[str, ...], Field(max_length=64)] = ()  # instead of the space's
-    nodes: Annotated[int, Field(ge=1, le=16)] = 4  # of a cell, its inputs not counted
-    init_channels: Channels = 8  # width of the supernet's first stage
-    cells_per_stage: Stages = (1, 1, 1, 1)  # resnet macro
-    layers: Annotated[int, Field(ge=3, le=200)] = 8  # darts macro
-    stem: str = ""  # of the supernet; empty: the macro's or the space's own
-    macro: Literal["resnet", "darts"] = "resnet"  # cells: where they stand
-    last_stride: Literal[1, 2] = 1  # cells: of the last reduction cell
     p: Annotated[int, Field(ge=0, le=65_536)] = (
         0  # people in a batch, over all processes; 0: as the data's sampler
     )

@@ -562,7 +562,10 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "verb": status.get("verb"),
         "state": status.get("state"),
     }
-    others = {"search": f"{recipe.search.space} supernet", "generate": "generator"}  # no backbones
+    others = {
+        "search": f"{recipe.search.space.name} supernet",
+        "generate": "generator",
+    }  # no backbones
     row["backbone"] = others.get(row["verb"], recipe.model.backbone.name)
     row["dataset"] = recipe.data.name
     if (folder.path / "metrics.json").is_file():

@@ -29,6 +29,13 @@ MOVES: dict[str, Places] = {
     "evaluate.lambda_value": ("evaluate.rerank.*.lambda_value",),
     "evaluate.smooth_top": ("evaluate.rerank.*.top",),
     "evaluate.temperature": ("evaluate.rerank.*.temperature",),
+    **{
+        f"search.{key}": (f"search.space.*.{key}",)
+        for key in (
+            *("ops", "nodes", "init_channels", "cells_per_stage", "layers", "stem"),
+            *("width", "alpha_noise"),
+        )
+    },
     "train.lr": ("train.optimizer.*.lr",),
     "train.weight_decay": ("train.optimizer.*.weight_decay",),
     "train.momentum": ("train.optimizer.*.momentum",),
@@ -83,10 +90,14 @@ def _tower(value: Any, before: dict) -> float:
 def _supernet(values: dict) -> None:
     "A search took the layout of its cells from the model, and a stem where it had none of its own."
     model, search = values.get("model", {}), values.get("search", {})
-    if model.get("backbone") in ("derived", "small_cnn"):
-        search |= {key: model[key] for key in ("macro", "last_stride") if key in model}
-    if search.get("stem") == "" and model.get("stem"):
+    both = search.get("space"), model.get("backbone")
+    cells = both[0] in ("reid", "darts") and both[1] in ("derived", "small_cnn")
+    layers = both[0] in ("cdnet", "cdnet9", "cnet") and both[1] in ("cdnet", "cnet", "stdnet")
+    if search.get("stem") == "" and model.get("stem") and (cells or layers):
         search["stem"] = model["stem"]
+    if cells:
+        own = {key: model[key] for key in ("macro", "last_stride") if key in model}
+        search["space"] = {search["space"]: own}
 
 
 STEPS = {  # what every optimiser had where nobody said it

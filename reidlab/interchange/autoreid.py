@@ -128,8 +128,8 @@ def flattened(
 W_STEP = {"sgd": {"lr": 0.1, "weight_decay": 5e-5}}  # where a file is silent
 SEARCH = {
     "epochs": ("search.epochs",),
-    "Search_layers": ("search.layers", "model.backbone.derived.layers"),
-    "init_channels": ("search.init_channels", "model.backbone.derived.init_channels"),
+    "Search_layers": ("search.space.*.layers", "model.backbone.derived.layers"),
+    "init_channels": ("search.space.*.init_channels", "model.backbone.derived.init_channels"),
     "w_lr": ("search.optimizer.sgd.lr",),
     "w_lr_min": ("search.lr_min",),
     "w_momentum": ("search.optimizer.sgd.momentum",),
@@ -243,8 +243,8 @@ NETWORKS = {
         "model.backbone": "derived",
         "model.backbone.derived.macro": "darts",
         "model.backbone.derived.last_stride": 2,
-        "search.macro": "darts",
-        "search.last_stride": 2,
+        "search.space.*.macro": "darts",
+        "search.space.*.last_stride": 2,
         "model.neck": "none",
         "search.warmup": 0,
     },

@@ -24,7 +24,7 @@ from .darts import SearchTrainer
 from .health import health, verdicts
 from .latency import Latency, latency_of
 from .strategies import derived_genotype
-from .supernet import Supernet
+from .supernet import Supernet, search_space
 from ..training.distributed import rank
 
 # %% ../../nbs/07_nas/23_answers.ipynb #5fdc9df8
@@ -49,7 +49,7 @@ def answer(
     if latency:
         about["cost"] |= latency_of(found, latency)
     about = found.about | {"strategy": s.strategy.name, **_numbers(net)} | about
-    return replace(found, space="" if s.ops else s.space, about=about)
+    return replace(found, space=search_space(recipe).name, about=about)
 
 
 def _rounded(logits: Tensor) -> Any:

@@ -25,7 +25,7 @@ from ..models.ops import build_op
 from ..models.reid import ReIDModel
 from .derive import Choice, Strong, by_node, strongest
 from .pcdarts import edge_shares
-from .supernet import MIXES, Supernet
+from .supernet import MIXES, Supernet, search_space
 
 # %% ../../nbs/07_nas/13_budget.ipynb #faa2742d
 def derived_part(
@@ -34,7 +34,7 @@ def derived_part(
     **changes: Any,  # its options
 ) -> Part:  # without an auxiliary classifier, which stays behind after training
     "The backbone that a recipe's search ends in: its own, or one with what the two have in common."
-    backbone, s = recipe.model.backbone, recipe.search
+    backbone, shape = recipe.model.backbone, search_space(recipe).shape
     if "genotype" in backbone.options and (reader == "derived") != (backbone.name == "derived"):
         kinds = ("cells", "layers") if reader == "derived" else ("layers", "cells")
         raise ValueError(
@@ -42,7 +42,7 @@ def derived_part(
             f"Set model.backbone to {reader}, or search in a space of {kinds[1]}."
         )
     if reader == "derived" != backbone.name:
-        changes = {"macro": s.macro, "last_stride": s.last_stride} | changes
+        changes = {k: shape[k] for k in ("macro", "last_stride") if k in shape} | changes
     return read_by(backbone, reader, **changes)
 
 
@@ -130,13 +130,13 @@ def same_everywhere(
 
 
 def priced_edges(
-    recipe: Recipe,  # model: the network to derive; search.nodes; data: input size
+    recipe: Recipe,  # model: the network to derive; search.space; data: input size
     ops: Sequence[str],  # O columns
     price: Callable[..., tuple[int, ...]],  # of (op, channels, stride, size, pool_norm): N integers
     n_pids: int = 751,  # training identities
 ) -> dict[str, np.ndarray]:  # by kind (N, E, O): all cells of a kind together
     "Every operation on every edge, priced once for each width, stride and size at which it stands."
-    m, nodes = derived_part(recipe).options, recipe.search.nodes
+    m, nodes = derived_part(recipe).options, search_space(recipe).nodes
     plan = cell_plan(
         m["macro"],
         m["init_channels"],
@@ -164,13 +164,13 @@ def priced_edges(
 
 
 def cost_tables(
-    recipe: Recipe,  # model: the network to derive; search.nodes; data: input size
+    recipe: Recipe,  # model: the network to derive; search.space; data: input size
     ops: Sequence[str],  # O columns
     n_pids: int = 751,  # training identities
 ) -> dict[str, CostTable]:  # params, macs
     "The exact costs of everything a genotype of this recipe can hold."
     table = priced_edges(recipe, ops, _op_cost, n_pids=n_pids)
-    any_one = same_everywhere(next(op for op in ops if op != "none"), recipe.search.nodes)
+    any_one = same_everywhere(next(op for op in ops if op != "none"), search_space(recipe).nodes)
     whole = derived_cost(any_one, recipe, n_pids)
     bare = [CostTable(0, table["normal"][i], table["reduce"][i]) for i in (0, 1)]
     return {

@@ -16,9 +16,7 @@ from ..data.manifest import Photos
 from ..losses.catalogue import rehearse, weighted_sum
 from ..models.genotype import random_genotype
 from ..models.layered import random_layers
-from ..models.ops import space_ops
 from .budget import derived_cost, within
-from .cdnet_space import LAYER_SPACES
 from .derive import derive
 from .health import FOR_LAYERS, checked_rules
 from .latency import check_latency
@@ -26,8 +24,14 @@ from .layer_budget import layers_within
 from .lean import LEVELS, check_memory, make_lean, use_memory
 from .progressive import stage_recipe
 from .split import search_data, search_halves
-from .strategies import check_strategy, recipe_limits, search_model, search_strategy
-from .supernet import PLAIN
+from reidlab.nas.strategies import (
+    check_kind,
+    check_strategy,
+    recipe_limits,
+    search_model,
+    search_strategy,
+)
+from .supernet import PLAIN, search_space
 
 # %% ../../nbs/07_nas/24_checks.ipynb #6d95b09f
 WATCHED = 2  # batches on which the curvature is measured
@@ -35,7 +39,7 @@ WATCHED = 2  # batches on which the curvature is measured
 
 def _check_rules(recipe: Recipe) -> None:
     "Refuse questions about latency and health that this kind of search cannot answer."
-    s, layers = recipe.search, recipe.search.space in LAYER_SPACES
+    s, layers = recipe.search, search_space(recipe).kind == "layers"
     if layers and (s.cost == "latency" or s.max_latency):
         raise ValueError(
             "latency is measured for the operations of cells, and a search of layers has none. Leave "
@@ -136,7 +140,7 @@ def _supernet(recipe: Recipe, n_pids: int) -> nn.Module:
     s = recipe.search
     usual = part("search.strategy", "darts")
     plain = recipe.model_copy(update={"search": s.model_copy(update={"strategy": usual})})
-    if s.space in LAYER_SPACES:
+    if search_space(recipe).kind == "layers":
         return search_model(plain, n_pids)
     net = search_model(recipe, n_pids)
     if not s.memory:
@@ -155,8 +159,8 @@ def _check_networks(recipe: Recipe, n_pids: int) -> None:
     s, data = recipe.search, recipe.data
     loss = weighted_sum(s.loss)
     first = random_genotype(0, nodes=1)
-    if s.space in LAYER_SPACES:
-        first = random_layers(0, LAYER_SPACES[s.space].reader)
+    if (space := search_space(recipe)).kind == "layers":
+        first = random_layers(0, space.reader)
     with torch.device("meta"), torch.no_grad():
         branches = _supernet(recipe, n_pids)(torch.zeros(2, 3, data.height, data.width))
     rehearse(loss, branches)
@@ -167,13 +171,12 @@ def _check_limits(recipe: Recipe, n_pids: int) -> None:
     "Refuse limits that no genotype can meet, before there is anything to search."
     if not (recipe.search.max_macs or recipe.search.max_params or recipe.search.cost_weight):
         return
-    limits = recipe_limits(recipe, n_pids)
-    if limits and recipe.search.space in LAYER_SPACES:
+    limits, space = recipe_limits(recipe, n_pids), search_space(recipe)
+    if limits and space.kind == "layers":
         layers_within(limits)(next(iter(limits.values()))[0].layers * 0.0)
     elif limits:
-        ops = recipe.search.ops or space_ops(recipe.search.space)
-        even = [[[0.0] * len(ops)] * j for j in range(2, recipe.search.nodes + 2)]
-        derive(even, even, ops, choose=within(limits))
+        even = [[[0.0] * len(space.ops)] * j for j in range(2, space.nodes + 2)]
+        derive(even, even, space.ops, choose=within(limits))
 
 
 def _check_budget(recipe: Recipe, n_pids: int, processes: int) -> None:
@@ -198,7 +201,7 @@ def _check_stages(recipe: Recipe) -> None:
             "the lean supernet of search.memory knows no dropout behind short cuts: leave out "
             "search.memory, or the stages' skip_dropout."
         )
-    stages, offered = s.stages, s.ops or space_ops(s.space)
+    stages, offered = s.stages, search_space(recipe).ops
     left = [stage.ops or len(offered) for stage in stages]
     if stages[0].ops or sorted(left, reverse=True) != left or min(left) < 2:
         raise ValueError(
@@ -215,6 +218,7 @@ def check_search(
     train: Photos | None = None,  # the training photos, to see that both halves make batches
 ) -> None:
     "Refuse a recipe that cannot be searched."
+    check_kind(recipe)
     for stage in range(len(recipe.search.stages)):
         check_search(stage_recipe(recipe, stage), n_pids, processes, device=device, train=train)
     if recipe.search.stages:

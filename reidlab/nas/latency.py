@@ -20,7 +20,7 @@ from torch import nn
 from ..core.recipe import Recipe
 from ..core.run import environment, read_json, write_json
 from ..models.genotype import Genotype
-from ..models.ops import build_op, space_ops
+from ..models.ops import build_op
 from reidlab.nas.budget import (
     CostTable,
     cost_of,
@@ -31,6 +31,7 @@ from reidlab.nas.budget import (
     within,
 )
 from .derive import derive
+from .supernet import search_space
 from ..training.distributed import from_rank_zero, rank
 
 # %% ../../nbs/07_nas/15_latency.ipynb #06fc7d04
@@ -82,7 +83,7 @@ def _facts(recipe: Recipe, ops: Sequence[str]) -> dict[str, Any]:
     return {
         "input": [recipe.data.height, recipe.data.width],
         "ops": list(ops),
-        "nodes": recipe.search.nodes,
+        "nodes": search_space(recipe).nodes,
         "network": {key: _plain(plain[key]) for key in FACTS},
     }
 
@@ -98,7 +99,7 @@ def timed_network(
 
 
 def measure_latency(
-    recipe: Recipe,  # model: the network to derive; search.nodes; data: input size
+    recipe: Recipe,  # model: the network to derive; search.space; data: input size
     ops: Sequence[str],  # O columns
     device: str = "cpu",  # where it is measured
     repeats: int = 15,  # timed passes each
@@ -120,7 +121,7 @@ def measure_latency(
 
     found = priced_edges(recipe, [*ops, "skip_connect"], price)
     skips = CostTable(0, *(found[kind][0][:, -1:] for kind in ("normal", "reduce")))
-    bare = same_everywhere("skip_connect", recipe.search.nodes)
+    bare = same_everywhere("skip_connect", search_space(recipe).nodes)
     image = torch.zeros(1, 3, height, width, device=device)
     whole = median_time(timed_network(bare, recipe).to(device), image, repeats, clock=clock)
     frame = max(0, whole - cost_of(bare, skips, ["skip_connect"]))
@@ -157,7 +158,7 @@ def read_latency(
                 "Take the table of a search like this one, or remove the file: it is measured again."
             )
     tables = [np.array(content[kind], np.int64) for kind in ("normal", "reduce")]
-    rows = sum(range(2, recipe.search.nodes + 2))
+    rows = sum(range(2, search_space(recipe).nodes + 2))
     if any(t.shape != (rows, len(ops)) or (t < 0).any() for t in tables):
         raise ValueError(
             f"{FILE} in {Path(folder).name} needs {rows} edges of {len(ops)} times of 0 or more for each kind of cell, "
@@ -205,13 +206,14 @@ def run_latency(
     s = recipe.search
     if s.cost != "latency" and not s.max_latency:
         return None
-    ops, found = s.ops or space_ops(s.space), None
+    space, found = search_space(recipe), None
+    ops = space.ops
     if rank() == 0:
         if not (Path(folder) / FILE).is_file():
             write_latency(folder, measure_latency(recipe, ops, device))
         found = read_latency(folder, recipe, ops)
     found = from_rank_zero(found)
     if s.max_latency:  # refused before the first epoch if nothing meets it
-        even = [[[0.0] * len(ops)] * j for j in range(2, s.nodes + 2)]
+        even = [[[0.0] * len(ops)] * j for j in range(2, space.nodes + 2)]
         derive(even, even, ops, choose=within(latency_limit(recipe, found.table)))
     return found

@@ -23,10 +23,9 @@ def stage_recipe(
     "What a recipe searches in one of its stages."
     own = recipe.search.stages[stage]
     changes: dict[str, Any] = {"stages": (), "epochs": own.epochs, "warmup": own.warmup}
-    if own.cells_per_stage:
-        changes["cells_per_stage"] = own.cells_per_stage
-    if own.layers:
-        changes["layers"] = own.layers
+    deeper = {"cells_per_stage": own.cells_per_stage, "layers": own.layers}
+    deeper = {key: value for key, value in deeper.items() if value}
+    changes["space"] = recipe.search.space.changed(**deeper)
     return recipe.model_copy(update={"search": recipe.search.model_copy(update=changes)})
 
 # %% ../../nbs/07_nas/14_progressive.ipynb #d021ab8c

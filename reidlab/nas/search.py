@@ -21,13 +21,13 @@ from ..core.settings import settings
 from ..models.cost import count_parameters
 from ..models.genotype import read_genotype
 from .answers import EpochNotes, figures_of, genotype_path
-from .cdnet_space import LAYER_SPACES
 from .checks import WATCHED, check_judged, check_search
 from .latency import run_latency
 from .lean import use_memory
 from .split import half_loaders, search_data
 from .stages import Given, Masks, staged
 from .strategies import search_model, search_trainer
+from .supernet import search_space
 from ..training.distributed import rank, world_size
 from ..training.epoch import Fit
 from ..training.fit import carry_out, open_together, run_epochs
@@ -48,7 +48,7 @@ def weight_plan(
 # %% ../../nbs/07_nas/26_search.ipynb #c79451c6
 def _with_less_memory(recipe: Recipe, model: nn.Module) -> None:
     "Make a supernet lean where its recipe wants it, and say how."
-    if recipe.search.space in LAYER_SPACES:
+    if search_space(recipe).kind == "layers":
         return
     batch = search_data(recipe)
     photos, amp = batch.p * batch.k // world_size(), recipe.train.amp != "none"

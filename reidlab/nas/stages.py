@@ -17,11 +17,10 @@ from torch import Tensor
 from ..core.recipe import Recipe
 from ..core.run import RunFolder, open_run, write_bytes
 from ..data.loaders import DataSet
-from ..models.ops import space_ops
 from .answers import genotype_path
 from .latency import Latency
 from .progressive import kept_ops, stage_recipe
-from .supernet import FAR
+from .supernet import FAR, search_space
 from ..training.checkpoint import must_fit, read_kept
 from ..training.distributed import barrier, rank, world_size
 from ..training.fit import carry_out
@@ -127,7 +126,7 @@ def staged(
     searched: Callable[..., dict[str, Any]],  # searched(run, recipe, given, masks, skip_dropout)
 ) -> dict[str, Any]:  # epochs, seconds, figures
     "A progressive search, from where its folder stands (Chen et al., 2019)."
-    stages, ops = recipe.search.stages, recipe.search.ops or space_ops(recipe.search.space)
+    stages, ops = recipe.search.stages, search_space(recipe).ops
     total, first, seconds, masks = sum(stage.epochs for stage in stages), 0, 0.0, None
     for i, stage in enumerate(stages):
         own = stage_recipe(recipe, i)

@@ -39,10 +39,10 @@ SEARCH = {
     "model__backbone": {
         "derived": {"stem": "conv3x2", "init_channels": 4, "cells_per_stage": [1, 1]}
     },
-    "search__init_channels": 4,
-    "search__ops": ["skip_connect", "sep_conv_3x3", "none"],
-    "search__cells_per_stage": [1, 1],
-    "search__nodes": 2,
+    "search__space__*__init_channels": 4,
+    "search__space__*__ops": ["skip_connect", "sep_conv_3x3", "none"],
+    "search__space__*__cells_per_stage": [1, 1],
+    "search__space__*__nodes": 2,
     "search__p": 4,
     "search__k": 2,
     "search__epochs": 3,

@@ -596,8 +596,8 @@ SEARCH = {
     "search__epochs": 2,
     "search__warmup": 0,
     "data__sampler__pk__p": 4,
-    "search__nodes": 1,
-    "search__init_channels": 4,
+    "search__space__*__nodes": 1,
+    "search__space__*__init_channels": 4,
 }
 
 
@@ -652,7 +652,8 @@ def test_a_search_falls_back_too(kind, searched, made, tmp_path):
 def test_a_search_that_may_stop_from_its_first_epoch_does(searched, tmp_path):
     recipe = tiny_recipe(
         **SMALL | {"data__height": 64, "data__width": 32},
-        **SEARCH | {"search__stop": True, "search__ops": ["max_pool_3x3", "skip_connect", "none"]},
+        **SEARCH
+        | {"search__stop": True, "search__space__*__ops": ["max_pool_3x3", "skip_connect", "none"]},
     )
     path = trained(tmp_path, searched["photos"], recipe, "run", 0, search_from_recipe, "search")
     assert "alphas after epoch" in RunFolder(path).metrics()["selection"]

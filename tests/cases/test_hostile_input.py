@@ -304,7 +304,10 @@ def test_json_that_says_a_key_twice_or_no_number(reader, text, word, tmp_path):
         ("loss: {softmax: 5}", ("loss.softmax needs options",)),
         ("loss: {softmax: {weight: [1]}}", ("loss.softmax.weight", "number")),
         ("search: {stages: [{epochs: 1, epoch: 2}]}", ("key 'search.stages.0.epoch' not found",)),
-        ("search: {nodes: 100000}", ("search.nodes", "less than or equal to 16")),
+        (
+            "search: {space: {reid: {nodes: 100000}}}",
+            ("search.space.reid.nodes", "less than or equal to 16"),
+        ),
         ("search: {cells_per_stage: [1, 1, 1000000]}", ("cells_per_stage.2", "less than")),
         ("model: {backbone: {derived: {layers: 1000000}}}", ("derived.layers", "equal to 200")),
         ("data: {sampler: {pk: {p: 1000000000}}}", ("data.sampler.pk.p", "less than")),
