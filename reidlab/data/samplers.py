@@ -152,7 +152,7 @@ Each = Annotated[int, Field(ge=1, le=4096)]
 
 
 class PKSampler:
-    "P people with K photos each, for one rank: call `set_epoch`, then iterate."
+    "P people with K photos each (Hermans et al., 2017), for one rank: call `set_epoch`, then iterate."
 
     def __init__(
         self,

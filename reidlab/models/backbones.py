@@ -217,7 +217,7 @@ def resnet(
     stem_relu: bool = True,  # the ReLU after the first batch norm
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> ResNet:
-    "A ResNet feature map, random or filled from a local file."
+    "A ResNet (He et al., 2016), random or filled from a local file."
     net = ResNet(depth, last_stride, stem_relu)
     return load_weight_file(net, weights, published_files(depth)) if weights else net
 
@@ -226,6 +226,6 @@ def small_cnn(
     last_stride: Literal[1, 2] = 1,  # 1 gives H/8 rows, 2 gives H/16
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> SmallCNN:
-    "The desk's backbone, random or filled from a local file."
+    "A few small convolutions for a desk, random or filled from a local file."
     net = SmallCNN(last_stride)
     return load_weight_file(net, weights, []) if weights else net

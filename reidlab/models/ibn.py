@@ -55,6 +55,6 @@ def ibn_resnet(
     stem_relu: bool = True,  # the ReLU after the first batch norm
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> IBNResNet:
-    "A ResNet with IBN-a, random or filled from a local file."
+    "A ResNet with IBN-a (Pan et al., 2018), random or filled from a local file."
     net = IBNResNet(depth, last_stride, stem_relu)
     return load_weight_file(net, weights, []) if weights else net

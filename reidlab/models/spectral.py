@@ -59,7 +59,7 @@ EVERY = 50  # steps between two looks at the accuracy
 
 
 class SpectralHead(LinearHead):
-    "One classifier for every feature and for its average with its neighbours."
+    "One classifier for each feature and its average with its neighbours (Luo et al., 2019)."
 
     def __init__(
         self,

@@ -103,7 +103,7 @@ def se_resnet(
     last_stride: Literal[1, 2] = 1,  # of stage 4
     weights: str = "",  # a local file; empty: random, from torch's global seed
 ) -> SEResNet:
-    "A network of the table, random or filled from a local file."
+    "A squeeze-and-excitation ResNet or ResNeXt (Hu et al., 2018), random or from a local file."
     blocks, groups, width, file = SQUEEZED[name]
     net = SEResNet(blocks, groups, width, last_stride=last_stride)
     return (
