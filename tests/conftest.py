@@ -38,7 +38,7 @@ TINY = {  # fourteen people before three cameras; two epochs of four batches
     "data.sampler": {"pk": {"p": 4}},
     "data.height": 64,
     "data.width": 32,
-    "data.pad": 4,
+    "data.augment.pad_crop.pixels": 4,
     "data.val_fraction": 0.2,
     "train.epochs": 2,
     "train.validate_every": 1,

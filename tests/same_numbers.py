@@ -58,6 +58,9 @@ TIMES = {  # numbers that say when, where or how fast
 }
 
 
+RENAMED = {"data.pad": "data.augment.pad_crop.pixels"}  # in trees with NEWER
+
+
 @dataclass(frozen=True)
 class Entry:
     "One short run: a page, a recipe, what is overridden. `short` alone is left out by --full."
@@ -79,6 +82,7 @@ class Entry:
         short = self.newer_short if newer and self.newer_short is not None else self.short
         said = {"recipe": self.recipe, "run": self.run}
         overrides = {**overrides, **({} if full else short)}
+        overrides = {RENAMED.get(k, k) if newer else k: v for k, v in overrides.items()}
         said |= {"overrides": overrides} if overrides else {}
         return {k: v for k, v in said.items() if v} | dict(self.given)
 
@@ -110,12 +114,18 @@ MANY = {  # options that no other entry asks for
     **{"train.clip": 5.0, "train.lr_per": "epoch", "evaluate.rerank": "k_reciprocal"},
     "loss.terms": {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}, "centre": {}},
 }
+AUGMENT = {  # of these options, as a recipe made of parts says it
+    **{"flip": {}, "pad_crop": {}, "contrast": {"strength": 0.2}, "hue": {"strength": 0.1}},
+    **{"noise": {"deviation": 4.0}, "erase": {"fill": "noise"}},
+}
 GONE = ("loss.terms", "model.dropout", "train.optimizer", "train.head_lr_factor")
+GONE += ("data.contrast", "data.hue", "data.noise", "data.erase_fill")
 MANY_NEWER = {  # the same, as a recipe made of parts says it
     **{k: v for k, v in MANY.items() if k not in GONE},
     "loss": MANY["loss.terms"],
     "train.optimizer": {"adam": {"lr": 2e-3, "head_lr_factor": 2.0}},
     "search.optimizer.adamw.head_lr_factor": 2.0,
+    "data.augment": AUGMENT,
     "model.head": {"linear": {"dropout": 0.1}},
 }
 ENTRIES = {

@@ -532,7 +532,7 @@ def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
     "overrides, words",
     [
         ({"loss.triplet.margin": "0,3"}, ("loss.triplet.margin", "'soft'", '"0,3"')),
-        ({"data.erase_fill": "blakc"}, ("data.erase_fill", "black", "blakc")),
+        ({"data.augment.erase.fill": "blakc"}, ("data.augment.erase.fill", "black", "blakc")),
         ({"train.distill.teacher": "run:nobody"}, ("nobody", "runs")),
         ({"model.head": "pcb", "model.head.*.cosines": "concat"}, ("concat", "concat_classifier")),
         ({"loss.am": {}}, ("am", "model.head", "cosine")),

@@ -185,8 +185,9 @@ def test_an_image_folder_goes_through(lab, tmp_path):
     assert facts(lab.raw) == before and pictures(tmp_path / "prepared.ipynb") == 2
     manifest = load_manifest("imagenet")
     assert manifest.counts()["photos"].to_dict() == {"train": 16, "test": 6}
-    photo = {"data.height": 48, "data.width": 48, "data.resize": 56, "data.crop": "resized"}
-    photo |= {"data.name": "imagenet", "data.pad": 10, "data.batch_size": 4, "train.epochs": 3}
+    photo = {"data.height": 48, "data.width": 48, "data.resize": 56}
+    photo |= {"data.augment": {"resized_crop": {}, "flip": {}}, "data.name": "imagenet"}
+    photo |= {"data.batch_size": 4, "train.epochs": 3}
     walk(TRAIN, recipe="shapes", run="photos", overrides=photo)
     walk(EVALUATE, run="photos")
     stored = json.loads((lab.runs / "photos/evaluate/imagenet/metrics.json").read_text())

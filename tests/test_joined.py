@@ -50,7 +50,12 @@ def data_dir(tmp_path_factory):
 
 def recipe(name: str) -> Recipe:
     data = Data(
-        name=name, height=32, width=16, sampler={"pk": {"p": 4, "k": 2}}, pad=2, val_fraction=0
+        name=name,
+        height=32,
+        width=16,
+        sampler={"pk": {"p": 4, "k": 2}},
+        augment={"flip": {}, "pad_crop": {"pixels": 2}, "erase": {}},
+        val_fraction=0,
     )
     evaluate = Evaluate(checkpoint="last", baselines=False)
     return Recipe(

@@ -1,17 +1,21 @@
 """Parts of one's own: in a recipe, in a run, in other processes."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import TINY
 
 from reidlab.core import own
 from reidlab.core.identity import given_files
 from reidlab.core.own import OwnError, load_own, shelves
-from reidlab.core.recipe import load_recipe
+from reidlab.core.recipe import Data, load_recipe
+from reidlab.data.loaders import open_data, recipe_sampler, train_loader
+from reidlab.training.checks import check_batches, check_model
 
 ROOT = Path(__file__).parents[1]
 MINE = """import torch
@@ -136,9 +140,6 @@ SAMPLERS["pairs"] = Pairs
 
 
 def test_a_sampler_with_options_of_its_own_draws_the_batches(bench, photos):
-    from reidlab.data.loaders import open_data, recipe_sampler
-    from reidlab.training.checks import check_batches, check_model
-
     (bench / "own.py").write_text(SAMPLER)
     said = TINY | {"data.sampler": {"pairs": {"couples": 3}}}
     recipe = load_recipe("smoke", overrides=said, folder=ROOT / "recipes")
@@ -183,3 +184,42 @@ def test_a_backbone_without_weights_of_its_own_trains_and_is_opened(bench, photo
     fit_from_recipe(recipe, run.path, data_dir=photos)
     model, _ = load_model(run.path, "last")
     assert model.architecture["backbone.channels"] == 6 and model.feature_dim == 6
+
+
+GREY = """import numpy as np
+from torch import Tensor
+
+from reidlab.data.augmentations import AUGMENTATIONS
+
+
+def grey(
+    photo: Tensor,
+    random: np.random.Generator,
+    probability: float = 0.1,  # of a photo without colour
+) -> Tensor:
+    "Without colour."
+    flat = photo.float().mean(0, keepdim=True).byte().expand(3, -1, -1)
+    return flat if random.random() < probability else photo
+
+
+AUGMENTATIONS["grey"] = grey
+"""
+
+
+def test_an_augmentation_of_ones_own_varies_the_photos(bench, photos):
+    (bench / "own.py").write_text(GREY)
+    folder, said = ROOT / "recipes", {"data.augment": {"flip": {}, "grey": {"probability": 0.5}}}
+    recipe = load_recipe("smoke", overrides=TINY | said, folder=folder)
+    data = open_data(recipe.data, recipe.seed, photos)
+    plain = {**recipe.data.model_dump(), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    loader = train_loader(data.train, Data(**plain), recipe.seed)
+    dataset = pickle.loads(pickle.dumps(loader.dataset))  # as a reading process gets it
+    keys = [key for batch in loader.batch_sampler for key in batch]
+    one, two = (torch.stack([d[key][0] for key in keys]) for d in (loader.dataset, dataset))
+    assert torch.equal(one, two)
+    flat = (one[:, 0] == one[:, 1]).all(-1).all(-1).float().mean()
+    assert 0.25 < flat < 0.75
+    with pytest.raises(ValueError, match=r"data\.augment\.grey\.probability"):
+        load_recipe(
+            "smoke", overrides={"data.augment": {"grey": {"probability": "x"}}}, folder=folder
+        )

@@ -178,7 +178,7 @@ def test_a_search_in_pieces_ends_where_the_whole_one_does(reference, photos, tmp
 
 
 def test_alphas_and_weights_never_learn_from_one_photo(photos, tmp_path, monkeypatch):
-    still = {"data__flip": 0.0, "data__pad": 0, "data__erase": 0.0}  # a photo looks alike each time
+    still = {"data__augment__pad_crop__pixels": 0, "data__augment": {}}  # a photo looks alike
     seen, plain = {"weights": set(), "alphas": set()}, SearchTrainer.forward
 
     def forward(self, batch, network=None):

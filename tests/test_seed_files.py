@@ -126,7 +126,7 @@ def test_every_key_there_is_has_an_answer(model):
     [
         ({"TRAIN": {"shuffle": False}}, "TRAIN.shuffle", "always drawn anew"),
         ({"TRAIN": {"batch_size": 30}, "DATA": {"pair_num": 4}}, "TRAIN.batch_size", "batch of 30"),
-        ({"AUG": {"color_jitter": "True"}}, "AUG.color_jitter", "data.brightness"),
+        ({"AUG": {"color_jitter": "True"}}, "AUG.color_jitter", "data.augment"),
         ({"AUG": {"aug_for_train": "train_base_aug"}}, "AUG.aug_for_train", "train_baseline_aug"),
         ({"DATA": {"data_dir": "./cuhk"}}, "DATA.data_dir", "set data.name"),
         ({"MODEL": {"Search_layer": 3}}, "MODEL.Search_layer", "Close names: Search_layers"),

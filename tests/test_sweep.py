@@ -22,7 +22,7 @@ from reidlab.jobs.sweep import cell_state, claim, run_sweep, stop_all
 VALUES = {
     "train.clip": st.floats(1e-6, 1, allow_nan=False),
     "train.epochs": st.integers(1, 99),
-    "data.flip": st.sampled_from([0.0, 0.25, 1.0]),
+    "data.augment.flip.probability": st.sampled_from([0.0, 0.25, 1.0]),
     "search.clip": st.floats(1e-6, 1, allow_nan=False),
     "loss.triplet.margin": st.sampled_from([0.1, 0.3, "soft"]),
     "model.backbone.*.genotype": st.text("ab:/ .-_", max_size=6),

@@ -15,12 +15,15 @@ from reidlab.training.fit import fit_from_recipe
 
 SMALL = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0}
 VARIED = {
-    "data__contrast": 0.2,
-    "data__saturation": 0.3,
-    "data__hue": 0.1,
-    "data__noise": 4.0,
-    "data__erase_fill": "noise",
-    "data__crop_from": [36, 18],
+    "data__augment": {
+        "flip": {},
+        "pad_crop": {"read_at": [36, 18]},
+        "contrast": {"strength": 0.2},
+        "saturation": {"strength": 0.3},
+        "hue": {"strength": 0.1},
+        "noise": {"deviation": 4.0},
+        "erase": {"fill": "noise"},
+    },
     "data__sampler": {"camera": {"p": 4}},
     "train__ema": 0.9,
     "train__freeze_epochs": 1,
@@ -55,7 +58,7 @@ def test_everything_switched_on_is_repeatable(photos, tmp_path, monkeypatch):
     assert {k for k in resting if k.startswith(".backbone") and k.endswith("weight")} <= moved
 
 
-PLAIN = {**SMALL, "train__epochs": 1, "data__erase": 1.0}
+PLAIN = {**SMALL, "train__epochs": 1, "data__augment__erase__probability": 1.0}
 
 
 @pytest.fixture(scope="module")

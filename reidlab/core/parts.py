@@ -166,6 +166,7 @@ KINDS: dict[str, Kind] = {
     "search.split": Kind("reidlab.nas.split:SPLITS"),
     "search.rule": Kind("reidlab.nas.derive:RULES"),
     "data.sampler": Kind("reidlab.data.batches:SAMPLERS"),
+    "data.augment": Kind("reidlab.data.augmentations:AUGMENTATIONS", many=True),
     "evaluate.rerank": Kind("reidlab.retrieval.rules:RERANKS"),
     "evaluate.expansion": Kind("reidlab.retrieval.rules:EXPANSIONS"),
     "train.optimizer": Kind(OPTIMIZERS, also=GROUPING),

@@ -86,24 +86,11 @@ class Data(Section):
     batch_size: Photos = 64  # classification: photos, over all processes
     # share of training ids held out; classification: of each class's photos
     val_fraction: OpenShare = 0.1
-    flip: Share = 0.5  # probability of a mirrored photo
-    crop_from: tuple[Side, Side] = (0, 0)  # (288, 144): read at that size, then crop; 0: no
-    pad: Side = 10  # pixels of border before the random crop
-    contrast: Share = 0.0  # jitter: factor from 1−c to 1+c
-    saturation: Share = 0.0  # jitter: factor from 1−s to 1+s
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # jitter: share of the colour circle
-    noise: Annotated[float, Field(ge=0, le=255)] = (
-        0.0  # on half the photos, deviation in grey levels of 255
-    )
-    erase: Share = 0.5  # probability of random erasing (Zhong et al. 2017)
-    erase_fill: Literal["mean", "black", "noise", "constant"] = "mean"  # what the box shows
-    erase_value: tuple[Colour, Colour, Colour] = (0.485, 0.456, 0.406)  # constant; once normalised
-    erase_area: tuple[Share, Share] = (0.02, 0.4)  # share of the image
-    erase_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3  # height/width from this to its inverse
-    brightness: Share = 0.0  # jitter: factor from 1−b to 1+b
-    crop: Literal["pad", "resized"] = "pad"  # classification; resized: a random part, enlarged
-    crop_area: tuple[Share, Share] = (0.08, 1.0)  # of a resized crop, share of the photo
-    cutout: Side = 0  # classification: side of an erased square in pixels (DeVries et al. 2017)
+    augment: part_set("data.augment") = {  # how training photos are varied, in this order
+        "flip": {"probability": 0.5},
+        "pad_crop": {"pixels": 10},
+        "erase": {"probability": 0.5},
+    }
     resize: Side = 0  # classification: shorter side before the central test crop; 0: no crop
     # resized photos are kept: in memory or, where that is too small, packed on disk (auto), always
     # on disk (on), not at all (off). Changes speed and no number
@@ -387,15 +374,12 @@ def _problem(error: dict, schema: type[BaseModel]) -> str:
 # %% ../../nbs/00_core/10_recipe.ipynb #5fc09461
 TASK_KEYS = {  # keys that one task alone reads
     "reid": {
-        "data": (
-            *("synthetic", "sampler", "crop_from", "contrast", "saturation", "hue", "noise"),
-            *("erase_fill", "erase_value"),
-        ),
+        "data": ("synthetic", "sampler"),
         "train": ("normalise_on",),
         "evaluate": (*("metric", "normalise", "multi_query", "expansion", "rerank", "max_rank"),),
     },
     "classification": {
-        "data": ("shapes", "batch_size", "crop", "crop_area", "cutout", "resize"),
+        "data": ("shapes", "batch_size", "resize"),
     },
 }
 SELECT = {"reid": ("mAP", "R1", "mINP", "last"), "classification": ("top1", "top5", "last")}
@@ -434,8 +418,6 @@ def misplaced(
         )
     if named and recipe.train.gan.input_dim:
         lines.append("train.gan draws people: it is for task reid. Set train.gan.input_dim to 0.")
-    if recipe.data.cutout and recipe.data.erase:
-        lines.append("data.cutout and data.erase both blank a part; set one of them to 0.")
     return lines
 
 # %% ../../nbs/00_core/10_recipe.ipynb #0afc8dac

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['read_pixels', 'resize', 'read_photo', 'Draw', 'draw_box', 'draw_augmentation', 'normalise', 'denormalise', 'brighten',
-           'augment']
+           'cropped', 'blanked', 'augment']
 
 # %% ../../nbs/01_data/10_transforms.ipynb #2f871247
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,6 +143,29 @@ def brighten(
     return photo.mul(factor).clamp_(0, 255).to(torch.uint8)
 
 
+def cropped(
+    photo: Tensor,  # (3, h, w) uint8
+    draw: Draw,  # what was drawn
+    pad: int,  # pixels of black border, as drawn with
+    size: tuple[int, int],  # height, width of the crop
+) -> Tensor:  # (3, height, width) uint8
+    "A part of the photo with its border."
+    bordered, (height, width) = F.pad(photo, [pad] * 4), size
+    return bordered[:, draw.top : draw.top + height, draw.left : draw.left + width]
+
+
+def blanked(
+    image: Tensor,  # (3, H, W) float32, normalised; changed in place
+    box: tuple[int, int, int, int],  # top, left, height, width
+    fill: Tensor | None = None,  # (3, H, W) shown in the box; None: 0, the mean
+) -> Tensor:  # (3, H, W) float32
+    "The image with a box that shows something else."
+    top, left, h, w = box
+    part = (slice(None), slice(top, top + h), slice(left, left + w))
+    image[part] = 0 if fill is None else fill[part]
+    return image
+
+
 def augment(
     photo: Tensor,  # (3, H, W) uint8
     draw: Draw,  # what was drawn
@@ -150,21 +173,14 @@ def augment(
     std: Sequence[float],  # of RGB in 0…1
     pad: int = 10,  # as drawn with
     size: tuple[int, int] | None = None,  # (height, width) of the crop; None: the photo's own
-    recolour: Callable[[Tensor], Tensor] | None = None,  # bytes to bytes, before normalising
     fill: Tensor | None = None,  # (3, height, width) shown where it erases; None: 0, the mean
 ) -> Tensor:  # (3, height, width) float32
     "Apply what was drawn."
-    height, width = size or photo.shape[-2:]
     if draw.flip:
         photo = photo.flip(-1)
     if pad or size:
-        bordered = F.pad(photo, [pad] * 4)
-        photo = bordered[:, draw.top : draw.top + height, draw.left : draw.left + width]
+        photo = cropped(photo, draw, pad, size=size or (photo.shape[-2], photo.shape[-1]))
     if draw.brightness != 1:
         photo = brighten(photo, draw.brightness)
-    image = normalise(recolour(photo) if recolour else photo, mean, std)
-    if draw.box:
-        top, left, h, w = draw.box
-        part = (slice(None), slice(top, top + h), slice(left, left + w))
-        image[part] = 0 if fill is None else fill[part]
-    return image
+    image = normalise(photo, mean, std)
+    return blanked(image, draw.box, fill) if draw.box else image

@@ -16,9 +16,16 @@ import yaml
 
 from ..core.names import unknown
 from ..core.reading import read_text, shown
-from ..core.recipe import undotted
 from ..core.yaml_texts import yaml_values
-from .file_rules import UNREADABLE, FileLine, Refused, Rule, one_of, only
+from reidlab.interchange.file_rules import (
+    UNREADABLE,
+    FileLine,
+    Refused,
+    Rule,
+    as_mapping,
+    one_of,
+    only,
+)
 from ..models.ops import space_ops
 
 # %% ../../nbs/05_interchange/05_autoreid.ipynb #7b4f406c
@@ -137,7 +144,7 @@ SEARCH = {
     "w_grad_clip": ("search.clip",),
     "alpha_lr": ("search.alpha_lr",),
     "alpha_weight_decay": ("search.alpha_weight_decay",),
-    "erasing_p": ("data.erase",),
+    "erasing_p": ("data.augment.erase.probability",),
 }
 TRAINING = {
     "epochs": ("train.epochs",),
@@ -147,7 +154,7 @@ TRAINING = {
     "weight_decay": ("train.optimizer.sgd.weight_decay",),
     "nesterov": ("train.optimizer.sgd.nesterov",),
     "dropoutrate": ("model.head.*.dropout",),
-    "erasing_p": ("data.erase",),
+    "erasing_p": ("data.augment.erase.probability",),
 }
 NO_EFFECT = {
     "seed": "the seed is the job's: -p seed {value}",
@@ -180,16 +187,18 @@ LOSSES = {
         "triplet": {"weight": 0.5, "margin": 0.3},
     },
 }
-PLAIN = {"data.flip": 0.5}
+PLAIN = {"data.augment.flip.probability": 0.5}
 CROPS = {
-    "train_baseline_aug": PLAIN | {"data.height": 256, "data.width": 128, "data.pad": 10},
-    "train_pcb_baseline_aug": PLAIN | {"data.height": 384, "data.width": 192, "data.pad": 0},
+    "train_baseline_aug": PLAIN
+    | {"data.height": 256, "data.width": 128, "data.augment.pad_crop.pixels": 10},
+    "train_pcb_baseline_aug": PLAIN
+    | {"data.height": 384, "data.width": 192, "data.augment.pad_crop.pixels": 0},
 }
 WARM = "fails in the original, on a variable that was never set; say train.warmup in the recipe"
 DECIDED: dict[str, Rule] = {
     "aug_for_train": one_of("aug_for_train", CROPS),
     "color_jitter": only(
-        False, "it varies brightness, contrast and saturation by 0.1; here is data.brightness alone"
+        False, "it varies brightness, contrast and saturation by 0.1; list them in data.augment"
     ),
     "data_dir": _data,
     "train_all": lambda value, all_values: {"data.val_fraction": 0.0 if value else 0.1},
@@ -346,7 +355,7 @@ def seed_recipe(
         line, sets = _line(key, section, value, flat=values, note=notes[key])
         report.append(line)
         dotted |= sets
-    return undotted(dotted), report
+    return as_mapping(dotted), report
 
 
 def _repeated(text: str, name: str) -> list[FileLine]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rule', 'UNREADABLE', 'DATA_NAMES', 'Refused', 'FileLine', 'to', 'none', 'only', 'one_of', 'option_of', 'flat',
-           'apply_rules', 'data_name']
+           'as_mapping', 'apply_rules', 'data_name']
 
 # %% ../../nbs/05_interchange/02_file_rules.ipynb #e171c515
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..core.names import unknown
 from ..core.parts import part_options
 from ..core.reading import shown
-from ..core.recipe import undotted
+from ..core.recipe import undotted, usual_parts
 
 # %% ../../nbs/05_interchange/02_file_rules.ipynb #8477362f
 class Refused(ValueError):
@@ -106,6 +106,20 @@ def flat(
         found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
 
+# %% ../../nbs/05_interchange/02_file_rules.ipynb #f1a0e502
+def as_mapping(
+    dotted: Mapping[str, Any],  # by dotted key
+) -> dict[str, Any]:  # by section
+    "A recipe's mapping."
+    if not any(key.startswith("data.augment.") for key in dotted):
+        return undotted(dotted)
+    usual = {name: {} for name in usual_parts()["data.augment"]}
+    values = undotted({"data.augment": usual, **dotted})
+    said = values["data"]["augment"]
+    off = [name for name in said if 0 in (said[name].get("probability"), said[name].get("pixels"))]
+    values["data"]["augment"] = {name: said[name] for name in said if name not in off}
+    return values
+
 # %% ../../nbs/05_interchange/02_file_rules.ipynb #9630033f
 UNREADABLE = (TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError)
 
@@ -167,7 +181,7 @@ def apply_rules(
             )
         )
     said = [line for line in lines if line.key in values or line.status != "ignored"]
-    return undotted(dotted), [
+    return as_mapping(dotted), [
         line
         if line.key in values
         else line._replace(

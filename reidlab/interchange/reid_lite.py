@@ -98,7 +98,7 @@ def _lite_pad(value: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     other = v["data_augmentation.padding_w"]
     if value != other:
         raise Refused(f"one border for both sides here; padding_w is {other}")
-    return {"data.pad": value}
+    return {"data.augment.pad_crop.pixels": value}
 
 # %% ../../nbs/05_interchange/03_reid_lite.ipynb #90e34cf0
 def _angular(v: Mapping[str, Any]) -> bool:
@@ -253,11 +253,17 @@ LITE: dict[str, Rule] = {
     "data_augmentation.crop_w": _lite_size("width", "img_w"),
     "data_augmentation.padding_h": _lite_pad,
     "data_augmentation.padding_w": none("as padding_h"),
-    "data_augmentation.mirror": lambda value, v: {"data.flip": 0.5 if value else 0.0},
+    "data_augmentation.mirror": lambda value, v: {
+        "data.augment.flip.probability": 0.5 if value else 0.0
+    },
     "data_augmentation.random_erasing": lambda value, v: (
-        {"data.erase": 0.6, "data.erase_area": [0.02, 0.1], "data.erase_aspect": 0.3}
+        {
+            "data.augment.erase.probability": 0.6,
+            "data.augment.erase.area": [0.02, 0.1],
+            "data.augment.erase.aspect": 0.3,
+        }
         if value
-        else {"data.erase": 0.0}
+        else {"data.augment.erase.probability": 0.0}
     ),
     "data_augmentation.gaussian_noise": only(False, "no noise is added to photos here"),
     "data_augmentation.imagenet_static": lambda value, v: (

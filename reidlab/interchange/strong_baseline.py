@@ -160,11 +160,14 @@ STRONG: dict[str, Rule] = {
     "MODEL.IF_LABELSMOOTH": none("said with DATALOADER.SAMPLER"),
     "INPUT.SIZE_TRAIN": _strong_size,
     "INPUT.SIZE_TEST": none("as SIZE_TRAIN"),
-    "INPUT.PROB": to("data.flip"),
-    "INPUT.RE_PROB": lambda value, v: {"data.erase": value, "data.erase_area": [0.02, 0.4]},
+    "INPUT.PROB": to("data.augment.flip.probability"),
+    "INPUT.RE_PROB": lambda value, v: {
+        "data.augment.erase.probability": value,
+        "data.augment.erase.area": [0.02, 0.4],
+    },
     "INPUT.PIXEL_MEAN": to("data.mean"),
     "INPUT.PIXEL_STD": to("data.std"),
-    "INPUT.PADDING": to("data.pad"),
+    "INPUT.PADDING": to("data.augment.pad_crop.pixels"),
     "DATASETS.NAMES": lambda value, v: (
         data_name(value, v) if v["family"] == "strong" else "not read by the original"
     ),

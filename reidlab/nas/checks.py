@@ -13,6 +13,7 @@ from ..core.parts import part
 from ..core.recipe import Recipe
 from ..data.loaders import DataSet, check_validation, recipe_sampler
 from ..data.manifest import Photos
+from ..data.variation import steps_of
 from ..losses.catalogue import rehearse, weighted_sum
 from ..models.genotype import random_genotype
 from ..models.layered import random_layers
@@ -224,6 +225,7 @@ def check_search(
     if recipe.search.stages:
         return _check_stages(recipe)
     check_strategy(recipe)
+    steps_of(recipe.data)  # an order that photos cannot be varied in stops here
     _check_rules(recipe)
     _check_sharpness(recipe, processes, device)
     _check_people(recipe, n_pids, processes)

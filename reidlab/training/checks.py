@@ -17,6 +17,7 @@ from ..data.batches import promises_pairs
 from ..data.class_loaders import ClassSet, ShuffledSampler, middle_loader
 from ..data.loaders import DataSet, recipe_sampler
 from ..data.manifest import Photos, labels
+from ..data.variation import steps_of
 from ..losses.catalogue import checked_terms, rehearse
 from reidlab.training.network import (
     branches_of,
@@ -123,6 +124,7 @@ def check_batches(
     processes: int = 1,  # that will train
 ) -> None:
     "Refuse photos that make no batch, and batches that the loss cannot learn from."
+    steps_of(recipe.data)  # an order that photos cannot be varied in stops here
     seen = _first_batch(recipe, data, processes)
     photos = len(seen) * (1 if recipe.train.gather else processes)
     check_alone(recipe, data.n_pids, photos, processes=processes)
@@ -145,6 +147,7 @@ def check_class_batches(
     processes: int = 1,  # that will train
 ) -> None:
     "Refuse photos that make no batch, classes without photos, and a middle that is not there."
+    steps_of(recipe.data)
     lost = np.setdiff1d(np.arange(data.n_pids), data.train.pids)
     if len(lost):
         raise ValueError(

@@ -186,7 +186,12 @@ def prepare(made: Made, lab, name: str):
 
 def recipe_of(name: str, val_fraction: float):
     return tiny_recipe(
-        **{"data__name": name, "data__height": 32, "data__width": 16, "data__pad": 2},
+        **{
+            "data__name": name,
+            "data__height": 32,
+            "data__width": 16,
+            "data__augment__pad_crop__pixels": 2,
+        },
         **{"data__sampler": {"pk": {"p": 2, "k": 2}}, "data__val_fraction": val_fraction},
         **{"train__epochs": 1, "evaluate__baselines": False},
     )

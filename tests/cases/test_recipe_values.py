@@ -126,7 +126,7 @@ def recipes(draw):
     task = draw(st.sampled_from(sorted(TASK_KEYS)))
     (other,) = TASK_KEYS.keys() - {task}
     shut = {name: TASK_KEYS[other].get(name, ()) for name in SECTION_NAMES}
-    shut["data"] = (*shut["data"], "cutout", "task")
+    shut["data"] = (*shut["data"], "task")
     values = {
         name: draw(section(Recipe.model_fields[name].annotation, shut[name]))
         for name in SECTION_NAMES
