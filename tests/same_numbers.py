@@ -165,6 +165,7 @@ ENTRIES = {
     "partial channels": Entry(
         *(SEARCH, "smoke", "pcdarts-search-s0"),
         {"search.strategy": "pcdarts", "search.init_channels": 12},
+        newer={"search.strategy": "pcdarts", "search.space.*.init_channels": 12},
         short=BRIEF | HALF,
     ),
     "vehicles8, prepared": Entry(
