@@ -96,7 +96,7 @@ def test_a_manifest_is_written_and_read_under_a_plain_name(tmp_path, name):
 
 def test_a_cell_of_a_sweep_has_a_name_that_a_disk_can_take(tmp_path):
     (tmp_path / "r.yaml").write_text("train: {epochs: 3}\n")
-    grid = {"model.backbone.*.genotype": ["run:" + "g" * 240]}
+    grid = {"model.backbone.*.weights": ["run:" + "g" * 240]}
     with pytest.raises(
         ValueError, match=r"would have 2\d\d bytes in its name, 100 allowed"
     ) as said:
