@@ -355,6 +355,8 @@ def seed_recipe(
         line, sets = _line(key, section, value, flat=values, note=notes[key])
         report.append(line)
         dotted |= sets
+    if any(key.startswith("train.optimizer.sgd.") for key in dotted):
+        dotted["train.optimizer"] = "sgd"  # the one there is, also where no key names it
     return as_mapping(dotted), report
 
 
