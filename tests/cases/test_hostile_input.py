@@ -308,7 +308,10 @@ def test_json_that_says_a_key_twice_or_no_number(reader, text, word, tmp_path):
             "search: {space: {reid: {nodes: 100000}}}",
             ("search.space.reid.nodes", "less than or equal to 16"),
         ),
-        ("search: {cells_per_stage: [1, 1, 1000000]}", ("cells_per_stage.2", "less than")),
+        (
+            "search: {space: {reid: {cells_per_stage: [1, 1, 1000000]}}}",
+            ("reid.cells_per_stage.2", "less than"),
+        ),
         ("model: {backbone: {derived: {layers: 1000000}}}", ("derived.layers", "equal to 200")),
         ("data: {sampler: {pk: {p: 1000000000}}}", ("data.sampler.pk.p", "less than")),
         ("data: {width: 1000000000}", ("data.width", "less than or equal to 4096")),

@@ -83,8 +83,9 @@ def strategy(kind, metadata=()):
         return st.lists(strategy(inside[0]), max_size=most)
     if origin is tuple:
         return st.tuples(*map(strategy, inside)).map(list)
-    if inside:
-        return st.one_of(*map(strategy, inside))
+    if inside:  # what has a name, as a genotype, is said by it
+        named = [k for k in inside if k in (str, type(None))] if str in inside else inside
+        return st.one_of(*map(strategy, named))
     if kind in (int, float):
         numbers = st.integers if kind is int else st.floats
         return numbers(**bounds(metadata, kind is int))
@@ -164,6 +165,8 @@ def numbers(schema=Recipe, place=""):
                 yield from numbers(options_model(builder), f"{here}.{name}")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from numbers(field.annotation, here)
+        elif str in get_args(field.annotation):  # any text is a name
+            continue
         elif any(word in str(field.annotation) for word in ("int", "float", "Literal[1", "Stage")):
             yield here, field.annotation
 
