@@ -57,10 +57,11 @@ def test_twins_are_one_search():
 )
 def test_what_the_names_promise_is_what_runs(name, wanted):
     r = row(f"autoreid/{name}")
-    s = r.search
-    cells = s.layers if s.macro == "darts" else sum(s.cells_per_stage)
-    assert (s.p * s.k, cells, s.init_channels, s.space, r.data.height) == wanted
-    assert s.nodes == 4
+    s, space = r.search, r.search.space
+    shape = space.options
+    cells = shape["layers"] if shape["macro"] == "darts" else sum(shape["cells_per_stage"])
+    assert (s.p * s.k, cells, shape["init_channels"], space.name, r.data.height) == wanted
+    assert shape["nodes"] == 4
     retrieval = name.startswith(("retrieval", "paper"))
     assert ("triplet" in s.loss, s.k) == ((True, 4) if retrieval else (False, 1))
 

@@ -461,8 +461,7 @@ def test_every_row_of_the_recipes_can_be_built(row):
     if recipe.model.genotype.startswith(
         "run:"
     ):  # of the same space, whether or not it has been run
-        drawn = {"genotype": "random:0"}
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=drawn)})
+        recipe = recipe.with_backbone(genotype="random:0")
     read = recipe.model_dump_json(include=READ)
     if read not in RIGHT:
         check_model(recipe, n_pids=751)
