@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'reidlab.core.upgrade._optimizers': ('00_core/upgrade.html#_optimizers', 'reidlab/core/upgrade.py'),
                                       'reidlab.core.upgrade._overrides': ('00_core/upgrade.html#_overrides', 'reidlab/core/upgrade.py'),
                                       'reidlab.core.upgrade._put': ('00_core/upgrade.html#_put', 'reidlab/core/upgrade.py'),
+                                      'reidlab.core.upgrade._slots': ('00_core/upgrade.html#_slots', 'reidlab/core/upgrade.py'),
                                       'reidlab.core.upgrade._supernet': ('00_core/upgrade.html#_supernet', 'reidlab/core/upgrade.py'),
                                       'reidlab.core.upgrade._taken': ('00_core/upgrade.html#_taken', 'reidlab/core/upgrade.py'),
                                       'reidlab.core.upgrade._tower': ('00_core/upgrade.html#_tower', 'reidlab/core/upgrade.py'),
