@@ -30,7 +30,8 @@ SEARCH, SWEEP = "nbs/search.ipynb", "nbs/sweep.ipynb"
 
 
 OWN = TINY | {"model.backbone": "small_cnn"}
-WRONG = "smoke-backbone_no-such-net-train-s0"
+NOWHERE = {"derived": {"genotype": "nowhere"}}
+WRONG = "smoke-backbone_derived-genotype-nowhere-train-s0"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def chain(tmp_path_factory):
     "A laboratory after a sweep that called train and evaluate once with papermill, and train for a cell that cannot be built."
     with pytest.MonkeyPatch.context() as patch:
         lab = laboratory(tmp_path_factory.mktemp("chain"), patch)
-        grid = {"model.backbone": ["small_cnn", "no_such_net"]}
+        grid = {"model.backbone": ["small_cnn", NOWHERE]}
         lab.sweep = lab.root / "sweep.ipynb"
         lab.job = run_job(SWEEP, lab.sweep, grid=grid, overrides=TINY, at_once=2)
         lab.run = RunFolder(lab.runs / "smoke-backbone_small-cnn-train-s0")
@@ -52,7 +53,7 @@ def test_a_sweep_with_the_real_pages(chain):
     "Two cells, one of which cannot be built: it is reported, the other finishes, and stays finished."
     job, run = chain.job, chain.run
     assert job.rc == 1 and "1 of 2 cells are not finished" in job.text, job.text[-3000:]
-    assert "no_such_net" in job.text and "backbone 'no_such_net' not found" in job.text
+    assert WRONG in job.text and "genotype 'nowhere' not found" in job.text
     assert run.finished and (run.path / "evaluate/synthetic/metrics.json").is_file()
     for step in STEPS:
         page = nbformat.read(run.path / f"{step}.ipynb", as_version=4)
