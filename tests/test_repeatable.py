@@ -109,9 +109,8 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
         "apart": tiny_recipe(train__sync_bn=True, train__gather=False, **shared),
         "local": tiny_recipe(train__sync_bn=False, train__gather=True, **shared),
     }
-    stripes = {"head": "pcb", "stripes": 2, "embedding": 8, "neck": "bn", "global_branch": 8}
-    stripes |= {"branch_update": 3}
-    striped_net = {f"model__{k}": v for k, v in stripes.items()}
+    stripes = {"stripes": 2, "global_branch": 8, "branch_update": 3}
+    striped_net = {"model__head": {"pcb": stripes}, "model__neck": {"bn": {"embedding": 8}}}
     # averages and no hardest pairs: by rounding, a maximum may find another place
     recipes["stripes"] = tiny_recipe(**shared | striped_net, loss__triplet={"weight": 0.0})
     gated = {"model__head": "spectral", "model__head__*__gate": 0.01}

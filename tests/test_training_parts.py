@@ -79,7 +79,8 @@ def test_a_check_builds_one_network(kind, cells, finished, monkeypatch):
 
 
 def test_a_search_builds_its_supernet_once_and_once_without_memory(photos, tmp_path, monkeypatch):
-    cells = {"init_channels": 6, "cells_per_stage": [1], "nodes": 1, "p": 4, "k": 2, "epochs": 1}
+    cells = {"reid": {"init_channels": 6, "cells_per_stage": [1], "nodes": 1}}
+    cells = {"space": cells, "p": 4, "k": 2, "epochs": 1}
     alone = {"warmup": 0, "validate_every": 0, "optimizer": "sgd"}
     recipe = tiny_recipe(**{f"search__{key}": value for key, value in {**cells, **alone}.items()})
     run = open_run("search", recipe, verb="search", root=tmp_path)
