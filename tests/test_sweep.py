@@ -25,7 +25,7 @@ VALUES = {
     "data.augment.flip.probability": st.sampled_from([0.0, 0.25, 1.0]),
     "search.clip": st.floats(1e-6, 1, allow_nan=False),
     "loss.triplet.margin": st.sampled_from([0.1, 0.3, "soft"]),
-    "model.backbone.*.genotype": st.text("ab:/ .-_", max_size=6),
+    "model.backbone.*.weights": st.text("ab:/ .-_", max_size=6),
 }
 grids = st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=3).flatmap(
     lambda keys: st.fixed_dictionaries(

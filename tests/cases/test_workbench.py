@@ -21,7 +21,7 @@ from reidlab.jobs.grid import SweepCell
 from reidlab.jobs.sets import SETS
 from reidlab.jobs.sweep import page_command
 from reidlab.jobs.workbench import LAID, OWN, PAGES, carried, new
-from reidlab.viz.contents import LINK
+from reidlab.viz.links import LINK
 
 ROOT = Path(__file__).parents[2]
 
