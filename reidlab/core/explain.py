@@ -26,8 +26,9 @@ def _usual(key: str, field: FieldInfo) -> str:
     "What a key is where nobody says it."
     value = value_at(usual_values(), key)
     if value is NOTHING:  # of one member of a list
-        value = "" if field.is_required() else to_jsonable_python(field.get_default())
-        return in_a_line(value) if not field.is_required() else "must be said"
+        if field.is_required():
+            return "must be said"
+        value = to_jsonable_python(field.get_default())
     return in_a_line(in_short(key, value) if key in KINDS else value)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURN', 'FORMAT', 'SEAL', 'holder', 'hold', 'let_go', 'holding', 'clear_parts', 'part_of', 'put_in_place',
-           'refuse_folder', 'writing', 'write_bytes', 'seal_of', 'write_json', 'read_json']
+           'refuse_folder', 'writing', 'write_bytes', 'page_text', 'seal_of', 'write_json', 'read_json']
 
 # %% ../../nbs/00_core/14_files.ipynb #fc42f0a5
 import fcntl
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # %% ../../nbs/00_core/14_files.ipynb #686b9b51
 _held: set[int] = set()  # open files of the locks that this process holds
@@ -250,6 +250,13 @@ def write_bytes(
     "Write a file atomically: a reader sees the old one or the new one, never half."
     with writing(path, lasting) as file:
         file.write(content)
+
+
+def page_text(
+    page: Mapping[str, Any],  # a notebook, as it was read from JSON
+) -> str:
+    "A notebook's text as nbdev-clean leaves it."
+    return json.dumps(page, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/00_core/14_files.ipynb #be2c8db2
 FORMAT = 1  # of every JSON file written here; a reader refuses a newer one

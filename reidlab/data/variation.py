@@ -128,9 +128,14 @@ class Variation:
         )
         self.pad = crop.pixels
         self.shapes = {
-            **{"height": data.height, "width": data.width, "flip": flip.probability},
-            **{"pad": crop.pixels, "brightness": light.strength, "erase": erase.probability},
-            **{"erase_area": erase.area, "erase_aspect": erase.aspect},
+            "height": data.height,
+            "width": data.width,
+            "flip": flip.probability,
+            "pad": crop.pixels,
+            "brightness": light.strength,
+            "erase": erase.probability,
+            "erase_area": erase.area,
+            "erase_aspect": erase.aspect,
             "spare": tuple(a - b for a, b in zip(self.read or size, size, strict=True)),
         }
         said = {name: self.steps[name] for name in SHADES if name in self.steps}

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core.files import part_of
+from ..core.files import page_text, part_of
 from ..core.reading import at_home, shown
 from ..core.settings import USUAL, package_version, shipped
 
@@ -137,8 +137,7 @@ def _mend_page(path: Path) -> None:
         if cell["cell_type"] == "markdown":
             text = without_dead_links("".join(cell["source"]), path.parent)
             cell["source"] = text.splitlines(keepends=True)
-    told = json.dumps(page, sort_keys=True, indent=1, ensure_ascii=False)
-    path.write_text(told + "\n", encoding="utf-8")
+    path.write_text(page_text(page), encoding="utf-8")
 
 # %% ../../nbs/10_jobs/13_workbench.ipynb #bench015
 FOLDERS = ("runs", "data/raw", "data/weights", "reports")

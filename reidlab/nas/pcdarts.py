@@ -38,7 +38,7 @@ class PartialMixed(Mixed):
         if channels % share:
             raise ValueError(
                 f"partial channels need a width that {share} divides, got {channels}. "
-                "Change search.init_channels, or partial of the strategy."
+                "Change init_channels of search.space, or partial of search.strategy."
             )
         super().__init__(ops, channels // share, stride)
         self.share = share

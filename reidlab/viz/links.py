@@ -11,9 +11,7 @@ import os
 import re
 from pathlib import Path
 
-import nbformat
-
-from ..core.files import write_bytes
+from ..core.files import page_text, write_bytes
 
 # %% ../../nbs/09_viz/23_links.ipynb #391f21a0
 def write_page(
@@ -21,8 +19,7 @@ def write_page(
     page: dict,  # as it was read from JSON
 ) -> None:
     "A notebook as nbdev-clean would leave it."
-    text = json.dumps(page, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(path, text.encode())
+    write_bytes(path, page_text(page).encode())
 
 # %% ../../nbs/09_viz/23_links.ipynb #653e42e5
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)(?P<to>[^)\s]+)(?P<more>[^)]*)\)")

@@ -9,13 +9,12 @@ __all__ = ['is_ours', 'as_shipped', 'reference_texts', 'reference_page', 'write_
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.explain import explain, moved_keys
-from ..core.files import write_bytes
-from ..core.parts import KINDS, shelf
+from ..core.files import page_text, write_bytes
+from ..core.parts import KINDS, shelf, unwrapped
 from ..core.places import places
 from ..core.wording import Explained, marked
 
@@ -24,9 +23,7 @@ def is_ours(
     builder: Callable,  # a function, a class, or a partial of one
 ) -> bool:
     "Whether a part came with this package."
-    while isinstance(builder, partial):
-        builder = builder.func
-    return str(builder.__module__).startswith("reidlab.")
+    return str(unwrapped(builder).__module__).startswith("reidlab.")
 
 
 @contextmanager
@@ -92,7 +89,7 @@ def reference_page(
     book = json.loads(Path(page).read_text(encoding="utf-8"))
     kept = [c for c in book["cells"] if "reference" not in c["metadata"].get("tags", [])]
     book["cells"] = kept + [_cell(*item) for item in reference_texts().items()]
-    return json.dumps(book, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    return page_text(book)
 
 
 def write_reference(
