@@ -470,7 +470,10 @@ def test_the_search_tells_no_difference_where_there_is_none(put, kind):
         ({"epoch": 3}, ("key 'search.epoch' not found", "Close names: search.epochs")),
         ({"strategy": "random"}, ("search.strategy 'random' not found", "Known: darts")),
         ({"strategy": "darts2"}, ("search.optimizer sgd", "got {'adamw'", "Choose sgd")),
-        ({"strategy": "pcdarts"}, ("a width that 4 divides", "got 6", "partial of the strategy")),
+        (
+            {"strategy": "pcdarts"},
+            ("a width that 4 divides", "got 6", "partial of search.strategy"),
+        ),
         (
             {"split": "identities", "loss": {"softmax": {}, "triplet": {"weight": 0.0}}},
             ("only triplet", "Give search.loss.triplet a weight"),
