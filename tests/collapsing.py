@@ -33,7 +33,7 @@ from reidlab.nas.health import health
 from reidlab.nas.search import weight_plan
 from reidlab.nas.split import half_loaders
 from reidlab.nas.supernet import supernet_from_recipe
-from reidlab.training.distributed import rank
+from reidlab.training.distributed import process_rank
 
 N_PIDS, EPOCHS, STEPS, WARMUP = 8, 20, 6, 4
 PROBLEMS = {  # which ops work (None: all, as they are), epochs of head start, one batch for the weights
@@ -138,4 +138,4 @@ def bends(recipe, folder, data_dir, device):
     loss = weighted_sum(recipe.search.loss)
     trainer = SearchTrainer(model, loss, weight_plan(recipe), recipe.search, other, device)
     found = alpha_sharpness(trainer, watched, steps=4)
-    write_json(folder / f"{rank()}.json", found)
+    write_json(folder / f"{process_rank()}.json", found)

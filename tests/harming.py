@@ -9,7 +9,7 @@ from pathlib import Path
 from reidlab.core.processes import descendants, processes
 from reidlab.nas.search import search_from_recipe
 from reidlab.training import epoch
-from reidlab.training.distributed import rank
+from reidlab.training.distributed import process_rank
 from reidlab.training.fit import fit_from_recipe
 from reidlab.training.step import Trainer
 
@@ -35,7 +35,7 @@ def note(folder):
     found = {str(pid): "" for pid in mine}
     found |= {f"{pid}:": str(open_ports(pid)) for pid in [os.getppid(), *mine]}
     lines = "".join(f"{key} {value}\n" for key, value in found.items())
-    (Path(folder) / f"who{rank()}").write_text(lines)
+    (Path(folder) / f"who{process_rank()}").write_text(lines)
 
 
 def sockets(pid):
@@ -72,12 +72,12 @@ def harmed(verb, fault, folder, device="cpu", **plain):
     def rate(self, t):
         if (now := next(steps)) == 2:
             note(folder)
-        if [rank(), now] == at and "rename" not in what:
+        if [process_rank(), now] == at and "rename" not in what:
             harm(what)
         return rated(self, t)
 
     def replace(*names):
-        if [rank(), next(renames)] == at and "rename" in what:
+        if [process_rank(), next(renames)] == at and "rename" in what:
             harm(what)
         return renamed(*names)
 

@@ -7,7 +7,7 @@ from reidlab.losses.catalogue import weighted_sum
 from reidlab.nas.darts import SearchTrainer
 from reidlab.nas.lean import use_memory
 from reidlab.nas.supernet import supernet_from_recipe
-from reidlab.training.distributed import rank, world_size
+from reidlab.training.distributed import process_rank, world_size
 from reidlab.training.step import Trainer
 
 
@@ -27,7 +27,7 @@ class Same:
 
 def mine(batch):
     "This process's share of a batch."
-    return Batch(*(part.chunk(world_size())[rank()] for part in batch))
+    return Batch(*(part.chunk(world_size())[process_rank()] for part in batch))
 
 
 def two_steps(recipes, batches, folder, device):
@@ -44,4 +44,4 @@ def two_steps(recipes, batches, folder, device):
         trainer.begin(0)
         for _ in range(2):
             trainer.step(one)
-        torch.save(trainer.model.state_dict(), folder / f"{name}{rank()}.pt")
+        torch.save(trainer.model.state_dict(), folder / f"{name}{process_rank()}.pt")

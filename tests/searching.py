@@ -9,7 +9,7 @@ from reidlab.nas.cdnet_space import LAYER_SPACES
 from reidlab.nas.search import weight_plan
 from reidlab.nas.split import Circle, half_loaders
 from reidlab.nas.strategies import search_model, search_trainer
-from reidlab.training.distributed import rank
+from reidlab.training.distributed import process_rank
 
 
 class Doubled:
@@ -45,7 +45,7 @@ def two_steps(recipes, folder, data_dir, device):
         batches = Circle(loader)
         for _ in range(2):
             trainer.step(batches.next())
-        torch.save(trainer.model.state_dict(), folder / f"{name}{rank()}.pt")
+        torch.save(trainer.model.state_dict(), folder / f"{name}{process_rank()}.pt")
 
 
 def two_steps_of_three(recipes, folder, data_dir, device):

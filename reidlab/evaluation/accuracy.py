@@ -24,7 +24,7 @@ from ..data.manifest import Photos
 from .embed import dealt, evaluating, gather_dealt
 from .estimate import Estimate
 from ..models.fblneck import class_scores
-from ..training.distributed import rank, world_size
+from ..training.distributed import process_rank, world_size
 
 # %% ../../nbs/08_evaluation/22_accuracy.ipynb #32dcede5
 def true_ranks(
@@ -91,7 +91,7 @@ def name_photos(
         model = model.module
     n, shared, rows = len(photos.pids), world_size() > 1, [torch.empty(0, 2)]
     hands = [dealt(n, batch_size, r, world=world_size()) for r in range(world_size())]
-    own = hands[rank()] if shared else None
+    own = hands[process_rank()] if shared else None
     with evaluating(model), torch.inference_mode():
         for batch in middle_loader(photos, data, batch_size, workers=workers, indices=own):
             images, pids = batch.images.to(device), batch.pids.to(device)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.recipe import Data
 from ..data.loaders import eval_loader
 from ..data.manifest import Photos
-from ..training.distributed import rank, world_size
+from ..training.distributed import process_rank, world_size
 
 # %% ../../nbs/08_evaluation/01_embed.ipynb #ceb256fb
 @contextmanager
@@ -114,7 +114,7 @@ def embed_photos(
         raise ValueError("nothing to embed: no photos. Is the split empty?")
     shared = world_size() > 1
     hands = [dealt(n, batch_size, r, world=world_size()) for r in range(world_size())]
-    mine = hands[rank()]
+    mine = hands[process_rank()]
     feats = torch.empty(0, 0)
     if mine:
         own = mine if shared else None

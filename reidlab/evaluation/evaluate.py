@@ -121,7 +121,7 @@ def evaluate_split(
     "Score a model on a split by plain distances: the recipe's metric and normalisation, no re-ranking."
     data = open_data(recipe.data, recipe.seed) if data is None else data
     embeddings = embed_split(model, recipe, data, split=split, device=device, workers=workers)
-    if folder is not None and distributed.rank() == 0:
+    if folder is not None and distributed.process_rank() == 0:
         save_embeddings(Path(folder) / "embeddings.npz", embeddings)
     return rank_embeddings(embeddings, plain_rules(recipe.evaluate)).summary()
 

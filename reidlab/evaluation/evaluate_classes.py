@@ -38,7 +38,7 @@ from reidlab.evaluation.openings import (
 from .predictions import load_predictions, save_predictions
 from .transfer import evaluation_recipe
 from ..training.checkpoint import weights_digest
-from ..training.distributed import barrier, from_rank_zero, rank
+from ..training.distributed import barrier, from_rank_zero, process_rank
 from ..training.trained import load_model
 
 # %% ../../nbs/08_evaluation/24_evaluate_classes.ipynb #3bab0405
@@ -103,7 +103,7 @@ def evaluate_classes(
     )
     alive("writing what was named", limit=LONG)
     record = None
-    if rank() == 0:
+    if process_rank() == 0:
         with holding(run.path / ".lock", f"evaluating {run.name}", alive):  # one after the other
             card = rules | {
                 "version": data.manifest.about.get("version", ""),

@@ -41,7 +41,7 @@ from ..retrieval.metrics import RankResult
 from ..retrieval.rules import Rules
 from ..retrieval.single_shot import SingleShotResult
 from ..training.checkpoint import weights_digest
-from ..training.distributed import barrier, from_rank_zero, rank
+from ..training.distributed import barrier, from_rank_zero, process_rank
 from ..training.trained import load_model
 
 # %% ../../nbs/08_evaluation/21_evaluate_run.ipynb #991bd5e8
@@ -190,13 +190,13 @@ def evaluate_run(
     kept = kept_features(asked.out, asked.key(), data.manifest)
     barrier()
     if from_rank_zero(_is_answered(asked, stored, kept)):
-        return from_rank_zero(_completed(asked, stored) if rank() == 0 else None)
+        return from_rank_zero(_completed(asked, stored) if process_rank() == 0 else None)
     began, record = time.monotonic(), None
     again = not from_rank_zero(bool(kept))
     if again:
         workers = settings().workers if workers is None else workers
         kept = embed_split(model, recipe, data, split="test", device=device, workers=workers)
-    if rank() == 0:
+    if process_rank() == 0:
         with holding(run.path / ".lock", f"evaluating {run.name}", alive):  # one after the other
             record = _answer(asked, kept, new=again, began=began)
     return from_rank_zero(record)

@@ -18,7 +18,7 @@ from torch import nn
 from ..core.run import RunFolder
 from .cdnet_space import LayerSupernet
 from .supernet import Supernet, supernet_of
-from ..training.distributed import from_every_rank, rank
+from ..training.distributed import from_every_rank, process_rank
 
 # %% ../../nbs/07_nas/22_agreement.ipynb #cd404a9b
 def alpha_drift(
@@ -53,7 +53,9 @@ def rank_hashes(
     alphas = supernet_of(model).alphas
     own = {id(a) for a in alphas}
     weights = [p for p in model.parameters() if id(p) not in own]
-    rows = from_every_rank({"rank": rank(), "alphas": hash_of(alphas), "weights": hash_of(weights)})
+    rows = from_every_rank(
+        {"rank": process_rank(), "alphas": hash_of(alphas), "weights": hash_of(weights)}
+    )
     for what in ("alphas", "weights"):
         if len({row[what] for row in rows}) > 1:
             raise RuntimeError(

@@ -25,7 +25,7 @@ from .health import health, verdicts
 from .latency import Latency, latency_of
 from .strategies import derived_genotype
 from .supernet import Supernet, search_space
-from ..training.distributed import rank
+from ..training.distributed import process_rank
 
 # %% ../../nbs/07_nas/23_answers.ipynb #5fdc9df8
 def answer(
@@ -100,7 +100,7 @@ class EpochNotes:
     ):
         self.run, self.recipe, self.trainer = run, recipe, trainer
         self.n_pids, self.latency, self.watched = n_pids, latency, watched
-        if rank() == 0 and not genotype_path(run, 0).is_file():
+        if process_rank() == 0 and not genotype_path(run, 0).is_file():
             self(0)
 
     def __call__(
@@ -111,7 +111,7 @@ class EpochNotes:
         drift = alpha_drift(net) if epoch else 0.0
         ranks = rank_hashes(self.trainer.model) if epoch else []
         bend = alpha_sharpness(self.trainer, self.watched) if epoch and self.watched else {}
-        if rank() > 0:
+        if process_rank() > 0:
             return {}
         if ranks:
             run.log("ranks", epoch=epoch, ranks=ranks)

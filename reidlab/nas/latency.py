@@ -32,7 +32,7 @@ from reidlab.nas.budget import (
 )
 from .derive import derive
 from .supernet import search_space
-from ..training.distributed import from_rank_zero, rank
+from ..training.distributed import from_rank_zero, process_rank
 
 # %% ../../nbs/07_nas/15_latency.ipynb #06fc7d04
 UNCOUNTED = 3  # rounds before the first that counts
@@ -208,7 +208,7 @@ def run_latency(
         return None
     space, found = search_space(recipe), None
     ops = space.ops
-    if rank() == 0:
+    if process_rank() == 0:
         if not (Path(folder) / FILE).is_file():
             write_latency(folder, measure_latency(recipe, ops, device))
         found = read_latency(folder, recipe, ops)

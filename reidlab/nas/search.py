@@ -28,7 +28,7 @@ from .split import half_loaders, search_data
 from .stages import Given, Masks, staged
 from .strategies import search_model, search_trainer
 from .supernet import search_space
-from ..training.distributed import rank, world_size
+from ..training.distributed import process_rank, world_size
 from ..training.epoch import Fit
 from ..training.fit import carry_out, open_together, run_epochs
 from ..training.parts import note_input
@@ -54,7 +54,7 @@ def _with_less_memory(recipe: Recipe, model: nn.Module) -> None:
     photos, amp = batch.p * batch.k // world_size(), recipe.train.amp != "none"
     size = {"height": batch.height, "width": batch.width, "batch": photos}
     made = use_memory(model, recipe.search.memory, **size, amp=amp)
-    if made and rank() == 0:
+    if made and process_rank() == 0:
         print(made)
 
 
@@ -93,7 +93,7 @@ def _searched(
     progress = run_epochs(fit)
     figures = {**progress.best, "supernet_params": size}
     ended = {key: figures.pop(key) for key in ("stop", "sound") if key in figures}
-    if ended and rank() == 0:
+    if ended and process_rank() == 0:
         figures |= {"epoch": ended["sound"]} | figures_of(run, ended["sound"])
     about = {"epochs": progress.epoch, "seconds": progress.seconds, "figures": figures}
     return about | ended
@@ -144,6 +144,6 @@ def search_from_recipe(
             found = staged(run, recipe, given, searched=_searched)
         else:
             found = _searched(run, recipe, given)
-        return _answered(run, recipe, given, found=found) if rank() == 0 else {}
+        return _answered(run, recipe, given, found=found) if process_rank() == 0 else {}
 
     return carry_out(folder, work)

@@ -17,7 +17,7 @@ from ..core.recipe import Data, Recipe
 from ..core.seed import rng
 from ..data.loaders import Batch, train_loader
 from ..data.manifest import Photos
-from ..training.distributed import rank, world_size
+from ..training.distributed import process_rank, world_size
 from ..training.parts import normalised_there
 
 # %% ../../nbs/07_nas/07_split.ipynb #761e4346
@@ -115,7 +115,7 @@ def half_loaders(
 ) -> tuple[Any, Any]:  # loader of the weights' half, loader of the alphas' half
     "P×K batches of the two halves, for this process."
     data = search_data(recipe)
-    place = {"workers": workers, "rank": rank(), "world": world_size()}
+    place = {"workers": workers, "rank": process_rank(), "world": world_size()}
     place["device"] = normalised_there(recipe, device)
     loaders = [
         train_loader(half, data, seed, **place) for half, seed in search_halves(train, recipe)

@@ -22,7 +22,7 @@ from .latency import Latency
 from .progressive import kept_ops, stage_recipe
 from .supernet import FAR, search_space
 from ..training.checkpoint import must_fit, read_kept
-from ..training.distributed import barrier, rank, world_size
+from ..training.distributed import barrier, process_rank, world_size
 from ..training.fit import carry_out
 
 # %% ../../nbs/07_nas/25_stages.ipynb #abd7ffa3
@@ -104,7 +104,7 @@ def left_by(
 def _opened(run: RunFolder, recipe: Recipe, given: Given, stage: int) -> RunFolder:
     "The folder of a stage, on all processes."
     root = run.path / "stages"
-    if rank() == 0:
+    if process_rank() == 0:
         about = {"data": given.data.fingerprint, "device": given.device, "processes": world_size()}
         open_run(str(stage), recipe, "search", **about, root=root)
     barrier()
@@ -135,7 +135,7 @@ def staged(
         about = {"masks": masks, "skip_dropout": stage.skip_dropout}
         about |= {"recipe": own, "given": replace(given, on_epoch=[relay])}
         record = carry_out(folder.path, partial(_one, searched=searched, **about))
-        if rank() == 0:
+        if process_rank() == 0:
             relay(folder.path)  # what a crash may have kept from being copied
         barrier()
         first, seconds = first + stage.epochs, seconds + record["seconds"]

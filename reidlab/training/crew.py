@@ -39,7 +39,7 @@ from ..core.heartbeat import LONG, Sign, last_sign, leave_signs, new_signs
 from ..core.processes import await_end, descendants, die_with_parent, end_family, processes
 from ..core.settings import settings
 from ..data.readers import CUT, readers_named
-from .distributed import from_every_rank, rank, stay_here, world_size
+from .distributed import from_every_rank, process_rank, stay_here, world_size
 
 # %% ../../nbs/06_training/04_crew.ipynb #c3f795fd
 FOLLOWS = re.compile(
@@ -424,7 +424,7 @@ def describe_process(
 ) -> list[dict[str, Any]]:  # one row a process
     "Rank, world, device and threads of every process of a launch."
     me = {
-        "rank": rank(),
+        "rank": process_rank(),
         "world": world_size(),
         "device": device,
         "threads": torch.get_num_threads(),

@@ -21,7 +21,7 @@ from ..core.settings import settings
 from ..data.loaders import Batch, DataSet
 from ..losses.soft_targets import feature_match_loss, soft_target_loss
 from .checkpoint import read_kept, weights_digest
-from .distributed import rank
+from .distributed import process_rank
 from .fit import fit_from_recipe
 from .network import branches_of, teaching_mode
 from .step import Trainer
@@ -170,7 +170,7 @@ def _note_teacher(run: RunFolder, facts: dict[str, Any]) -> None:
             f"run {run.name!r} began with a teacher of weights {before[-1]['weights']}, and {facts['run']!r} "
             f"now has {facts['weights']}. Choose a new run name, or move that folder away."
         )
-    if not before and rank() == 0:
+    if not before and process_rank() == 0:
         run.log("teacher", **facts)
 
 

@@ -16,7 +16,7 @@ from ..core.heartbeat import LONG, alive, busy
 from ..core.recipe import Recipe, Train
 from ..core.run import RunFolder
 from .checkpoint import save_checkpoint
-from .distributed import barrier, from_rank_zero, mean_over_world, rank
+from .distributed import barrier, from_rank_zero, mean_over_world, process_rank
 from .network import architecture_of
 from .optim import set_rate
 from .progress import Progress, resume_state
@@ -68,7 +68,7 @@ def save(
     last, progress = kind == "last", fit.progress
     state = {"data": fit.data.fingerprint} | (resume_state(fit.trainer, progress) if last else {})
     with busy("writing a checkpoint", LONG):
-        if rank() == 0:
+        if process_rank() == 0:
             path = fit.run.path / "checkpoints" / f"{kind}.pt"
             model = fit.trainer.model if last else fit.trainer.judged
             plain = fit.recipe.model_dump(mode="json")
@@ -118,7 +118,7 @@ class Watch:
     ) -> None:
         "Called after every step."
         fit, step, now = self.fit, self.fit.progress.step, time.monotonic()
-        if rank() == 0 and now - self.beaten > PULSE:
+        if process_rank() == 0 and now - self.beaten > PULSE:
             self.beaten = now
             self.pulse(now - self.began)
         asked = whole and step < fit.steps and step % ASK == 0

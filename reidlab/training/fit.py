@@ -18,7 +18,7 @@ from ..core.recipe import Recipe, Train
 from ..core.run import RunFolder
 from ..core.seed import deterministic, seed_all
 from ..data.loaders import open_data
-from .distributed import barrier, from_rank_zero, rank
+from .distributed import barrier, from_rank_zero, process_rank
 from .epoch import Fit, save
 from .network import AnyGenotype
 from .parts import note_parts, parts_from_recipe
@@ -58,7 +58,7 @@ def _passed(fit: Fit) -> dict[str, Any]:
     progress, number = fit.progress, fit.progress.epoch + 1
     fit.loader.batch_sampler.set_epoch(progress.epoch, progress.step)
     if not progress.step:
-        seed_all(fit.recipe.seed, progress.epoch, rank())
+        seed_all(fit.recipe.seed, progress.epoch, process_rank())
     record = fit.epoch(fit)
     alive(f"epoch {number}, after its last step", limit=LONG)
     progress.turn(record, fit.shown)
@@ -103,11 +103,11 @@ def run_epochs(
     while fit.progress.epoch < fit.plan.epochs and not fit.progress.stop:
         record = _passed(fit)
         record |= _judged(fit, record["epoch"])
-        if rank() == 0:
+        if process_rank() == 0:
             _tell(fit, record)
         keep_best(fit, record)
         save(fit)
-        if rank() == 0:
+        if process_rank() == 0:
             _draw(fit, record)
         alive(f"epoch {record['epoch']}, at its end", limit=LONG)
     return fit.progress
@@ -122,11 +122,11 @@ def carry_out(
     if run.finished:
         return run.metrics()
     with ExitStack() as stack:
-        if rank() == 0:
+        if process_rank() == 0:
             stack.enter_context(run.working())
         stack.enter_context(deterministic())
         told = work(run)
-        if rank() == 0:
+        if process_rank() == 0:
             run.finish(**told)
         barrier()
     return run.metrics()
@@ -138,7 +138,7 @@ def open_together(
     opened: Callable = open_data,  # opened(data section, seed, folder)
 ) -> Any:  # what `opened` gives, here a DataSet
     "Open the data; rank 0 first, since it may have to draw it."
-    data = opened(recipe.data, recipe.seed, data_dir) if rank() == 0 else None
+    data = opened(recipe.data, recipe.seed, data_dir) if process_rank() == 0 else None
     barrier()
     return data or opened(recipe.data, recipe.seed, data_dir)
 
@@ -170,7 +170,7 @@ def work_through(
     "A training from where its folder stands to its end."
 
     def work(run: RunFolder) -> dict[str, Any]:
-        genotype = keep_genotype(recipe, run.path) if rank() == 0 else None
+        genotype = keep_genotype(recipe, run.path) if process_rank() == 0 else None
         with busy("opening the data", LONG):
             data = opened()  # the other processes may read the genotype from here on
         with busy("building the network", LONG):

@@ -23,7 +23,7 @@ from ..models.backbones import key_account
 from ..models.catalogue import WHOLE_FILES
 from ..models.cdnet import KeyReport
 from ..models.finetune import run_checkpoint, start_from
-from .distributed import rank, world_size
+from .distributed import process_rank, world_size
 from reidlab.training.network import (
     AnyGenotype,
     costs_of,
@@ -66,7 +66,7 @@ def note_weights(
     net: nn.Module,  # the recipe's, built
 ) -> None:
     "Write down how many tensors of the named weights were taken, which stayed behind, which are fresh."
-    if rank() == 0 and (keys := weights_report(recipe, 0, net)):
+    if process_rank() == 0 and (keys := weights_report(recipe, 0, net)):
         told = {"loaded": len(keys.loaded), "left": list(keys.left), "fresh": list(keys.fresh)}
         run.log("weights", file=Path(recipe.model.weights).name, **told)
 
@@ -87,7 +87,7 @@ def loader_from_recipe(
 ) -> Any:  # of Batch; its batch_sampler knows the epoch
     "A recipe's training batches, this process's share of each."
     reading = settings().workers if workers is None else workers
-    share = {"workers": reading, "rank": rank(), "world": world_size()}
+    share = {"workers": reading, "rank": process_rank(), "world": world_size()}
     if recipe.data.task == "classification":
         return class_loader(data.train, recipe.data, recipe.seed, **share)
     there = normalised_there(recipe, device)
@@ -99,7 +99,7 @@ def note_input(
     *loaders: Any,  # of training batches
 ) -> None:
     "Write down, once, where batches are made in a slower way than data.cache would have it."
-    if rank() == 0:
+    if process_rank() == 0:
         for loader in loaders:
             slower = getattr(loader.dataset, "slower", {})
             if slower and {"event": "input", **slower} not in run.events("input"):

@@ -23,7 +23,7 @@ from reidlab.training.checkpoint import (
     read_checkpoint,
     read_last,
 )
-from .distributed import from_every_rank, rank, world_size
+from .distributed import from_every_rank, process_rank, world_size
 
 # %% ../../nbs/06_training/13_progress.ipynb #cf7a7a4e
 @dataclass
@@ -107,7 +107,7 @@ def check_moments(
 
 def _take_random(content: Mapping[str, Any], kind: str) -> None:
     "Put torch's random state where this process left it."
-    mine = content["random"][rank()]
+    mine = content["random"][process_rank()]
     torch.set_rng_state(mine["cpu"].cpu())
     if kind == "cuda":
         torch.cuda.set_rng_state(mine["cuda"].cpu())
@@ -155,13 +155,13 @@ def take_up(
         check_origin(content, recipe, name, data=data, without=aside)
         found.append(resumed(trainer, content, facts, name=name, steps=steps))
 
-    tell = run.warn if rank() == 0 else lambda about: None
+    tell = run.warn if process_rank() == 0 else lambda about: None
     read_last(folder, trainer.device, take, tell=tell)
     progress = found[-1]
     if progress.best:
         best = read_checkpoint(folder / "best.pt")  # its epoch may be later: it will come again
         check_origin(best, recipe, f"checkpoint {folder / 'best.pt'}", data=data, without=aside)
-    if rank() == 0:
+    if process_rank() == 0:
         compare_history(run, progress, shown)
     return progress
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .distributed import from_every_rank, rank, sum_over_world, world_size
+from .distributed import from_every_rank, process_rank, sum_over_world, world_size
 
 # %% ../../nbs/06_training/06_syncbn.ipynb #d2e67877
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -109,7 +109,7 @@ def normed_step(
         nn.BatchNorm1d(3),
     )
     net = convert_sync_batchnorm(net.to(rows.dtype), device)
-    mine = rows.chunk(world_size())[rank()]
+    mine = rows.chunk(world_size())[process_rank()]
     run = DistributedDataParallel(net) if world_size() > 1 else net
     out = run(mine)
     (out[:, 0] * mine[:, 0] + out[:, 1:].pow(3).sum(1)).mean().backward()

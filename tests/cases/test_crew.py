@@ -420,10 +420,10 @@ def test_only_who_has_done_its_work_says_so(wrong, over):
 STOPS = """
 import os, signal, sys
 from reidlab.training import crew, launch
-from reidlab.training.distributed import barrier, rank
+from reidlab.training.distributed import barrier, process_rank
 crew.PULSE, crew.MARGIN = 0.2, 0.4
 def work(device):
-    if rank() == int(sys.argv[1]):
+    if process_rank() == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGSTOP)
     barrier()
 launch.launch(work, device="cpu")

@@ -362,7 +362,7 @@ def test_each_process_takes_up_its_own_random_state(monkeypatch):
         states.append({"cpu": torch.get_rng_state()})
         drawn.append(torch.rand(()))
     for rank in (0, 1):
-        monkeypatch.setattr(standing, "rank", lambda here=rank: here)
+        monkeypatch.setattr(standing, "process_rank", lambda here=rank: here)
         standing._take_random({"random": states}, "cpu")
         assert torch.rand(()) == drawn[rank]
 
