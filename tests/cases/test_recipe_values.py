@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from reidlab.core.parts import KINDS, members, options_model, resolved, shelf
+from reidlab.core.parts import KINDS, builders_of, members, options_model, resolved, shelf
 from reidlab.core.recipe import (
     SECTION_NAMES,
     TASK_KEYS,
@@ -161,8 +161,8 @@ def numbers(schema=Recipe, place=""):
     for key, field in schema.model_fields.items():
         here = f"{place}.{key}".lstrip(".")
         if any(kind == here for kind in field.metadata):
-            for name, builder in shelf(here).items():
-                yield from numbers(options_model(builder), f"{here}.{name}")
+            for name in shelf(here):
+                yield from numbers(options_model(*builders_of(here, name)), f"{here}.{name}")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from numbers(field.annotation, here)
         elif str in get_args(field.annotation):  # any text is a name
