@@ -86,7 +86,7 @@ def trainer_of(problem, seed):
             epochs=EPOCHS,
             warmup=warmup,
             optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
-            lr_min=0.05,
+            schedule={"cosine": {"lr_min": 0.05}},
             alpha_lr=0.05,
             loss={
                 "softmax": {"weight": 0.5, "smoothing": 0.0},

@@ -344,7 +344,7 @@ def test_the_network_of_the_paper_has_its_numbers():
 def test_cosine_rate(name):
     g = KEPT["cosine"]["schedules"][name]
     for epoch, rate in g["lr_at"].items():
-        here = learning_rate(int(epoch), g["T"], g["lr0"], "cosine", lr_min=g["eta_min"])
+        here = learning_rate(int(epoch), g["T"], g["lr0"], {"cosine": {"lr_min": g["eta_min"]}})
         np.testing.assert_allclose(here, rate, rtol=1e-12)
 
 

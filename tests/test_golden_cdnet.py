@@ -438,8 +438,6 @@ def test_the_recipe_follows_the_published_schedule():
             t.optimizer.get("lr"),
             t.schedule,
             t.warmup,
-            milestones=t.milestones,
-            gamma=t.gamma,
         )
         assert_close(rate, expected, rtol=1e-9, atol=0)
 

@@ -320,7 +320,7 @@ def planted(how, seed):
                 "triplet": {"weight": 0.5, "margin": "soft"},
             },
             optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
-            lr_min=0.05,
+            schedule={"cosine": {"lr_min": 0.05}},
             **PLANTED[how],
         ),
     )

@@ -35,7 +35,11 @@ def test_every_key_of_a_recipe_is_a_line_of_the_reference():
     for place, schema in sections().items():
         assert {f"{place}.{name}" for name in schema.model_fields} <= told
     text = "".join(reference_texts().values())
-    twins = ("search.loss.", "search.optimizer.")  # told once, of the training's shelf
+    twins = (
+        "search.loss.",
+        "search.optimizer.",
+        "search.schedule.",
+    )  # told once, of the training's shelf
     assert [key for key in told if f"`{key}`" not in text and not key.startswith(twins)] == []
     assert [old for old in MOVES if f"| `{old}` |" not in text] == []
     assert all(line.kind for line in moved_keys().lines)

@@ -266,7 +266,7 @@ def search_with(put, kind, seed, strategy="darts"):
             epochs=1,
             warmup=0,
             optimizer={"sgd": {"lr": 0.05, "weight_decay": 5e-5}},
-            lr_min=0.05,
+            schedule={"cosine": {"lr_min": 0.05}},
             alpha_lr=own.get("alpha_lr", 0.05),
             loss={
                 "softmax": {"weight": 0.5, "smoothing": 0.0},

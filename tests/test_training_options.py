@@ -105,11 +105,12 @@ def test_the_published_rates_survive_a_stop_in_mid_warmup(photos, tmp_path):
         **SMALL,
         train__epochs=6,
         train__optimizer={"sgd": {"lr": g["base_lr"], "head_lr_factor": 10.0}},
-        train__schedule="multistep",
+        train__schedule={
+            "multistep": {"milestones": [g["warmup_epoch"] + s for s in g["decay_step"]]}
+        },
         train__lr_per="epoch",
         train__warmup=g["warmup_epoch"],
         train__warmup_form="ladder",
-        train__milestones=[g["warmup_epoch"] + s for s in g["decay_step"]],
     )
     path = opened(recipe, "lite", tmp_path, photos)
     for epoch in (2, 4):

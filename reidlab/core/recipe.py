@@ -193,15 +193,11 @@ class Train(Section):
 
     epochs: Whole = 12  # passes over the training photos
     optimizer: slot("train.optimizer") = "adamw"  # how a step is taken, and how far
-    schedule: Literal["cosine", "multistep", "step", "constant"] = "cosine"  # of the rate
+    schedule: slot("train.schedule") = "cosine"  # how the rate falls
     lr_per: Literal["step", "epoch"] = "step"  # how finely the schedule is followed
     warmup: Weight = 1  # epochs of warm-up
     warmup_form: Literal["linear", "constant", "ladder"] = "linear"  # ladder: (e+1)/W in epoch e
     warmup_factor: Share = 0.01  # where the warm-up starts
-    milestones: Epochs = ()  # epochs (multistep)
-    gamma: Positive = 0.1  # factor at a milestone, or after each period
-    period: Positive = 1.0  # epochs (step)
-    lr_min: Weight = 0.0  # where the cosine ends
     amp: Literal["none", "bf16", "fp16"] = "none"  # autocast; losses stay in fp32
     clip: Weight = 0.0  # largest gradient norm; 0: no clipping
     accumulate: Whole = 1  # batches to one optimiser step
@@ -253,7 +249,7 @@ class Search(Section):
     optimizer: slot("search.optimizer") = {  # of the weights
         "sgd": {"lr": 0.1, "weight_decay": 5e-5}
     }
-    lr_min: Weight = 0.001  # where the cosine ends
+    schedule: slot("search.schedule") = {"cosine": {"lr_min": 0.001}}  # of the weights' rate
     clip: Weight = 5.0  # largest gradient norm; 0: no clipping
     alpha_lr: Positive = 0.02  # Adam
     alpha_betas: tuple[Share, Share] = (0.5, 0.999)  # Adam

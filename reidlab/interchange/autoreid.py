@@ -138,7 +138,7 @@ SEARCH = {
     "Search_layers": ("search.space.*.layers", "model.backbone.derived.layers"),
     "init_channels": ("search.space.*.init_channels", "model.backbone.derived.init_channels"),
     "w_lr": ("search.optimizer.sgd.lr",),
-    "w_lr_min": ("search.lr_min",),
+    "w_lr_min": ("search.schedule.cosine.lr_min",),
     "w_momentum": ("search.optimizer.sgd.momentum",),
     "w_weight_decay": ("search.optimizer.sgd.weight_decay",),
     "w_grad_clip": ("search.clip",),
@@ -148,7 +148,7 @@ SEARCH = {
 }
 TRAINING = {
     "epochs": ("train.epochs",),
-    "w_lr_min": ("train.lr_min",),
+    "w_lr_min": ("train.schedule.cosine.lr_min",),
     "w_grad_clip": ("train.clip",),
     "momentum": ("train.optimizer.sgd.momentum",),
     "weight_decay": ("train.optimizer.sgd.weight_decay",),

@@ -197,10 +197,8 @@ def _lite_warmup(epochs: Any, v: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lite_steps(steps: Any, v: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "train.milestones": [v["lr.warmup_epoch"] + step for step in steps],
-        "train.schedule": "multistep",
-    }
+    milestones = [v["lr.warmup_epoch"] + step for step in steps]
+    return {"train.schedule": "multistep", "train.schedule.multistep.milestones": milestones}
 
 # %% ../../nbs/05_interchange/03_reid_lite.ipynb #9ce91f27
 def _of_step(option: str) -> Rule:
@@ -285,7 +283,10 @@ LITE: dict[str, Rule] = {
     "img_w": none("as data_augmentation.crop_w"),
     "lr.base_lr": _of_step("lr"),
     "lr.fc_lr": lambda value, v: _of_step("head_lr_factor")(value / v["lr.base_lr"], v),
-    "lr.decay_gamma": to("train.gamma"),
+    "lr.decay_gamma": lambda value, v: {
+        "train.schedule": "multistep",
+        "train.schedule.multistep.gamma": value,
+    },
     "lr.decay_step": _lite_steps,
     "lr.warmup_epoch": _lite_warmup,
     "model_params.model": lambda value, v: (

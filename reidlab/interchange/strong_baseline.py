@@ -127,7 +127,8 @@ def _strong_warmup(epochs: Any, v: Mapping[str, Any]) -> dict[str, Any]:
 
 def _strong_steps(steps: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     milestones = [step - _shift(v) for step in steps]
-    return {"train.milestones": milestones, "train.schedule": "multistep", "train.lr_per": "epoch"}
+    fall = {"train.schedule": "multistep", "train.schedule.multistep.milestones": milestones}
+    return fall | {"train.lr_per": "epoch"}
 
 # %% ../../nbs/05_interchange/04_strong_baseline.ipynb #568ea776
 METRICS = ("triplet", "center", "triplet_center")
@@ -189,7 +190,10 @@ STRONG: dict[str, Rule] = {
     "SOLVER.MARGIN": none("said with DATALOADER.SAMPLER"),
     "SOLVER.WEIGHT_DECAY": _of_step("weight_decay"),
     "SOLVER.WEIGHT_DECAY_BIAS": _of_step("weight_decay_bias"),
-    "SOLVER.GAMMA": to("train.gamma"),
+    "SOLVER.GAMMA": lambda value, v: {
+        "train.schedule": "multistep",
+        "train.schedule.multistep.gamma": value,
+    },
     "SOLVER.STEPS": _strong_steps,
     "SOLVER.WARMUP_FACTOR": none("said with WARMUP_ITERS"),
     "SOLVER.WARMUP_ITERS": _strong_warmup,

@@ -39,9 +39,9 @@ def weight_plan(
 ) -> Train:  # the weights' training during the search
     "How a search trains the weights of its supernet."
     s = recipe.search
-    own = ("epochs", "optimizer", "lr_min", "clip", "validate_every")
+    own = ("epochs", "optimizer", "schedule", "clip", "validate_every")
     changes = {key: getattr(s, key) for key in own}
-    fixed = {"schedule": "cosine", "accumulate": 1, "select": "last"}
+    fixed = {"accumulate": 1, "select": "last"}
     fixed |= {"ema": 0.0, "freeze_epochs": 0}  # of a network's training, not of a supernet's
     return recipe.train.model_copy(update=changes | fixed)
 

@@ -98,10 +98,6 @@ class Learner:
             schedule=c.schedule,
             warmup=c.warmup,
             warmup_start=c.warmup_factor,
-            milestones=c.milestones,
-            gamma=c.gamma,
-            lr_min=c.lr_min,
-            period=c.period,
             warmup_form=c.warmup_form,
         )
 

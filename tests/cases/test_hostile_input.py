@@ -318,7 +318,7 @@ def test_json_that_says_a_key_twice_or_no_number(reader, text, word, tmp_path):
         ("data: {name: 2024}", ("data.name", "string")),
         ('data: {name: "a\\nb"}', ("name needs text of one line",)),
         ("train: {epochs: 1000000000000}", ("train.epochs", "less than")),
-        ("train: {milestones: 40}", ("train.milestones", "got 40")),
+        ("train: {schedule: {multistep: {milestones: 40}}}", ("multistep.milestones", "got 40")),
         ("model: {backbone: {resnet50: {last_stride: true}}}", ("last_stride needs a number",)),
     ],
 )
@@ -584,7 +584,7 @@ def test_each_number_that_a_rule_takes_is_bounded():
 @pytest.mark.parametrize(
     "text, values",
     [
-        ("SOLVER:\n  STEPS: (40, 70)\n", {"train.milestones": [40, 70]}),
+        ("SOLVER:\n  STEPS: (40, 70)\n", {"train.schedule.multistep.milestones": [40, 70]}),
         ("SOLVER:\n  STEPS: [40, 70]\n  BASE_LR: 5e-4\n", {"train.optimizer.adam.lr": 5e-4}),
         ("INPUT:\n  SIZE_TRAIN: (256, 128)\n  SIZE_TEST: [256, 128]\n", {"data.height": 256}),
         ("MODEL:\n  NAME: ('resnet50')\n", {"model.backbone.resnet50.last_stride": 1}),

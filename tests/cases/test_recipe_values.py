@@ -236,7 +236,7 @@ def test_no_file_brings_in_infinity(text, tmp_path):
     [
         ('{"train.optimizer.adamw.lr": NaN}', "train.optimizer.adamw.lr"),
         ('{"loss.softmax.weight": Infinity}', "loss.softmax.weight"),
-        ('{"train.milestones": [1, -Infinity]}', "train.milestones.1"),
+        ('{"data.std": [1, -Infinity, 1]}', "data.std.1"),
         ('{"train.clip": 1e999}', "train.clip"),
         ('{"train.clip": 1, "train.clip": 2}', "'train.clip' stands twice"),
         ('{"loss": {"softmax": {}, "softmax": {}}}', "'softmax' stands twice"),
@@ -252,13 +252,13 @@ def test_no_override_brings_in_infinity_or_says_a_key_twice(text, word):
 def test_numbers_are_numbers_however_they_are_written(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "loss: {centre: {weight: 5e-4, lr: '5E-1'}, triplet: {margin: 3e-1}}\n"
-        "train: {optimizer: {adam: {lr: 1e-3}}, milestones: [4e1, '70'], epochs: 1e2}\n"
+        "train: {optimizer: {adam: {lr: 1e-3}}, schedule: {multistep: {milestones: [4e1, '70']}}, epochs: 1e2}\n"
         "search: {loss: {softmax: {weight: .5}}, health: {skips: {least: 2e0}}}\n"
     )
     recipe = load_recipe("mine", folder=tmp_path)
     assert recipe.loss == whole({"centre": {"weight": 5e-4, "lr": 0.5}, "triplet": {"margin": 0.3}})
     assert recipe.train.optimizer.get("lr") == 1e-3
-    assert (recipe.train.milestones, recipe.train.epochs) == ((40, 70), 100)
+    assert recipe.train.schedule.get("milestones") == (40, 70) and recipe.train.epochs == 100
     assert recipe.search.loss["softmax"]["weight"] == 0.5
     assert recipe.search.health["skips"]["least"] == 2
 
