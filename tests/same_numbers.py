@@ -119,7 +119,7 @@ AUGMENT = {  # of these options, as a recipe made of parts says it
     **{"noise": {"deviation": 4.0}, "erase": {"fill": "noise"}},
 }
 GONE = ("loss.terms", "model.dropout", "train.optimizer", "train.head_lr_factor")
-GONE += ("train.schedule", "train.milestones")
+GONE += ("train.schedule", "train.milestones", "train.warmup_form")
 GONE += ("data.contrast", "data.hue", "data.noise", "data.erase_fill")
 MANY_NEWER = {  # the same, as a recipe made of parts says it
     **{k: v for k, v in MANY.items() if k not in GONE},
@@ -127,6 +127,7 @@ MANY_NEWER = {  # the same, as a recipe made of parts says it
     "train.optimizer": {"adam": {"lr": 2e-3, "head_lr_factor": 2.0}},
     "search.optimizer.adamw.head_lr_factor": 2.0,
     "train.schedule": {"multistep": {"milestones": [1, 2]}},
+    "train.warmup": "ladder",
     "data.augment": AUGMENT,
     "model.head": {"linear": {"dropout": 0.1}},
 }

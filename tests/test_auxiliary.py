@@ -100,7 +100,7 @@ def test_its_weight_counts(photos, tmp_path):
 
 def test_two_processes_equal_one_with_an_auxiliary(photos, tmp_path):
     recipe = tiny_recipe(
-        **AIDED, train__epochs=1, train__optimizer={"sgd": {"lr": 0.001}}, train__warmup=0
+        **AIDED, train__epochs=1, train__optimizer={"sgd": {"lr": 0.001}}, train__warmup="none"
     )
     one, _ = fitted(recipe, "one", tmp_path, photos)
     two = opened(recipe, "two", tmp_path, photos)

@@ -236,7 +236,7 @@ def test_rows_are_what_the_originals_files_say():
         theirs.data.p,
         theirs.data.k,
     )
-    assert ours.train.warmup_factor == pytest.approx(theirs.train.warmup_factor)
+    assert ours.train.warmup.options == pytest.approx(theirs.train.warmup.options)
     mine, its = (r.train.schedule.get("milestones") for r in (ours, theirs))
-    assert mine[:2] == its and ours.train.warmup == 9
+    assert mine[:2] == its and ours.train.warmup.get("epochs") == 9
     assert ours.evaluate.normalise == theirs.evaluate.normalise

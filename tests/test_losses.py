@@ -86,7 +86,7 @@ def test_centres_and_teachers_in_two_processes(photos, tmp_path):
         "data__val_fraction": 0.0,
         "train__epochs": 1,
         "train__optimizer": {"sgd": {"lr": 0.01}},
-        "train__warmup": 0,
+        "train__warmup": "none",
         "train__sync_bn": True,
     }
     # no triplet, which would be mined in each process apart where they do not gather

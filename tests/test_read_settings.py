@@ -13,7 +13,7 @@ from reidlab.training.optim import learning_rate
 
 def rates(recipe, epochs):
     t = recipe.train
-    about = t.schedule, t.warmup, t.warmup_factor
+    about = t.schedule, t.warmup
     return [learning_rate(e, t.epochs, t.optimizer.get("lr"), *about) for e in range(epochs)]
 
 

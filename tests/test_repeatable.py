@@ -102,7 +102,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
         "data__val_fraction": 0.0,
         "train__epochs": 1,
         "train__optimizer": {"sgd": {"lr": 0.01}},
-        "train__warmup": 0,
+        "train__warmup": "none",
     }
     recipes = {
         "joint": tiny_recipe(train__sync_bn=True, train__gather=True, data__cache="on", **shared),

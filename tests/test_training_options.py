@@ -109,8 +109,7 @@ def test_the_published_rates_survive_a_stop_in_mid_warmup(photos, tmp_path):
             "multistep": {"milestones": [g["warmup_epoch"] + s for s in g["decay_step"]]}
         },
         train__lr_per="epoch",
-        train__warmup=g["warmup_epoch"],
-        train__warmup_form="ladder",
+        train__warmup={"ladder": {"epochs": g["warmup_epoch"]}},
     )
     path = opened(recipe, "lite", tmp_path, photos)
     for epoch in (2, 4):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reidlab.core.recipe import load_recipe, read_recipe, recipe_names, validated
+from reidlab.core.parts import KINDS, part
+from reidlab.core.recipe import load_recipe, overridden, read_recipe, recipe_names, validated
 from reidlab.core.upgrade import MOVES, new_form, old_keys, upgrade
 
 HERE = Path(__file__).parent
@@ -69,15 +70,15 @@ def test_a_key_of_another_time_gets_one_line(old, tmp_path):
     value = BEFORE["usual"]
     for key in old.split("."):
         value = value[key]
-    line = new_form({}, old)
-    assert line.startswith(f"{old} is no key any more; ") and "\n" not in line
-    with pytest.raises(ValueError, match=f"{old} is no key any more"):
+    line, gone = new_form({}, old), f"{old} is no {'number' if old in KINDS else 'key'} any more; "
+    assert line.startswith(gone) and "\n" not in line
+    with pytest.raises(ValueError, match=gone):
         load_recipe("smoke", overrides={old: value})
     nested = value
     for key in reversed(path):
         nested = {key: nested}
     (tmp_path / "mine.yaml").write_text(json.dumps({section: nested}))
-    with pytest.raises(ValueError, match=f"{old} is no key any more"):
+    with pytest.raises(ValueError, match=gone):
         load_recipe("mine", folder=tmp_path)
 
 
@@ -94,3 +95,46 @@ def test_a_key_of_another_time_gets_one_line(old, tmp_path):
 )
 def test_a_rule_that_the_strategy_had_brought_is_the_usual_one(search, rule):
     assert upgrade({"search": search})["search"]["rule"] == rule
+
+
+LINEAR = {"linear": {"epochs": 2.5, "factor": 0.1}}
+
+
+@pytest.mark.parametrize(
+    "train, warmup",
+    [
+        ({"warmup": 2.5, "warmup_form": "linear", "warmup_factor": 0.1}, LINEAR),
+        ({"warmup": 10, "warmup_form": "ladder", "warmup_factor": 0.1}, {"ladder": {"epochs": 10}}),
+        ({"warmup": 3.0, "warmup_factor": 0.2}, {"linear": {"epochs": 3.0, "factor": 0.2}}),
+        ({"warmup": 0.0, "warmup_form": "linear", "warmup_factor": 0.01}, "none"),
+        ({"warmup_form": "constant"}, {"constant": {"epochs": 1}}),
+        ({"warmup": LINEAR, "ema": 0.9}, LINEAR),
+    ],
+    ids=str,
+)
+def test_a_warm_up_is_put_together_from_its_length_and_its_form(train, warmup):
+    assert upgrade({"train": train})["train"]["warmup"] == warmup
+    said = {f"train.{key}": value for key, value in train.items()}
+    found = upgrade({"train": train, "overrides": said})["overrides"]
+    laid_on = overridden({}, found)["train"]["warmup"]
+    assert part("train.warmup", laid_on) == part("train.warmup", warmup)
+
+
+@pytest.mark.parametrize(
+    "train, line",
+    [
+        ({"warmup": 10}, "write train.warmup: {linear: {epochs: 10}}."),
+        ({"warmup": "1e1"}, "write train.warmup: {linear: {epochs: 1e1}}."),
+        ({"warmup": 0}, "write train.warmup: none."),
+        ({"warmup": 5, "warmup_form": "ladder"}, "write train.warmup: {ladder: {epochs: 5}}."),
+    ],
+    ids=str,
+)
+def test_a_flat_warm_up_is_answered_with_the_part(train, line, tmp_path):
+    (tmp_path / "mine.yaml").write_text(json.dumps({"train": train}))
+    for asked in ({"name": "mine", "folder": tmp_path}, {"name": "smoke", "overrides": None}):
+        if "overrides" in asked:
+            asked["overrides"] = {f"train.{key}": value for key, value in train.items()}
+        with pytest.raises(ValueError, match=r"train\.warmup is no number") as caught:
+            load_recipe(**asked)
+        assert line in str(caught.value)

@@ -174,6 +174,7 @@ KINDS: dict[str, Kind] = {
     "evaluate.expansion": Kind("reidlab.retrieval.rules:EXPANSIONS"),
     "train.optimizer": Kind(OPTIMIZERS, also=GROUPING),
     "train.schedule": Kind(SCHEDULES),
+    "train.warmup": Kind("reidlab.training.optim:WARMUPS"),
     "search.optimizer": Kind(OPTIMIZERS, also=GROUPING),
     "search.schedule": Kind(SCHEDULES),
 }

@@ -195,9 +195,7 @@ class Train(Section):
     optimizer: slot("train.optimizer") = "adamw"  # how a step is taken, and how far
     schedule: slot("train.schedule") = "cosine"  # how the rate falls
     lr_per: Literal["step", "epoch"] = "step"  # how finely the schedule is followed
-    warmup: Weight = 1  # epochs of warm-up
-    warmup_form: Literal["linear", "constant", "ladder"] = "linear"  # ladder: (e+1)/W in epoch e
-    warmup_factor: Share = 0.01  # where the warm-up starts
+    warmup: slot("train.warmup") = "linear"  # how the rate begins, in training and in search
     amp: Literal["none", "bf16", "fp16"] = "none"  # autocast; losses stay in fp32
     clip: Weight = 0.0  # largest gradient norm; 0: no clipping
     accumulate: Whole = 1  # batches to one optimiser step

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Places', 'MOVES', 'ONLY_PARTS', 'FALLS', 'STEPS', 'FACTORS', 'TURNED', 'VARIED', 'FILLED', 'NOTHING', 'value_at',
-           'new_places', 'former', 'old_key', 'upgrade', 'old_keys', 'place_in_words', 'new_form']
+           'old_value', 'new_places', 'former', 'old_key', 'upgrade', 'old_keys', 'place_in_words', 'new_form']
 
 # %% ../../nbs/00_core/09_upgrade.ipynb #fcaab246
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -59,6 +60,9 @@ MOVES: dict[str, Places] = {
     "train.bias_lr_factor": ("train.optimizer.*.bias_lr_factor",),
     "train.head_lr_factor": ("train.optimizer.*.head_lr_factor",),
     "train.weight_decay_bias": ("train.optimizer.*.weight_decay_bias",),
+    "train.warmup": ("train.warmup",),
+    "train.warmup_form": ("train.warmup",),
+    "train.warmup_factor": ("train.warmup.*.factor",),
     "train.milestones": ("train.schedule.*.milestones",),
     "train.gamma": ("train.schedule.*.gamma",),
     "train.period": ("train.schedule.*.period",),
@@ -111,7 +115,7 @@ def _tower(value: Any, before: dict) -> float:
 def _is_said(values: Mapping, kind: str) -> bool:
     "Whether an old key is there whose value may belong to a part of a kind."
     keys = [old for old in MOVES if any(place.startswith(f"{kind}.") for place in _flat(old))]
-    return any(value_at(values, old) is not NOTHING for old in keys)
+    return any(old_value(values, old) is not NOTHING for old in keys)
 
 
 ONLY_PARTS = {  # what filled a slot where an old recipe said nothing
@@ -160,6 +164,13 @@ def _schedules(values: dict) -> None:
             values[section] = usual | said
 
 
+def _warmed(value: Any, before: dict) -> str | dict[str, dict]:
+    "A warm-up's length and its form were two keys."
+    train = before.get("train", {})
+    form, epochs = str(train.get("warmup_form", "linear")), old_value(before, "train.warmup")
+    return {form: {"epochs": 1 if epochs is NOTHING else epochs}} if epochs else "none"
+
+
 STEPS = {  # what every optimiser had where nobody said it
     "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 5e-4, "momentum": 0.9},
     "search": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-5, "momentum": 0.9},
@@ -198,6 +209,8 @@ def _usual_rule(values: dict) -> None:
 
 TURNED: dict[str, Callable[[Any, dict], Any]] = {  # old key → (its value, the recipe) → today's
     "data.crop": lambda value, recipe: {},
+    "train.warmup": _warmed,
+    "train.warmup_form": _warmed,
     "model.auxiliary": _tower,
     "model.auxiliary_weight": _tower,
 }
@@ -243,9 +256,26 @@ def value_at(
     return values
 
 
+def _is_number(value: Any) -> bool:
+    "Whether a value is a number, perhaps as text; truth is none."
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return isinstance(float(value), float)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def old_value(
+    values: Any,  # nested mappings
+    old: str,  # a key of MOVES
+) -> Any:  # NOTHING where it is not said, or as today: a slot of its name was a number once
+    "What an old key says."
+    found = value_at(values, old)
+    return NOTHING if old in KINDS and not _is_number(found) else found
+
+
 def _taken(values: dict, dotted: str) -> Any:
-    "What stands at a dotted place, which is empty afterwards."
-    found, (*path, last) = value_at(values, dotted), dotted.split(".")
+    "What an old key says, which is gone afterwards."
+    found, (*path, last) = old_value(values, dotted), dotted.split(".")
     if found is not NOTHING:
         holder = value_at(values, ".".join(path)) if path else values
         del holder[last]
@@ -324,16 +354,19 @@ def _leaves(dotted: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def old_key(
     dotted: str,  # a place of a recipe, perhaps within an old key's value
+    value: Any = None,  # what is said there
 ) -> str | None:
     "The old key that a place is, or lies in."
-    return next((k for k in MOVES if dotted == k or dotted.startswith(f"{k}.")), None)
+    within = (k for k in MOVES if dotted == k or (dotted.startswith(f"{k}.") and k not in KINDS))
+    found = next(within, None)
+    return None if found in KINDS and not _is_number(value) else found
 
 
 def _overrides(said: Mapping[str, Any], values: Mapping, before: Mapping) -> dict[str, Any]:
     "Overrides that were recorded, by today's keys."
     found = {}
     for dotted, value in (leaf for item in said.items() for leaf in _leaves(*item)):
-        old = old_key(dotted)
+        old = old_key(dotted, value)
         if old is None:
             found[dotted] = value
             continue
@@ -366,7 +399,7 @@ def old_keys(
     values: Mapping[str, Any],  # of a recipe, nested
 ) -> list[str]:  # dotted
     "The keys of another time that are said."
-    return [old for old in MOVES if value_at(values, old) is not NOTHING]
+    return [old for old in MOVES if old_value(values, old) is not NOTHING]
 
 # %% ../../nbs/00_core/09_upgrade.ipynb #bdadf137
 def place_in_words(
@@ -386,6 +419,9 @@ def new_form(
     old: str,  # a key of MOVES
 ) -> str:  # one line
     "What to write instead of an old key."
+    if old in KINDS:
+        such = shown(TURNED[old](value_at(values, old), values)).replace("'", "")
+        return f"{old} is no number any more; write {old}: {such}."
     places = new_places(values, old)
     if not places:
         flat = _flat(old)

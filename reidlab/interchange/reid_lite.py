@@ -193,7 +193,8 @@ def _lite_margin(margin: Any, v: Mapping[str, Any]) -> dict[str, Any] | str:
 
 def _lite_warmup(epochs: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     "Epoch e learns with (e + 1) / W of the rate; the same line from 1 / W at 0 to 1 at W − 1."
-    return {"train.warmup": max(epochs - 1, 0), "train.warmup_factor": 1 / max(epochs, 1)}
+    straight = {"linear": {"epochs": epochs - 1, "factor": 1 / max(epochs, 1)}}
+    return {"train.warmup": straight if epochs > 1 else "none"}
 
 
 def _lite_steps(steps: Any, v: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,9 +120,10 @@ def _shift(v: Mapping[str, Any]) -> int:
 
 def _strong_warmup(epochs: Any, v: Mapping[str, Any]) -> dict[str, Any]:
     s, f = _shift(v), v["SOLVER.WARMUP_FACTOR"]
-    if not epochs:
-        return {"train.warmup": 0}
-    return {"train.warmup": max(epochs - s, 0), "train.warmup_factor": f + s * (1 - f) / epochs}
+    if epochs <= s:
+        return {"train.warmup": "none"}
+    straight = {"epochs": epochs - s, "factor": f + s * (1 - f) / epochs}
+    return {"train.warmup": {"linear": straight}}
 
 
 def _strong_steps(steps: Any, v: Mapping[str, Any]) -> dict[str, Any]:

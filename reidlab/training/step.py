@@ -97,8 +97,6 @@ class Learner:
             lr=self.optimizer.defaults["lr"],
             schedule=c.schedule,
             warmup=c.warmup,
-            warmup_start=c.warmup_factor,
-            warmup_form=c.warmup_form,
         )
 
     def state(self) -> dict[str, Any]:
