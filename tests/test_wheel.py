@@ -66,7 +66,9 @@ def test_a_wheel_carries_its_modules_recipes_and_pages(installed):
     names = {n for n in zipfile.ZipFile(installed.wheel).namelist() if ".dist-info/" not in n}
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "reidlab").rglob("*.py")}
     bench = {f"reidlab/bench/{name}" for name in carried(ROOT)}
-    assert names == modules | bench | {"reidlab/evaluation/protocols.yaml"}
+    tables = {p.relative_to(ROOT).as_posix() for p in (ROOT / "reidlab/data/pak128").iterdir()}
+    assert len(tables) == 5  # of vehicles8
+    assert names == modules | bench | tables | {"reidlab/evaluation/protocols.yaml"}
 
 
 def test_it_trains_in_a_workbench_of_its_own(installed):

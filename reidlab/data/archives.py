@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'ARCHIVES', 'DEEPEST', 'MAX_BYTES', 'MAX_RATIO', 'MAX_FILES', 'ORIGIN', 'DAMAGED', 'Download',
-           'what_to_get', 'prepare_command', 'find_raw', 'leaves_folder', 'ArchiveEntry', 'survey', 'only_one',
-           'unpack', 'open_raw']
+           'what_to_get', 'prepare_command', 'find_raw', 'leaves_folder', 'ArchiveEntry', 'archive_entries', 'survey',
+           'only_one', 'unpack', 'open_raw']
 
 # %% ../../nbs/01_data/02_archives.ipynb #d904c2c6
 import fcntl
@@ -60,7 +60,9 @@ DOWNLOADS = {
     "partial_reid": Download(
         "partial_reid", "Partial-REID, with partial_body_images and whole_body_images"
     ),
-    "vehicles8": Download("market1501", f"vehicles8.zip, 538 drawn vehicles {_MARKET}"),
+    "vehicles8": Download(
+        "vehicles8", "a clone of https://github.com/simutrans/pak128 or its zip, or vehicles8.zip"
+    ),
     "cifar10": Download("cifar", "cifar-10-binary.tar.gz"),
     "cifar100": Download("cifar", "cifar-100-binary.tar.gz"),
     "imagenet": Download("classes", "ILSVRC2012, with train/<class>/* and val/<class>/*"),
@@ -184,6 +186,17 @@ def _tar_entries(archive: Path) -> Iterator[ArchiveEntry]:
             stream = None if entry.isdir() else lambda e=entry: box.extractfile(e)
             yield ArchiveEntry(_checked(entry.name, archive), entry.size, stream)
 
+
+def archive_entries(
+    archive: Path,  # zip or tar
+) -> Iterator[ArchiveEntry]:  # each can be opened until the next is asked for
+    "What an archive holds, in its order."
+    if not (zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)):
+        raise ValueError(
+            f"{archive.name} is neither a zip nor a tar, or it was cut off; download it again."
+        )
+    return _zip_entries(archive) if zipfile.is_zipfile(archive) else _tar_entries(archive)
+
 # %% ../../nbs/01_data/02_archives.ipynb #ea9bdfea
 MAX_BYTES = 400 * 2**30  # unpacked; the largest set here, MSMT17 with masks, has a tenth of it
 MAX_RATIO = 100  # unpacked against packed; JPEG and PNG do not compress
@@ -303,19 +316,14 @@ def unpack(
     taken = FileExistsError(f"{target} exists; move it away to unpack {archive.name} again.")
     if target.exists():
         raise taken
-    if not (zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)):
-        raise ValueError(
-            f"{archive.name} is neither a zip nor a tar, or it was cut off; download it again."
-        )
-    entries = _zip_entries if zipfile.is_zipfile(archive) else _tar_entries
     allowed = min(max_bytes, max(MAX_RATIO * archive.stat().st_size, 2**24))
     try:
-        survey(archive, entries(archive), allowed, max_files=max_files)
+        survey(archive, archive_entries(archive), allowed, max_files=max_files)
         with only_one(target.with_name(f".{target.name}.lock"), f"unpacking {archive.name}"):
             if target.exists():
                 raise taken
             with part_of(target, folder=True) as part:
-                _write(entries(archive), part)
+                _write(archive_entries(archive), part)
                 about = {"archive": archive.name, "sha256": file_digest(archive)}
                 write_json(part / ORIGIN, about)
                 os.replace(part, target)
