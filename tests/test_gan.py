@@ -15,6 +15,7 @@ from reidlab.training.checkpoint import read_checkpoint
 from reidlab.training.generate import generate_from_recipe, load_generator
 from reidlab.training.studio import Studio
 from reidlab.training.with_generator import fit_beside_generator
+from reidlab.viz.tensorboard import EVENTS
 
 PLAN = {"input_dim": 8, "ngf": 4, "ndf": 4, "batch_size": 16, "sample_every": 1}
 
@@ -225,7 +226,7 @@ def test_the_page_draws(lab):
     names = walk("nbs/generate.ipynb")
     run = find_run("gan_people.smoke-generate-s0")
     assert run.finished and run.metrics()["verb"] == "generate"
-    assert names["folder"].path == run.path and (run.path / "tensorboard").is_dir()
+    assert names["folder"].path == run.path and (run.path / EVENTS).is_file()
     assert {p.stem for p in run.path.glob("samples/*.png")} == {"epoch_001", "epoch_002", "real"}
 
 

@@ -237,8 +237,8 @@ def test_layers_are_searched_trained_and_ranked_by_the_jobs(lab):
     assert page.read_text().count("image/svg+xml") == 1  # the column of layers
     assert run.history()["val_mAP"].between(0, 1).any()
     found = genotypes_of(run.path)[-1]
-    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
-    assert [s.step for s in board.Images(board.Tags()["images"][0])] == [1, 2]
+    board = EventAccumulator(str(run.path)).Reload()
+    assert [s.step for s in board.Images("genotype/cells")] == [1, 2]
     walk(TRAIN, overrides=own | {"model.backbone.*.genotype": f"run:{run.name}"})
     walk(EVALUATE, run="smoke-train-s0")
     trained = RunFolder(lab.runs / "smoke-train-s0")

@@ -157,7 +157,7 @@ def test_per_cent_appears_in_the_view_only():
 
 
 def scalars(path):
-    events = EventAccumulator(str(path / "tensorboard"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(path), size_guidance={"images": 0}).Reload()
     return {
         t: [(s.step, round(s.value, 4)) for s in events.Scalars(t)]
         for t in events.Tags()["scalars"]
@@ -175,7 +175,7 @@ def test_tensorboard_reads_back_what_fresh_processes_wrote(tmp_path):
     for epoch, loss in ((1, 2.0), (2, 1.5), (2, 1.25)):  # the second epoch is lived twice
         line = json.dumps({**RECORD, "epoch": epoch, "loss": loss, "val_mAP": epoch / 10})
         subprocess.run([sys.executable, "-c", write, str(tmp_path), line], check=True)
-    assert [p.name for p in (tmp_path / "tensorboard").iterdir()] == [EVENTS]
+    assert [p.name for p in tmp_path.iterdir()] == [EVENTS]
     found = scalars(tmp_path)
     assert set(found) == {f"train/{k}" for k in ("loss", "softmax", "triplet", "lr")} | {"val/mAP"}
     assert found["train/loss"] == [(1, 2.0), (2, 1.25)]
@@ -189,7 +189,7 @@ def test_resume_forgets_what_it_repeats_and_photos_keep_their_step(tmp_path):
         write_epoch(tmp_path, {**RECORD, "epoch": epoch, "loss": 5 - epoch})
     write_epoch(tmp_path, {**RECORD, "epoch": 3, "loss": 0.5})
     assert scalars(tmp_path)["train/loss"] == [(0, 5.0), (1, 4.0), (2, 3.0), (3, 0.5)]
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     assert [i.step for i in events.Images("photos/batch")] == [0, 1, 2]
 
 
@@ -199,7 +199,7 @@ def test_resume_forgets_what_it_repeats_and_photos_keep_their_step(tmp_path):
 def test_a_record_torn_by_a_crash_costs_only_itself(tmp_path, cut, more):
     for epoch in (1, 2):
         write_epoch(tmp_path, {**RECORD, "epoch": epoch, "loss": 1.0})
-    file = tmp_path / "tensorboard" / EVENTS
+    file = tmp_path / EVENTS
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) - cut] + more)
     for epoch in (2, 3):
@@ -215,4 +215,4 @@ def test_writers_pickle_for_the_launcher():
 
 def test_the_path_may_be_text(tmp_path):
     write_epoch(str(tmp_path), {**RECORD, "epoch": 1})
-    assert Path(tmp_path, "tensorboard", EVENTS).stat().st_size > 0
+    assert Path(tmp_path, EVENTS).stat().st_size > 0

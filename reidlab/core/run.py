@@ -153,8 +153,8 @@ def _append(path: Path, line: bytes) -> None:
 STALE = 120.0  # seconds without a pulse after which a run on another host counts as dead
 _NUMBER = (int, float)
 PULSE = {  # what a pulse may say, and how
-    **dict.fromkeys(("epoch", "epochs", "step", "pid"), int),
-    **dict.fromkeys(("beat", "loss", "images_per_s", "seconds_left"), _NUMBER),
+    **dict.fromkeys(("epoch", "epochs", "step", "steps", "pid"), int),
+    **dict.fromkeys(("beat", "loss", "images_per_s", "seconds_left", "share", "memory"), _NUMBER),
     **dict.fromkeys(("host", "verb", "place"), str),
 }
 STATES = ("new", "running", "stopped", "crashed", "finished")

@@ -18,11 +18,21 @@ from ..core.recipe import Recipe, Train
 from ..core.seed import rng
 from ..data.loaders import DataSet, check_validation
 from .embeddings import Embeddings, rank_embeddings
-from .evaluate import embed_split, evaluate_split, own_camids, split_photos
+from .evaluate import embed_split, own_camids, split_photos
+from .lists import Judged, list_heads
 from .rules import plain_rules, ranking_rules
 from ..retrieval.gallery_draws import GalleryDraws
+from ..retrieval.rules import Rules
 
 # %% ../../nbs/08_evaluation/25_validators.ipynb #0aae2076
+def _judged(embeddings: Embeddings, rules: Rules, data: DataSet) -> Judged:
+    "The figures of a ranking, and the heads of a few of its lists."
+    result = rank_embeddings(embeddings, rules)
+    found = Judged(result.summary())
+    found.heads = list_heads(data.val_query, data.val_gallery, result)
+    return found
+
+
 def by_market(
     model: nn.Module,  # gives (B, D) in evaluation mode
     recipe: Recipe,  # its data and evaluate sections are read
@@ -30,7 +40,8 @@ def by_market(
     device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # mAP, mAP_trapezoidal, mINP, R1, R5, R10, queries_without_match
     "Plain distances among held-out people."
-    return evaluate_split(model, recipe, "val", device=device, data=data)
+    embeddings = embed_split(model, recipe, data, split="val", device=device)
+    return _judged(embeddings, plain_rules(recipe.evaluate), data)
 
 
 def by_rules(
@@ -40,7 +51,8 @@ def by_rules(
     device: str = "cpu",  # cpu or cuda
 ) -> dict[str, float]:  # as by_market
     "Held-out people ranked by all that the recipe's evaluate section says."
-    return _rules(embed_split(model, recipe, data, split="val", device=device), recipe)
+    embeddings = embed_split(model, recipe, data, split="val", device=device)
+    return _judged(embeddings, ranking_rules(recipe.evaluate), data)
 
 
 def _rules(embeddings: Embeddings, recipe: Recipe) -> dict[str, float]:

@@ -66,6 +66,8 @@ class Relay:
         for epoch, row in sorted(rows.items()):
             if self.first + epoch not in known:
                 self.copy(stage, row, ranks[epoch])
+                here = record is not None and record["epoch"] == epoch
+                self.show(row, record.get("heads") if here else None)
 
     def copy(
         self,
@@ -77,12 +79,31 @@ class Relay:
         run, here = self.run, self.first + row["epoch"]
         write_bytes(genotype_path(run, here), genotype_path(stage, row["epoch"]).read_bytes())
         run.log("ranks", epoch=here, ranks=ranks)
-        own = {k: v for k, v in row.items() if k != "event"} | {"epoch": here}
-        own |= {"epochs": self.epochs, "stage": self.stage}
+        own = self.counted(row)
         run.log("epoch", **own)
         run.beat(epoch=here, epochs=self.epochs, loss=own["loss"])
+
+    def show(
+        self,
+        row: dict[str, Any],  # one of a stage's epochs
+        heads: Any = None,  # of ranked lists, of the epoch that has just been judged
+    ) -> None:
+        "Hand an epoch to whoever draws, counted through."
+        shown = self.counted(row) | ({"heads": heads} if heads else {})
         for draw in self.on_epoch:
-            draw(run.path, own)
+            draw(self.run.path, shown)
+
+    def counted(
+        self,
+        row: dict[str, Any],  # one of a stage's epochs
+    ) -> dict[str, Any]:
+        "An epoch's record as the whole search counts it."
+        own = {k: v for k, v in row.items() if k != "event"}
+        return own | {
+            "epoch": self.first + row["epoch"],
+            "epochs": self.epochs,
+            "stage": self.stage,
+        }
 
 # %% ../../nbs/07_nas/25_stages.ipynb #bb5d247e
 def left_by(

@@ -7,6 +7,7 @@ __all__ = ['reason_of', 'keep_best', 'run_epochs', 'carry_out', 'open_together',
            'fit_from_recipe']
 
 # %% ../../nbs/06_training/16_fit.ipynb #6cea409c
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +20,7 @@ from ..core.run import RunFolder
 from ..core.seed import deterministic, seed_all
 from ..data.loaders import open_data
 from .distributed import barrier, from_rank_zero, process_rank
-from .epoch import Fit, save
+from .epoch import Fit, save, seconds_left, standing
 from .network import AnyGenotype
 from .parts import note_parts, parts_from_recipe
 from .progress import Progress, take_up
@@ -69,12 +70,13 @@ def _passed(fit: Fit) -> dict[str, Any]:
 
 def _judged(fit: Fit, epoch: int) -> dict[str, float]:
     "The scores of an epoch that is validated: every so many, and the last."
-    every = fit.plan.validate_every
+    every, fit.heads = fit.plan.validate_every, None
     wanted = fit.validate is not None and every and fit.data.held_out
     if not wanted or (epoch % every and epoch != fit.plan.epochs):
         return {}
     about = {"recipe": fit.recipe, "data": fit.data, "device": fit.trainer.device}
     scores = fit.validate(fit.trainer.judged, **about)
+    fit.heads = getattr(scores, "heads", None)
     return {f"val_{k}": v for k, v in scores.items() if isinstance(v, int | float)}
 
 
@@ -82,16 +84,24 @@ def _tell(fit: Fit, record: dict[str, Any]) -> None:
     "Write an epoch's record into the history, and beat."
     fit.run.log("epoch", **record)
     about = {"epoch": record["epoch"], "epochs": record["epochs"], "step": fit.steps}
-    about |= {"loss": record[fit.shown], "images_per_s": record["images_per_s"]}
-    left = (record["epochs"] - record["epoch"]) * record["seconds"]
-    fit.run.beat(**about, seconds_left=left)
+    about |= {"loss": record[fit.shown], "images_per_s": record["images_per_s"]} | standing(fit)
+    fit.run.beat(**about, seconds_left=seconds_left(fit, record["images_per_s"]))
+
+
+def _begin(fit: Fit) -> None:
+    "The first beat of a training: where it stands, before its first step."
+    progress = fit.progress
+    if process_rank() == 0:
+        about = {"epoch": progress.epoch, "step": progress.step, "epochs": fit.plan.epochs}
+        fit.run.beat(**about, **standing(fit))
 
 
 def _draw(fit: Fit, record: dict[str, Any]) -> None:
     "Hand an epoch's record to whoever draws."
+    shown = record | ({"heads": fit.heads} if fit.heads else {})
     with busy("drawing", LONG):
         for draw in fit.on_epoch:
-            draw(fit.run.path, record)
+            draw(fit.run.path, shown)
 
 
 def run_epochs(
@@ -100,8 +110,10 @@ def run_epochs(
     "Train from where the folder stands to the last epoch, and leave checkpoints and history."
     where = {"data": fit.data.fingerprint, "steps": fit.steps, "shown": fit.shown}
     fit.progress = take_up(fit.run, fit.recipe, fit.trainer, facts=fit.facts, **where)
+    _begin(fit)
     while fit.progress.epoch < fit.plan.epochs and not fit.progress.stop:
         record = _passed(fit)
+        ended = time.monotonic()
         record |= _judged(fit, record["epoch"])
         if process_rank() == 0:
             _tell(fit, record)
@@ -109,6 +121,7 @@ def run_epochs(
         save(fit)
         if process_rank() == 0:
             _draw(fit, record)
+        fit.between.append(time.monotonic() - ended)
         alive(f"epoch {record['epoch']}, at its end", limit=LONG)
     return fit.progress
 

@@ -36,7 +36,11 @@ def status_line(
     status: dict,  # from status.json
 ) -> str:
     "epoch 3/12 · loss 1.92 · 410 images/s · 0:24 left"
-    parts = [f"epoch {status.get('epoch', 0)}/{status.get('epochs', '?')}"]
+    begun = "epochs" in status  # before that nobody knows how many there will be
+    told = (
+        f"epoch {max(1, status.get('epoch', 0))}/{status['epochs']}" if begun else "getting ready"
+    )
+    parts = [told]
     if "loss" in status:
         parts.append(f"loss {status['loss']:.3f}")
     if "images_per_s" in status:

@@ -27,13 +27,13 @@ from matplotlib.path import Path as Curve
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
 
 from ..core import look
+from ..core.run import write_bytes
 from ..models.genotype import CellEdges, Genotype, LayerGenotype, read_genotype
 from ..models.layered import STAGES
 from .cell_layout import MARGIN, NODE, STUB, WORDS, Box, Layout, Wire, layout_cell
-from .tensorboard import EVENTS, append, written
+from .tensorboard import epoch_of, write_picture
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #0a36f86c
 @dataclass(frozen=True)
@@ -391,20 +391,9 @@ def write_genotype(
     path: Path,  # the run folder of a search
     record: dict,  # one epoch: {"epoch": 3, …}
 ) -> None:
-    "File the picture of an epoch's genotype in `path/tensorboard`; stands behind `write_epoch`."
-    if "epoch" not in record:
-        raise ValueError(f"an epoch record needs the field 'epoch', got {sorted(record)}.")
-    folder, epoch = Path(path) / "tensorboard", int(record["epoch"])
-    genotype = read_genotype(Path(path) / "genotypes" / f"epoch_{epoch:03}.json")
-    steps, _ = written(folder / EVENTS)
-    if PICTURE in steps.get(epoch, ()):
-        return
-    if max(steps, default=0) > epoch:
-        raise ValueError(
-            f"TensorBoard already shows epoch {max(steps)}; a picture for epoch {epoch} would erase "
-            "what follows it. Write pictures while the search runs, after write_epoch."
-        )
+    "File the picture of an epoch's genotype, and leave it as `genotype.png`; behind `write_epoch`."
+    path, epoch = Path(path), epoch_of(record)
+    genotype = read_genotype(path / "genotypes" / f"epoch_{epoch:03}.json")
     png = genotype_png(genotype)
-    width, height = Image.open(io.BytesIO(png)).size
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-    append(folder, epoch, [Summary.Value(tag=PICTURE, image=image)])
+    write_bytes(path / "genotype.png", png)
+    write_picture(path, PICTURE, epoch, png)
