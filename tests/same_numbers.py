@@ -158,6 +158,7 @@ ENTRIES = {
     "distilled": Entry(
         *(TRAIN, "smoke", "taught-train-s0"),
         {"train.distill.teacher": "run:smoke-train-s0"},
+        newer={"train.distill": {"teacher_student": {"teacher": "run:smoke-train-s0"}}},
         short=FEW | HALF,
         needs=("smoke",),
     ),

@@ -533,7 +533,7 @@ def test_run_whose_genotype_was_cut_off_is_not_evaluated(stocked):
     [
         ({"loss.triplet.margin": "0,3"}, ("loss.triplet.margin", "'soft'", '"0,3"')),
         ({"data.augment.erase.fill": "blakc"}, ("data.augment.erase.fill", "black", "blakc")),
-        ({"train.distill.teacher": "run:nobody"}, ("nobody", "runs")),
+        ({"train.distill": {"teacher_student": {"teacher": "run:nobody"}}}, ("nobody", "runs")),
         ({"model.head": "pcb", "model.head.*.cosines": "concat"}, ("concat", "concat_classifier")),
         ({"loss.am": {}}, ("am", "model.head", "cosine")),
         ({"model.backbone": "se_resnet5"}, ("se_resnet50",)),

@@ -6,7 +6,6 @@ from conftest import tiny_recipe
 from torch.testing import assert_close
 
 from reidlab.core.parts import options_of
-from reidlab.core.recipe import Distill
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_data
 from reidlab.losses.catalogue import LOSSES, NEEDS, Example, weighted_sum
@@ -91,7 +90,7 @@ def test_centres_and_teachers_in_two_processes(photos, tmp_path):
     }
     # no triplet, which would be mined in each process apart where they do not gather
     terms = {"softmax": {}, "triplet": {"weight": 0.0}, "centre": {"weight": 5e-4}}
-    taught = Distill(teacher="run:teacher", checkpoint="last")
+    taught = {"teacher_student": {"teacher": "run:teacher", "checkpoint": "last"}}
     recipes = {
         "teacher": tiny_recipe(**shared),
         "centred": tiny_recipe(loss=terms, train__distill=taught, **shared),

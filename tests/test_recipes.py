@@ -14,7 +14,7 @@ from reidlab.training.step import Trainer
 
 FOLDER = project_root() / "recipes"
 NAMES = recipe_names(FOLDER)
-BARE = {"model.backbone.*.weights": "", "train.distill.teacher": ""}  # what lies elsewhere
+BARE = {"model.backbone.*.weights": "", "train.distill": "none"}  # what lies elsewhere
 PEOPLE = 4
 
 

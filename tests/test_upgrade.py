@@ -98,43 +98,67 @@ def test_a_rule_that_the_strategy_had_brought_is_the_usual_one(search, rule):
 
 
 LINEAR = {"linear": {"epochs": 2.5, "factor": 0.1}}
+LAST = {"teacher": "run:a", "checkpoint": "last", "logits": 0.5}
 
 
 @pytest.mark.parametrize(
-    "train, warmup",
+    "slot, train, today",
     [
-        ({"warmup": 2.5, "warmup_form": "linear", "warmup_factor": 0.1}, LINEAR),
-        ({"warmup": 10, "warmup_form": "ladder", "warmup_factor": 0.1}, {"ladder": {"epochs": 10}}),
-        ({"warmup": 3.0, "warmup_factor": 0.2}, {"linear": {"epochs": 3.0, "factor": 0.2}}),
-        ({"warmup": 0.0, "warmup_form": "linear", "warmup_factor": 0.01}, "none"),
-        ({"warmup_form": "constant"}, {"constant": {"epochs": 1}}),
-        ({"warmup": LINEAR, "ema": 0.9}, LINEAR),
+        ("warmup", {"warmup": 2.5, "warmup_form": "linear", "warmup_factor": 0.1}, LINEAR),
+        ("warmup", {"warmup": 9, "warmup_form": "ladder"}, {"ladder": {"epochs": 9}}),
+        ("warmup", {"warmup": 9, "warmup_factor": 0.5}, {"linear": {"epochs": 9, "factor": 0.5}}),
+        ("warmup", {"warmup": 0.0, "warmup_form": "linear", "warmup_factor": 0.01}, "none"),
+        ("warmup", {"warmup_form": "constant"}, {"constant": {"epochs": 1}}),
+        ("warmup", {"warmup": LINEAR, "ema": 0.9}, LINEAR),
+        ("distill", {"distill": LAST}, {"teacher_student": LAST}),
+        ("distill", {"distill": {"teacher": "", "logits": 0.5}}, "none"),
+        ("distill", {"distill": {"logits": 0.5}}, "none"),
+        ("distill", {"distill": {"teacher_student": LAST}}, {"teacher_student": LAST}),
     ],
     ids=str,
 )
-def test_a_warm_up_is_put_together_from_its_length_and_its_form(train, warmup):
-    assert upgrade({"train": train})["train"]["warmup"] == warmup
-    said = {f"train.{key}": value for key, value in train.items()}
-    found = upgrade({"train": train, "overrides": said})["overrides"]
-    laid_on = overridden({}, found)["train"]["warmup"]
-    assert part("train.warmup", laid_on) == part("train.warmup", warmup)
+def test_a_slot_is_put_together_from_the_keys_before_it(slot, train, today):
+    found = upgrade({"train": train, "overrides": dotted(train)})
+    kind = f"train.{slot}"
+    laid_on = overridden({}, found["overrides"]).get("train", {}).get(slot, "none")
+    for said in (found["train"][slot], laid_on):
+        assert part(kind, said) == part(kind, today)
+
+
+def dotted(train):
+    "Overrides that say what a section says, down to the keys of another time."
+    whole = {f"train.{key}": value for key, value in train.items()}
+    inner = {k: v for k, v in whole.items() if isinstance(v, dict) and old_keys({"train": train})}
+    for key, value in inner.items():
+        whole |= {f"{key}.{name}": v for name, v in whole.pop(key).items()} if value else {}
+    return whole
 
 
 @pytest.mark.parametrize(
     "train, line",
     [
-        ({"warmup": 10}, "write train.warmup: {linear: {epochs: 10}}."),
+        (
+            {"warmup": 10},
+            "warmup is no number any more; write train.warmup: {linear: {epochs: 10}}",
+        ),
         ({"warmup": "1e1"}, "write train.warmup: {linear: {epochs: 1e1}}."),
         ({"warmup": 0}, "write train.warmup: none."),
         ({"warmup": 5, "warmup_form": "ladder"}, "write train.warmup: {ladder: {epochs: 5}}."),
+        (
+            {"distill": LAST},
+            "distill.teacher is no key any more; write train.distill: {teacher_student: {teacher: run:a}}.",
+        ),
+        ({"distill": LAST}, "it is an option of a part: train.distill.teacher_student.checkpoint."),
     ],
     ids=str,
 )
-def test_a_flat_warm_up_is_answered_with_the_part(train, line, tmp_path):
+def test_a_flat_key_is_answered_with_the_part(train, line, tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps({"train": train}))
-    for asked in ({"name": "mine", "folder": tmp_path}, {"name": "smoke", "overrides": None}):
-        if "overrides" in asked:
-            asked["overrides"] = {f"train.{key}": value for key, value in train.items()}
-        with pytest.raises(ValueError, match=r"train\.warmup is no number") as caught:
+    for asked in (
+        {"name": "mine", "folder": tmp_path},
+        {"name": "smoke", "overrides": {f"train.{key}": value for key, value in train.items()}},
+        {"name": "smoke", "overrides": dotted(train)},
+    ):
+        with pytest.raises(ValueError, match="any more; ") as caught:
             load_recipe(**asked)
         assert line in str(caught.value)

@@ -53,11 +53,11 @@ def _run_file(reference: str, file: str) -> Path | None:
 def _named_files(recipe: Recipe) -> Iterator[tuple[str, Path | None]]:
     "Each key of a recipe that may name a file, with the file."
     model, train, best = recipe.model, recipe.train, "checkpoints/best.pt"
-    lesson = f"checkpoints/{train.distill.checkpoint}.pt"
+    lesson = f"checkpoints/{train.distill.get('checkpoint')}.pt"
     for key, name, file, folder in (
         ("model.backbone.*.weights", model.weights, best, settings().weights_dir),
         ("model.backbone.*.genotype", model.genotype, "genotype.json", Path()),
-        ("train.distill.teacher", train.distill.teacher, lesson, None),
+        ("train.distill", train.distill.get("teacher", ""), lesson, None),
         ("train.gan.features", train.gan.features, best, None),
     ):
         if name.startswith("run:"):

@@ -175,6 +175,7 @@ KINDS: dict[str, Kind] = {
     "train.optimizer": Kind(OPTIMIZERS, also=GROUPING),
     "train.schedule": Kind(SCHEDULES),
     "train.warmup": Kind("reidlab.training.optim:WARMUPS"),
+    "train.distill": Kind("reidlab.training.distill:DISTILLERS"),
     "search.optimizer": Kind(OPTIMIZERS, also=GROUPING),
     "search.schedule": Kind(SCHEDULES),
 }

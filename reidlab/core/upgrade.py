@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
-from .parts import KINDS, as_said, part_options, shelf
+from .parts import KINDS, PartError, as_said, part_options, shelf
 from .reading import shown
 
 # %% ../../nbs/00_core/09_upgrade.ipynb #6b8d29f5
@@ -63,6 +63,11 @@ MOVES: dict[str, Places] = {
     "train.warmup": ("train.warmup",),
     "train.warmup_form": ("train.warmup",),
     "train.warmup_factor": ("train.warmup.*.factor",),
+    "train.distill.teacher": ("train.distill",),
+    **{
+        f"train.distill.{key}": (f"train.distill.*.{key}",)
+        for key in ("checkpoint", "temperature", "logits", "features")
+    },
     "train.milestones": ("train.schedule.*.milestones",),
     "train.gamma": ("train.schedule.*.gamma",),
     "train.period": ("train.schedule.*.period",),
@@ -171,6 +176,20 @@ def _warmed(value: Any, before: dict) -> str | dict[str, dict]:
     return {form: {"epochs": 1 if epochs is NOTHING else epochs}} if epochs else "none"
 
 
+def _taught(teacher: Any, before: dict) -> str | dict[str, dict]:
+    "A teacher was there where one was named."
+    return {"teacher_student": {"teacher": teacher}} if teacher else "none"
+
+
+def _teacher(values: dict) -> None:
+    "What a teacher does stood beside its name."
+    train = values.get("train")
+    said = train.get("distill") if isinstance(train, dict) else None
+    if isinstance(said, dict) and any(f"train.distill.{key}" in MOVES for key in said):
+        named = said.get("teacher")
+        train["distill"] = {"teacher_student": said} if named else "none"
+
+
 STEPS = {  # what every optimiser had where nobody said it
     "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 5e-4, "momentum": 0.9},
     "search": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-5, "momentum": 0.9},
@@ -209,6 +228,7 @@ def _usual_rule(values: dict) -> None:
 
 TURNED: dict[str, Callable[[Any, dict], Any]] = {  # old key → (its value, the recipe) → today's
     "data.crop": lambda value, recipe: {},
+    "train.distill.teacher": _taught,
     "train.warmup": _warmed,
     "train.warmup_form": _warmed,
     "model.auxiliary": _tower,
@@ -235,6 +255,7 @@ def _augment(values: dict) -> None:
 FILLED: tuple[Callable[[dict], None], ...] = (
     _slots,
     _schedules,
+    _teacher,
     _optimizers,
     _augment,
     _expansion,
@@ -287,21 +308,26 @@ def _kind_of(place: str) -> str | None:
     return next((kind for kind in KINDS if place == kind or place.startswith(f"{kind}.")), None)
 
 
+def _part_at(values: Mapping, kind: str) -> str:
+    "The part that is said in a slot; empty where there is none, or old keys in its place."
+    there = value_at(values, kind)
+    with suppress(PartError):
+        name = "" if there is NOTHING else as_said(there, kind)[0]
+        return name if name in shelf(kind) else ""
+    return ""
+
+
 def _fitting(values: Mapping, place: str) -> str | None:
     "A place with its star filled in; None where the part has no such option."
     kind = _kind_of(place)
     if kind is None or place == kind:
         return place
     name, _, option = place.removeprefix(f"{kind}.").partition(".")
-    there = value_at(values, kind)
     if KINDS[kind].many:
+        there = value_at(values, kind)
         return place if there is not NOTHING and name in there else None
-    if there is NOTHING:
-        return None
-    part, _ = as_said(there, kind)
-    if name not in ("*", part) or part not in shelf(kind):
-        return None
-    if option not in part_options(kind, part):
+    part = _part_at(values, kind)
+    if not part or name not in ("*", part) or option not in part_options(kind, part):
         return None
     return f"{kind}.{part}.{option}"
 
@@ -419,19 +445,18 @@ def new_form(
     old: str,  # a key of MOVES
 ) -> str:  # one line
     "What to write instead of an old key."
-    if old in KINDS:
-        such = shown(TURNED[old](value_at(values, old), values)).replace("'", "")
-        return f"{old} is no number any more; write {old}: {such}."
-    places = new_places(values, old)
+    places, value = new_places(values, old), value_at(values, old)
+    gone = f"{old} is no {'number' if old in KINDS else 'key'} any more"
+    if value is not NOTHING and old in TURNED and places and places[0] in KINDS:
+        such = shown(TURNED[old](value, values)).replace("'", "")
+        return f"{gone}; write {places[0]}: {such}."
     if not places:
         flat = _flat(old)
         places = list(dict.fromkeys(map(place_in_words, flat)))
         told = f"it is an option of a part: {' or '.join(places)}"
         names = {k for p in flat if "NAME" in place_in_words(p) and (k := _kind_of(p))}
-        said = {k: value_at(values, k) for k in sorted(names)}
-        there = [f"{k} is {as_said(v, k)[0]}" for k, v in said.items() if v is not NOTHING]
+        there = [f"{k} is {part}" for k in sorted(names) if (part := _part_at(values, k))]
         seen = f" ({', '.join(there)})" if there else ""
-        return f"{old} is no key any more; {told}{seen}."
-    value = value_at(values, old)
+        return f"{gone}; {told}{seen}."
     such = "" if value is NOTHING else f", here {shown(value)}"
-    return f"{old} is no key any more; write {' and '.join(places)}{such}."
+    return f"{gone}; write {' and '.join(places)}{such}."

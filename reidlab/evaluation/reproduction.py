@@ -74,7 +74,7 @@ def command(
         apart["data.name"] = [row["dataset"]]
     words = f"papermill nbs/sweep.ipynb sweep.ipynb -p recipe {file} -p rows '[\"{name}\"]'"
     words += (f" -p grid '{json.dumps(apart)}'" if apart else "") + " -p gpus 1"
-    first = said.train.distill.teacher or said.model.weights
+    first = said.train.distill.get("teacher") or said.model.weights
     run = first.removeprefix("run:")
     return words + (f", once {run} is there" if run != first else "")
 

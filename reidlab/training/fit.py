@@ -225,9 +225,10 @@ def fit_from_recipe(
     make: Callable[..., Trainer] = Trainer,  # as Trainer(model, loss, train, device)
 ) -> dict[str, Any]:  # what metrics.json holds
     "Train what a recipe describes, continuing where the folder stands; a finished run is returned as it is."
-    if recipe.train.distill.teacher and make is Trainer and not RunFolder(folder).finished:
+    taught = recipe.train.distill.name != "none"
+    if taught and make is Trainer and not RunFolder(folder).finished:
         raise ValueError(
-            "the recipe has a teacher (train.distill.teacher): train it with training.distill.distil_from_recipe."
+            "the recipe has a teacher (train.distill): train it with training.distill.distil_from_recipe."
         )
     opened = partial(open_together, recipe, data_dir)
     build = builder(recipe, device, workers, make=make)

@@ -44,8 +44,8 @@ def check_beside(
         )
     if processes > 1:
         lines.append(f"train.gan knows one process, got {processes}. Set gpus to 0 or 1.")
-    if recipe.train.distill.teacher:
-        lines.append("train.gan and train.distill.teacher cannot both be set; choose one.")
+    if recipe.train.distill.name != "none":
+        lines.append("train.gan and train.distill cannot both be set; choose one.")
     if plan.features:
         lines.append("train.gan.features is for mode only; here the network itself gives them.")
     if lines:

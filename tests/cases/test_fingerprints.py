@@ -378,7 +378,7 @@ def test_a_run_does_not_go_on_with_other_photos(state, data):
 GIVEN = {
     "model.backbone.*.weights": "weights/start.pth",
     "model.backbone.*.genotype": "start.json",
-    "train.distill.teacher": "runs/teacher/checkpoints/best.pt",
+    "train.distill": "runs/teacher/checkpoints/best.pt",
     "train.gan.features": "runs/teacher/checkpoints/best.pt",
 }
 
@@ -394,7 +394,8 @@ def test_a_file_that_a_recipe_names_is_part_of_the_run(state, key, lab):
         named = "run:teacher"
         (lab.runs / "teacher" / "recipe.yaml").write_text("")
     cells = {"model.backbone": "derived"} if key.endswith("genotype") else {}
-    recipe = load_recipe("smoke", overrides=cells | {key: named})
+    said = {"teacher_student": {"teacher": named}} if key.endswith("distill") else named
+    recipe = load_recipe("smoke", overrides=cells | {key: said})
     run = open_run("r", recipe, "train")
     run.beat(state)
     assert open_run("r", recipe, "train").name == "r"
@@ -462,6 +463,9 @@ def test_a_record_of_before_is_of_the_set_that_is_drawn_today(tmp_path):
     assert same_data(open_data(recipe.data, recipe.seed, tmp_path).fingerprint, told)
 
 
+TAUGHT = {"teacher_student": {"teacher": "run:teacher"}}
+
+
 def test_a_teacher_of_before_teaches_the_same_photos(data, monkeypatch):
     monkeypatch.setenv("REIDLAB_RUNS_DIR", str(data / "runs"))
     now = opened(data)
@@ -472,9 +476,7 @@ def test_a_teacher_of_before_teaches_the_same_photos(data, monkeypatch):
     model = model_from_recipe(RECIPE, now.n_pids)
     about = architecture_of(model, RECIPE)
     save_checkpoint(run.path / "checkpoints" / "best.pt", model, about, {}, 1, "last")
-    student = load_recipe(
-        "smoke", overrides=RECIPE.overrides | {"train.distill.teacher": "run:teacher"}
-    )
+    student = load_recipe("smoke", overrides=RECIPE.overrides | {"train.distill": TAUGHT})
     check_teacher(student, now)
     about = replace(now.manifest, about=now.manifest.about | {"fingerprint": "2:f00d 1:f00d"})
     with pytest.raises(ValueError, match=r"photos is '.*' there and '2:f00d"):

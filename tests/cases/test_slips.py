@@ -381,12 +381,10 @@ def test_a_short_cut_is_never_silenced():
 
 def test_a_teacher_learns_nothing_from_its_lessons(photos):
     "It answers as it was left: its batch norms do not see the batch."
-    recipe = tiny_recipe()
-    distill = recipe.train.distill.model_copy(update={"logits": 1.0, "features": 1.0})
-    train = recipe.train.model_copy(update={"distill": distill})
+    recipe = tiny_recipe(train__distill="teacher_student")
     student, teacher = (model_from_recipe(recipe, 4) for _ in range(2))
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    trainer = Distiller(student, lambda branches, pids: (0.0, {}), train, teacher=teacher)
+    trainer = Distiller(student, lambda branches, pids: (0.0, {}), recipe.train, teacher=teacher)
     images = torch.rand(8, 3, 64, 32, generator=torch.Generator().manual_seed(0))
     batch = Batch(images, torch.arange(8) % 4, torch.zeros(8), index=torch.arange(8))
     for mood in (True, False):
