@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from IPython.core.formatters import DisplayFormatter
+from parity import Recorder
 from skips import (  # noqa: F401
     pytest_runtest_logreport,
     pytest_sessionfinish,
@@ -187,6 +188,16 @@ LONGEST = (  # files by the seconds of their longest tests, from 120 to 10; to r
     "test_joined.py",
     "test_bad_input.py",
 )
+
+
+def pytest_addoption(parser):
+    words = "run what compares with published code alone, and write results/parity.json"
+    parser.addoption("--parity", action="store_true", help=words)
+
+
+def pytest_configure(config):
+    if config.getoption("--parity"):
+        config.pluginmanager.register(Recorder(), "parity")
 
 
 def pytest_collection_modifyitems(items):

@@ -11,6 +11,10 @@ from reidlab.core.settings import project_root
 ROW = re.compile(r"^\| `(?P<run>[\w.\-]+)` \|(?P<cells>.+)\|$", re.M)
 
 
+RECORDS = sorted(p for p in (project_root() / "results").iterdir() if p.is_dir())
+each_record = pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.name)
+
+
 def rows() -> list[tuple[str, list[str]]]:
     text = (project_root() / "README.md").read_text(encoding="utf-8")
     return [(m["run"], [c.strip() for c in m["cells"].split("|")]) for m in ROW.finditer(text)]
@@ -32,9 +36,7 @@ def test_a_row_of_the_front_page_is_its_record(run, cells):
     assert record["commit"] and record["device"] and record["seed"] == folder.recipe.seed
 
 
-@pytest.mark.parametrize(
-    "path", sorted((project_root() / "results").iterdir()), ids=lambda p: p.name
-)
+@each_record
 def test_a_record_is_small_and_whole(path):
     files = [p for p in path.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 100_000
@@ -48,9 +50,7 @@ def test_a_record_is_small_and_whole(path):
     assert folder.finished and folder.environment["commit"] and not folder.environment["dirty"]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((project_root() / "results").iterdir()), ids=lambda p: p.name
-)
+@each_record
 def test_a_record_is_what_its_recipe_makes_today(path):
     "Whoever runs the recipe that a record names asks for the same thing again."
     then = RunFolder(path).recipe
