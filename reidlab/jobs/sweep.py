@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Launch', 'cell_state', 'other_photos', 'claim', 'Process', 'page_command', 'start_page', 'cells_at_once',
            'failure', 'CellProgress', 'short_rest', 'stop_all', 'run_sweep', 'sweep_table', 'standing', 'LiveTable',
-           'check_sweep', 'finished_groups', 'planned', 'sweep', 'last_word']
+           'check_sweep', 'planned', 'sweep', 'last_word']
 
 # %% ../../nbs/10_jobs/07_sweep.ipynb #4f14d50f
 import fcntl
@@ -31,9 +31,9 @@ from IPython.display import HTML, display
 from ..core.identity import same_data
 from ..core.names import option
 from ..core.recipe import first_difference
-from ..core.run import RunFolder, load_runs, read_json
+from ..core.run import RunFolder, read_json
 from ..core.settings import project_root, settings, shipped
-from .grid import SweepCell, plan_cells
+from .grid import SweepCell, plan_cells, varied
 from .parameters import SweepJob
 from .tasks import TASKS
 from .verbs import asked
@@ -338,17 +338,21 @@ def _look_again(table: Iterable[CellProgress], runs: Path) -> None:
 def sweep_table(
     table: Iterable[CellProgress],  # of a sweep
 ) -> pd.DataFrame:  # a row a cell
-    "Where every cell of a sweep stands."
+    "Where every cell of a sweep stands, and what tells it apart."
+    table = list(table)
+    differs = varied([place.cell for place in table])
     rows = [
-        {
-            "run": place.cell.name,
+        {"run": place.cell.name}
+        | differs[place.cell.group]
+        | {
             "state": place.state,
             "minutes": round(place.seconds / 60, 1),
             "about": place.about,
         }
         for place in table
     ]
-    return pd.DataFrame(rows, columns=["run", "state", "minutes", "about"]).set_index("run")
+    empty = ["run", "state", "minutes", "about"]
+    return pd.DataFrame(rows, columns=None if rows else empty).set_index("run")
 
 
 def standing(
@@ -394,19 +398,6 @@ def check_sweep(
             "Mend the cause and call the sweep again; what is finished stays."
         )
     return f"All {len(table)} cells are finished."
-
-
-def finished_groups(
-    cells: Iterable[SweepCell],  # of a plan
-    runs: str | Path = "",  # where run folders lie; empty: settings().runs_dir
-) -> dict[str, pd.DataFrame]:  # group → rows of load_runs, of its finished cells
-    "What there is to compare: the finished runs of each group."
-    root = Path(runs or settings().runs_dir)
-    names: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell_state(cell, root)[0] == "finished":
-            names.setdefault(cell.group, []).append(cell.name)
-    return {group: load_runs(members, [root]) for group, members in names.items()}
 
 # %% ../../nbs/10_jobs/07_sweep.ipynb #4bf838ab
 def planned(
