@@ -176,6 +176,7 @@ KINDS: dict[str, Kind] = {
     "train.schedule": Kind(SCHEDULES),
     "train.warmup": Kind("reidlab.training.optim:WARMUPS"),
     "train.distill": Kind("reidlab.training.distill:DISTILLERS"),
+    "train.validator": Kind("reidlab.evaluation.validators:VALIDATORS"),
     "search.optimizer": Kind(OPTIMIZERS, also=GROUPING),
     "search.schedule": Kind(SCHEDULES),
 }

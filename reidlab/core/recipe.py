@@ -195,7 +195,7 @@ class Train(Section):
     normalise_on: Literal["host", "device"] = "host"  # device: photos travel there as bytes
     sync_bn: bool = True  # one batch norm over all processes
     gather: bool = True  # losses see the features of all processes
-    validator: str = "market"  # how held-out people are judged: a name of evaluation.validators
+    validator: slot("train.validator") = "market"  # how held-out people are judged
     validate_every: Count = 1  # epochs; 0: never, keep the last
     # which validation figure picks best.pt; top1 and top5: classification
     select: Literal["mAP", "R1", "mINP", "top1", "top5", "last"] = "mAP"

@@ -74,7 +74,7 @@ def multistep(
     t: float,  # epochs since the start, fractions allowed
     epochs: float,  # of the training; not read
     lr: float,  # at its highest
-    milestones: Epochs = (40, 70),  # epochs from which the rate is multiplied
+    milestones: Epochs = (40.0, 70.0),  # epochs from which the rate is multiplied
     gamma: Positive = 0.1,  # factor at each milestone
 ) -> float:
     "A step down at each milestone, as re-ID baselines have it (Luo et al., 2019)."

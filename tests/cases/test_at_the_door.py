@@ -124,6 +124,8 @@ CLASSES = [
     ({"data.batch_size": 64}, 0, r"a batch needs 64 photos, the training set has 36.* 12 photos are held out"),
     ({"data.batch_size": 9}, 2, "a batch of 9 photos cannot be shared by 2 processes"),
     ({"data.batch_size": 1, "model.neck": "bnneck"}, 0, "a batch norm cannot learn from one photo, and data.batch_size is 1"),
+    ({"train.distill": {"teacher_student": {"teacher": "run:a"}}}, 0, "train.distill is for task reid, .* got teacher_student. Leave it at none"),
+    ({"train.validator": {"single_shot": {"draws": 3}}}, 0, "train.validator is for task reid, .* Leave it at market"),
     ({"data.resize": 20}, 0, "data.resize 20 is smaller than the photo that the network takes"),
 ]  # fmt: skip
 
