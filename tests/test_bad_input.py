@@ -546,6 +546,6 @@ def test_a_trick_that_cannot_be_meant_leaves_no_run(lab, overrides, words):
 
 
 def test_a_row_that_is_not_there_is_named(lab):
-    with refused("row 'R99' not found in recipe 'lite'", "Known: best"):
+    with refused("row 'R99' not found in recipe 'lite'. Known: ", "recipes/lite.yaml shows all"):
         walk("nbs/sweep.ipynb", recipe="lite", rows=["R99"])
     assert empty(lab.runs)

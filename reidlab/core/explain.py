@@ -124,7 +124,7 @@ def _not_there(place: str) -> str:
     called = [key for key in known if key.rpartition(".")[2] == place]
     if called:
         return f"key {place!r} not found; it is called {' or '.join(called[:6])}."
-    return unknown("key", place, known)
+    return unknown("key", place, known, see="reidlab explain")
 
 # %% ../../nbs/00_core/13_explain.ipynb #eb664854
 def undescribed() -> list[str]:  # dotted keys

@@ -296,7 +296,7 @@ def _sentences(wrong: ValidationError, place: str, kind: str, model: type[Sectio
 def _checked(kind: str, name: str, said: Mapping, base: str) -> dict[str, Any]:
     "All options of a part, those that were said and the usual ones."
     if base not in shelf(kind):
-        raise PartError(unknown(kind, shown(base), shelf(kind)))
+        raise PartError(unknown(kind, shown(base), shelf(kind), see=f"reidlab explain {kind}"))
     model, place = options_model(*builders_of(kind, base)), f"{kind}.{name}"
     try:
         found = model.model_validate({str(k): v for k, v in said.items()})
@@ -392,7 +392,7 @@ def _which(place: str, had: str, name: str, path: list[str], value: Any) -> str:
     if name in part_options(place, had):
         return f"{place}.{name} is an option of {had}: write {place}.{had}.{name}."
     if name not in shelf(place):
-        return unknown(place, shown(name), shelf(place))
+        return unknown(place, shown(name), shelf(place), see=f"reidlab explain {place}")
     dotted = ".".join([place, name, *path])
     such = shown(_nested(path, value)) if path or value else "{}"
     return (

@@ -352,7 +352,8 @@ def _problem(error: dict, schema: type[BaseModel]) -> str:
     dotted = ".".join([*path, last])
     if error["type"] == "extra_forbidden":
         known = _keys_at(schema, path)
-        return unknown("key", shown(dotted), [".".join([*path, k]) for k in known])
+        see = f"reidlab explain {'.'.join(path)}".strip()
+        return unknown("key", shown(dotted), [".".join([*path, k]) for k in known], see=see)
     return told(error, dotted)
 
 # %% ../../nbs/00_core/10_recipe.ipynb #5fc09461
@@ -493,7 +494,9 @@ def recipe_names(
 def _missing(name: str, folders: Sequence[Path]) -> ValueError:
     "That a recipe is not there, with the close names of those that are."
     known = recipe_names(folders[0] if len(folders) == 1 else "")
-    return ValueError(unknown("recipe", name, known, where=f"{folders[0].name}/"))
+    where = f"{folders[0].name}/"
+    see = f"{where}README.md" if (folders[0] / "README.md").is_file() else ""
+    return ValueError(unknown("recipe", name, known, where=where, see=see))
 
 
 def _home(name: str, folders: Sequence[Path]) -> Path:

@@ -529,7 +529,7 @@ def find_run(
             return RunFolder(root / name)
     known = {p.parent.name for root in roots for p in root.glob("*/recipe.yaml")}
     raise ValueError(
-        unknown("run", name, known, where=" or ".join(f"{r.name}/" for r in roots))
+        unknown("run", name, known, " or ".join(f"{r.name}/" for r in roots), "reidlab runs")
         + f" Make one: papermill nbs/{job}.ipynb out.ipynb"
     )
 

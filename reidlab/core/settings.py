@@ -167,7 +167,7 @@ def settings(
     said, known = _layers(root), [f.name for f in fields(Settings)]
     for key, (_, where) in said.items():
         if key not in known:
-            raise ValueError(unknown("setting", shown(key), known, where=where))
+            raise ValueError(unknown("setting", shown(key), known, where=where, see="settings.ini"))
     return Settings(**{key: _typed(key, *said[key], root) for key in known})
 
 # %% ../../nbs/00_core/05_settings.ipynb #wb000002

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from ..core.names import listed
 from .estimate import Estimate
 from .statistics import student_quantile
 
@@ -103,7 +104,7 @@ def group_table(
 ) -> pd.DataFrame:  # a row a group; figures in per cent as text
     "Groups of runs side by side: mean, interval, range, and the gap to one of them."
     if against and against not in groups:
-        raise ValueError(f"against needs one of {', '.join(groups)}; got {against!r}.")
+        raise ValueError(f"against needs one of {listed(groups, against)}; got {against!r}.")
     rows = {}
     for name, runs in groups.items():
         values = _values(runs[metric], f"{metric} of {name}")

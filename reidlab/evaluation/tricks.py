@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from ..core.names import listed
 from .estimate import Estimate
 from .groups import mean_over_runs, verdict
 
@@ -55,7 +56,7 @@ def trick_table(
 ) -> pd.DataFrame:  # a row a group; figures in per cent, as text
     "Rows of an ablation: mean, and the paired difference to the full recipe."
     if against not in groups:
-        raise ValueError(f"against needs one of {', '.join(groups)}; got {against!r}.")
+        raise ValueError(f"against needs one of {listed(groups, against)}; got {against!r}.")
     rows = {}
     for name, runs in groups.items():
         values = by_seed(runs, metric, name)

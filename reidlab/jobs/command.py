@@ -134,7 +134,7 @@ def finished(
     "Do it, and say how it ended: rank 0 one line, or the error in one line and exit code 1."
     try:
         said = work()
-    except (ValueError, FileNotFoundError, RuntimeError) as wrong:
+    except (ValueError, OSError, RuntimeError) as wrong:
         typer.echo(f"{type(wrong).__name__}: {wrong}", err=True)
         raise typer.Exit(1) from None
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) in ("", "0"):

@@ -38,5 +38,5 @@ def faced(
 ) -> Any:
     "What the package answers to a name that nobody has used yet."
     if name not in FACE:
-        raise AttributeError(unknown("name", name, FACE, where="reidlab"))
+        raise AttributeError(unknown("name", name, FACE, where="reidlab", see="dir(reidlab)"))
     return resolve_name(f"reidlab.{FACE[name]}:{name}")

@@ -75,7 +75,8 @@ def _rows(recipe: str, rows: Sequence[str], folder: str | Path) -> list[str]:
             raise ValueError(f"recipe {recipe!r} has no rows; leave rows empty to run the recipe.")
     for row in rows:
         if row not in known:
-            raise ValueError(unknown("row", row, known, where=f"recipe {recipe!r}"))
+            where, see = f"recipe {recipe!r}", f"recipes/{recipe}.yaml"
+            raise ValueError(unknown("row", row, known, where=where, see=see))
     return [f"{recipe}/{row}" for row in rows] or [recipe]
 
 

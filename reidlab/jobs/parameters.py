@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from ..core.names import plain_name, set_name, shortened, unknown
+from ..core.names import listed, plain_name, set_name, shortened, unknown
 from ..core.parts import meanings
 from ..core.reading import check_plain, json_values
 
@@ -177,9 +177,9 @@ def check_parameters(
         for error in wrong.errors(include_url=False):
             name = str(error["loc"][0])
             if error["type"] == "extra_forbidden":
-                lines.append(
-                    unknown("parameter", name, known) + f" This job takes {', '.join(known)}."
-                )
+                there = unknown("parameter", name, known)
+                more = f" This job takes {listed(known, name)}." if "Close names" in there else ""
+                lines.append(there + more)
             else:
                 said = error["msg"].removeprefix("Value error, ").rstrip(".")
                 quoted = ", in quotes" if error["type"] == "string_type" else ""

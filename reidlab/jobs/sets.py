@@ -31,6 +31,6 @@ def prepare(
 ) -> Prepared:
     "Prepare a data set, as its page does."
     if page not in SETS:
-        raise ValueError(unknown("data page", page, SETS))
+        raise ValueError(unknown("data page", page, SETS, see="reidlab prepare"))
     work, schema = SETS[page]
     return work(check_parameters(more, schema))

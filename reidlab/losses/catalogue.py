@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..core.names import unknown
+from ..core.names import listed, unknown
 from ..core.parts import members
 from ..core.reading import shown
 from ..core.values import Share, Weight
@@ -295,7 +295,7 @@ def of_branch(
     "What a term is, and which branches it looks at."
     name, at, where = term.partition("@")
     if name not in LOSSES:
-        raise ValueError(unknown("loss", name, LOSSES))
+        raise ValueError(unknown("loss", name, LOSSES, see="reidlab explain loss"))
     if at and not where:
         raise ValueError(f"{term!r} names no branch. Write {name}, or {name}@global.")
     return name, where or "*"
@@ -369,7 +369,7 @@ def checked_terms(
     kept = {name: options for name, options in checked.items() if options["weight"] > 0}
     if not kept:
         raise ValueError(
-            f"the loss has no term with a weight above 0; got {shown(repr(terms))}. Choose from {', '.join(LOSSES)}."
+            f"the loss has no term with a weight above 0; got {shown(repr(terms))}. Choose from {listed(LOSSES, see='reidlab explain loss')}."
         )
     return kept
 

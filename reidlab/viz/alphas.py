@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ..core import look
-from ..core.names import unknown
+from ..core.names import listed, unknown
 from ..models.genotype import Genotype, genotype_distance
 from ..nas.derive import entropy, softmax
 from .cell_layout import WORDS
@@ -215,7 +215,7 @@ def plot_entropy(
     if "epoch" not in history or not names or history.empty:
         raise ValueError(
             "a search's history needs the columns epoch and entropy_normal or entropy_reduce, got "
-            f"{len(history)} rows with {list(history.columns)}. Is it the history of a search?"
+            f"{len(history)} rows with {listed(history.columns)}. Is it the history of a search?"
         )
     ax = ax or plt.subplots(figsize=look.SINGLE)[1]
     first, last = history["epoch"].min(), history["epoch"].max()
@@ -255,7 +255,7 @@ def plot_changes(
     "Edges of the derived cells that differ from the epoch before."
     if isinstance(search, pd.DataFrame):
         if not {"epoch", "changed"} <= set(search.columns):
-            raise ValueError(f"needs the columns epoch and changed, got {list(search.columns)}.")
+            raise ValueError(f"needs the columns epoch and changed, got {listed(search.columns)}.")
         epochs, changed = search["epoch"].to_numpy(), search["changed"].to_numpy(dtype=float)
         most = None
     else:

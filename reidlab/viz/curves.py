@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..core import look
+from ..core.names import listed
 
 # %% ../../nbs/09_viz/03_curves.ipynb #a80d503c
 def percent_axis(
@@ -81,7 +82,7 @@ def plot_history(
     if missing or history.empty:
         raise ValueError(
             "a history needs the columns epoch and loss and at least one row; got "
-            f"{len(history)} rows with columns {list(history.columns)}. Has the run finished an epoch?"
+            f"{len(history)} rows with columns {listed(history.columns)}. Has the run finished an epoch?"
         )
     if ax is None:
         ax = plt.subplots(1, 2, figsize=look.ROW)[1]

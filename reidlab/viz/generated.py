@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ..core import look
+from ..core.names import listed
 from .tensorboard import write_photos
 
 # %% ../../nbs/09_viz/18_generated.ipynb #c047fcf8
@@ -88,7 +89,7 @@ def show_grids(
     names = names or tuple(there)
     if not names or set(names) - set(there):
         raise ValueError(
-            f"{Path(folder).name}/samples holds {', '.join(there) or 'no grid'}; "
+            f"{Path(folder).name}/samples holds {listed(there) if there else 'no grid'}; "
             f"asked for {', '.join(names) or 'all'}. A generator's run leaves them."
         )
     rows = []

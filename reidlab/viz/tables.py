@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.names import unknown
+from ..core.names import listed, unknown
 
 # %% ../../nbs/09_viz/04_tables.ipynb #acfbcb7c
 ABOUT = ["run", "recipe", "seed", "dataset", "split"]  # what a row is, as far as it is known
@@ -93,7 +93,7 @@ def metrics_table(
         shown[title] = [float(f"{value:.{decimals}f}") for value in values]  # rounded as printed
     if not shown:
         raise ValueError(
-            f"none of the {len(table)} runs has a known figure such as mAP; columns: {list(table)}. "
+            f"none of the {len(table)} runs has a known figure such as mAP; columns: {listed(table)}. "
             "Have they finished?"
         )
     return pd.concat([table[about], pd.DataFrame(shown, index=table.index)], axis=1)
