@@ -50,7 +50,7 @@ chapters: install
 	nbdev-test --n-workers 2
 
 lab: install
-	jupyter lab nbs
+	reidlab lab
 
 board: install
 	tensorboard --logdir runs

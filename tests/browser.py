@@ -28,19 +28,38 @@ def no_browser():
 needs_browser = pytest.mark.skipif(bool(no_browser()), reason=no_browser() or "there is one")
 
 
+_shared = []  # the browser that pages share while `one_browser` lasts: no second one can be started
+
+
 @contextmanager
-def browser_page(**context):
-    "A fresh page of a headless chromium, closed at the end."
+def one_browser():
+    "A headless chromium for every page that is opened within."
+    if _shared:
+        yield _shared[0]
+        return
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=FLAGS, headless=True
         )
+        _shared.append(browser)
         try:
-            yield browser.new_context(**context).new_page()
+            yield browser
         finally:
+            _shared.clear()
             browser.close()
+
+
+@contextmanager
+def browser_page(**context):
+    "A fresh page of a headless chromium, closed at the end."
+    with one_browser() as browser:
+        there = browser.new_context(**context)
+        try:
+            yield there.new_page()
+        finally:
+            there.close()
 
 
 @dataclass

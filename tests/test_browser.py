@@ -4,21 +4,26 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
-from browser import browser_page, needs_browser, open_quietly
+from browser import browser_page, needs_browser, one_browser, open_quietly
 
+from reidlab.viz.links import LINK
 from reidlab.viz.page import write_html
 
-PAGE = Path(__file__).parents[1] / "nbs" / "09_viz" / "10_explorers.ipynb"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "nbs" / "09_viz" / "10_explorers.ipynb"
 pytestmark = needs_browser
 SECOND = 1000  # playwright counts in milliseconds
 
@@ -47,26 +52,73 @@ def test_a_page_that_talks_is_heard(tmp_path):
 # --- JupyterLab --------------------------------------------------------------------------------
 
 
-def settings_of(folder):
-    "JupyterLab's own settings: every cell on the page, no news, no questions."
-    wanted = {
-        "notebook-extension/tracker": {"windowingMode": "none"},
-        "apputils-extension/notification": {
-            "checkForUpdates": False,
-            "doNotDisturbMode": True,
-            "fetchNews": "false",
-        },
-    }
-    for name, values in wanted.items():
-        file = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
+@dataclass
+class Lab:
+    "A JupyterLab that runs: where it is, and what it shows."
+
+    address: str
+    token: str
+    root: Path  # of the clone that it is started in
+
+    def open(self, page, path=""):
+        "Open a file as a fresh visitor would; without a path, whatever JupyterLab opens by itself."
+        page.set_viewport_size({"width": 1400, "height": 1000})
+        at = f"/lab/workspaces/{secrets.token_hex(4)}/tree/{path}" if path else "/"
+        page.goto(f"{self.address}{at}?token={self.token}")
+        return self.shown(page, path) if path else self.shown(page)
+
+    def shown(self, page, path="nbs/index.ipynb"):
+        "The notebook in front, once it is that one and its cells are there."
+        front = page.locator(".lm-DockPanel-tabBar .lm-mod-current", has_text=Path(path).name)
+        front.first.wait_for(timeout=60 * SECOND)
+        panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").first
+        panel.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60 * SECOND)
+        return panel
+
+    def run_all(self, page, path, timeout=120):
+        "Run all cells of the page in front and wait for the last; none may end in an error."
+        cells = nbformat.read(self.root / path, as_version=4).cells
+        n = sum(cell.cell_type == "code" for cell in cells)
+        page.wait_for_function(IDLE, arg=[self.token, path], polling=200, timeout=60 * SECOND)
+        page.wait_for_function(READY, arg=n, polling=200, timeout=60 * SECOND)
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.locator('li[data-command="runmenu:run-all"]').click()
+        page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=timeout * SECOND)
+        page.wait_for_function(IDLE, arg=[self.token, path], polling=200, timeout=60 * SECOND)
+        assert page.locator(WRONG).all_inner_texts() == []
+
+    def git(self, *words):
+        "What git says of the clone."
+        line = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(self.root), *words]
+        return subprocess.run(line, check=True, capture_output=True, text=True).stdout
+
+
+def clone(to):
+    "The tree as it stands, as a repository of its own: nothing in it was ever run or trusted."
+    line = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(line, check=True, capture_output=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, to / name)
+    there = Lab("", "", to)
+    there.git("init", "-q")
+    there.git("add", "-A")
+    there.git("commit", "-qm", "a clone")
+    return to
+
+
+def whole_pages(folder):
+    "A setting of JupyterLab's: every cell on the page at once, not only those in sight."
+    file = folder / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"windowingMode": "none"}))
     return folder
 
 
 @contextmanager
 def jupyter_lab(root, home):
-    "A JupyterLab on a free port that writes nothing outside `home`; its address and token."
+    "`reidlab lab` on a free port, which writes nothing outside `root` and `home`."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -76,7 +128,7 @@ def jupyter_lab(root, home):
         "JUPYTER_CONFIG_DIR": home / "config",
         "JUPYTER_DATA_DIR": home / "data",
         "JUPYTER_RUNTIME_DIR": home / "runtime",
-        "JUPYTERLAB_SETTINGS_DIR": settings_of(home / "settings"),
+        "JUPYTERLAB_SETTINGS_DIR": whole_pages(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
         "IPYTHONDIR": home / "ipython",
         "MPLCONFIGDIR": home / "matplotlib",
@@ -88,14 +140,13 @@ def jupyter_lab(root, home):
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.port_retries=20",  # another process may have taken it meanwhile
         f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={root}",
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "JUPYTER"))}
+    kept = ("PYTEST", "JUPYTER", "REIDLAB")
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(kept)}
+    outside["PYTHONPATH"] = os.pathsep.join([str(ROOT), outside.get("PYTHONPATH", "")])
     lab = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", *words],
-        cwd=root,
+        [sys.executable, "-m", "reidlab.jobs.command", "lab", *words],
+        cwd=root / "nbs",  # anywhere within
         env=outside | {k: str(v) for k, v in places.items()} | {"JUPYTER_PREFER_ENV_PATH": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -110,16 +161,25 @@ def jupyter_lab(root, home):
         else:
             pytest.fail("JupyterLab did not start:\n" + "".join(said))
         threading.Thread(target=said.extend, args=(lab.stderr,), daemon=True).start()
-        yield place[0], token
+        yield Lab(place[0], token, root)
     finally:
         lab.terminate()
         lab.wait(timeout=20)
         lab.stderr.close()
 
 
-IDLE = """async token => {
-  const kernels = await (await fetch(`/api/kernels?token=${token}`)).json();
-  return kernels.length === 1 && kernels[0].execution_state === 'idle';
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "One JupyterLab and one browser for the whole file."
+    folder = tmp_path_factory.mktemp("lab")
+    root = clone(folder / "clone")
+    with one_browser(), jupyter_lab(root, folder / "home") as there:
+        yield there
+
+
+IDLE = """async ([token, path]) => {
+  const sessions = await (await fetch(`/api/sessions?token=${token}`)).json();
+  return sessions.some(s => s.path === path && s.kernel.execution_state === 'idle');
 }"""
 # all cells are there, and the page knows its kernel; before, Run All asks which one
 READY = """cells => document.querySelectorAll('.jp-CodeCell .jp-InputPrompt').length === cells
@@ -132,6 +192,104 @@ RAN = """wrong => {
 }"""
 
 
+# an output that shows no picture although it has one, or shows a picture's name instead of it
+UNSEEN = re.compile(r"<IPython\.core|Error displaying widget|Loading widget|HBox\(|<Figure size")
+
+
+SEEN = """[...document.querySelectorAll('.jp-OutputArea-output img')]
+  .filter(i => i.naturalWidth > 20 && i.getBoundingClientRect().width > 20).length"""
+
+
+def kept_pictures(path):
+    "How many pictures the kept outputs of a page hold, whatever their form."
+    found = 0
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            pixels = any(kind.startswith("image/") for kind in data)
+            found += pixels or data.get("text/html", "").count("<img ")
+    return found
+
+
+@pytest.mark.parametrize("name", ["08_genotype", "10_explorers", "02_ranking"])
+def test_a_page_shows_its_pictures_without_trust(lab, name):
+    path = f"nbs/09_viz/{name}.ipynb"
+    with browser_page() as page:
+        panel = lab.open(page, path)
+        wanted = kept_pictures(lab.root / path)
+        page.wait_for_function(f"{SEEN} >= {wanted}", timeout=30 * SECOND)
+        assert page.evaluate(SEEN) == wanted > 0
+        text = "\n".join(panel.locator(".jp-OutputArea-output").all_inner_texts())
+        assert not UNSEEN.search(text)
+        if "explorers" in name:
+            assert text.count("Run All Cells") == 2 and "query 1 of 16, hardest first" in text
+            assert panel.locator(".noUi-handle").count() == 0
+
+
+LINKS = """found => found.map(a => a.href)
+  .filter(to => to.startsWith(location.origin) && !to.startsWith(location.href.split('#')[0]))"""
+
+
+def links_of(panel):
+    "What a page's texts link to, from the root; other people's addresses are left out."
+    panel.locator('.jp-RenderedMarkdown a[href*="/files/"]').first.wait_for(timeout=30 * SECOND)
+    found = panel.locator(".jp-RenderedMarkdown a:not(.jp-InternalAnchorLink)").evaluate_all(LINKS)
+    return {unquote(urlsplit(to).path).removeprefix("/files/") for to in found}
+
+
+KINDS = """async ([token, paths]) => Promise.all(paths.map(async path => {
+  const answer = await fetch(`/api/contents/${path}?content=0&token=${token}`);
+  return answer.ok ? (await answer.json()).type : 'nothing';
+}))"""
+
+
+def links_in(path):
+    "The same of a page that is read as a file."
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    places = (path.parent / found["to"].partition("#")[0] for found in LINK.finditer(text))
+    return {os.path.normpath(place) for place in places}
+
+
+def test_every_link_of_the_front_page_and_the_rooms_opens_something(lab):
+    rooms = sorted((lab.root / "nbs").glob("[0-9][0-9]_*/00_*.ipynb"))
+    with browser_page() as page:
+        front = lab.open(page)  # of itself it opens the front page
+        led = links_of(front)
+        path = rooms[-1].relative_to(lab.root).as_posix()
+        front.locator(f'.jp-RenderedMarkdown a[href*="/{path}"]').first.click()
+        of_room = links_of(lab.shown(page, path))  # JupyterLab reads a link as the file says it
+        assert of_room == {Path(to).relative_to(lab.root).as_posix() for to in links_in(rooms[-1])}
+        for room in rooms:
+            led |= {Path(to).relative_to(lab.root).as_posix() for to in links_in(room)}
+        kinds = dict(
+            zip(paths := sorted(led), page.evaluate(KINDS, [lab.token, paths]), strict=True)
+        )
+        wrong = {to: kind for to, kind in kinds.items() if kind not in ("notebook", "file")}
+        assert len(kinds) > 200 and wrong == {}  # a folder, or nothing
+        for end in (".md", ".csv", ".ini", ".cff"):  # one file of every kind, by a click
+            page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab").first.click()
+            front.locator(f'.jp-RenderedMarkdown a[href*="{end}"]').first.click()
+            page.locator(".lm-DockPanel-tabBar .lm-mod-current", has_text=end).wait_for()
+        assert page.locator(".jp-Dialog, .Toastify__toast").all_inner_texts() == []  # no news
+
+
+def test_a_job_page_that_was_filled_in_and_saved_stays_a_form(lab):
+    path, kept = "nbs/sweep.ipynb", lab.root / "runs" / "pages" / "sweep.lab.ipynb"
+    with browser_page() as page:
+        panel = lab.open(page, path)
+        panel.locator(".jp-CodeCell .cm-content").first.click()
+        page.keyboard.press("Control+End")
+        page.keyboard.type("\ndry_run = True")
+        lab.run_all(page, path)
+        assert "stays the form that it is" in panel.inner_text()
+        page.keyboard.press("Control+s")
+        page.locator(".lm-DockPanel-tabBar .lm-mod-current:not(.jp-mod-dirty)").wait_for()
+        assert lab.git("status", "--porcelain") == ""
+        text = kept.read_text(encoding="utf-8")
+        assert '"dry_run = True"' in text and "execute_result" in text  # what was entered, came out
+
+
 def press(page, handle, key, picture, words):
     "Press an arrow key on a slider's handle and wait until the picture says so."
     before = picture.inner_html(), picture.screenshot()
@@ -142,35 +300,18 @@ def press(page, handle, key, picture, words):
     assert before[0] != after[0] and before[1] != after[1]
 
 
-def test_the_explorers_follow_their_sliders_in_jupyterlab(tmp_path):
-    work = tmp_path / "work"
-    work.mkdir()
-    notebook = nbformat.read(PAGE, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook.metadata["kernelspec"] = kernel  # or JupyterLab asks which
-    nbformat.write(notebook, work / PAGE.name)
-    with jupyter_lab(work, tmp_path / "home") as (address, token), browser_page() as page:
-        page.set_viewport_size({"width": 1400, "height": 1000})
-        page.goto(f"{address}/lab/tree/{PAGE.name}?token={token}")
-        page.locator(".jp-NotebookPanel-notebook").wait_for(timeout=60 * SECOND)
-        page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
-        cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-        page.wait_for_function(READY, arg=cells, polling=200, timeout=60 * SECOND)
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator('li[data-command="runmenu:run-all"]').click()
-        page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=120 * SECOND)
-        page.wait_for_function(IDLE, arg=token, polling=200, timeout=60 * SECOND)
-        assert page.locator(WRONG).all_inner_texts() == []
-
-        explorer = page.locator(".jp-OutputArea-output", has=page.locator(".noUi-handle")).first
-        epochs, queries = (explorer.locator(".noUi-handle").nth(i) for i in (0, 1))
-        cells, strip = explorer.locator(".reidlab-search"), explorer.locator(".reidlab-query")
+def test_the_explorers_follow_their_sliders_in_jupyterlab(lab):
+    with browser_page() as page:
+        path = PAGE.relative_to(ROOT).as_posix()
+        lab.open(page, path)
+        lab.run_all(page, path)
+        outputs = page.locator(".jp-OutputArea-output")
+        epochs, queries = (page.locator(".noUi-handle").nth(i) for i in (0, 1))
+        cells = outputs.locator(".reidlab-search").first
+        strip = outputs.locator(".reidlab-query").first
         press(page, epochs, "ArrowLeft", cells, "epoch 11 of 12")
         press(page, epochs, "ArrowLeft", cells, "epoch 10 of 12")
         press(page, queries, "ArrowRight", strip, "query 2 of 16, hardest first")
-        explorer.get_by_role("button", name="by person").click()
+        page.get_by_role("button", name="by person").click()
         strip.filter(has_text="query 2 of 16, by person").wait_for(timeout=20 * SECOND)
         assert page.locator(WRONG).all_inner_texts() == []

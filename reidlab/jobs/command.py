@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'COLUMNS', 'PLAIN', 'Verb', 'run_line', 'sweep_line', 'set_line', 'options', 'typed', 'finished',
-           'job_command', 'new_folder', 'explain_place', 'list_runs', 'sets_app', 'reidlab_app', 'check_words', 'main']
+           'job_command', 'new_folder', 'open_lab', 'explain_place', 'list_runs', 'sets_app', 'reidlab_app',
+           'check_words', 'main']
 
 # %% ../../nbs/10_jobs/14_command.ipynb #7b9798fd
 import html
@@ -172,6 +173,15 @@ def new_folder(
     finished(work)
 
 
+def open_lab(
+    more: Annotated[
+        list[str] | None, typer.Argument(help="options for JupyterLab, as --no-browser --port 9000")
+    ] = None,
+) -> None:
+    "Open JupyterLab at this workbench."
+    finished(lambda: resolve_name("reidlab.jobs.lab:lab")(more or ()))
+
+
 def explain_place(
     place: Annotated[str, typer.Argument(help="as train, model.head or model.head.pcb")] = "",
 ) -> None:
@@ -220,6 +230,8 @@ def reidlab_app(
         lambda: None
     )
     app.command("new")(new_folder)
+    handed_on = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+    app.command("lab", context_settings=handed_on)(open_lab)
     for name, verb in VERBS.items():
         app.command(name, help=verb.about)(job_command(verb))
     wanted = "prepare" in words[:1]

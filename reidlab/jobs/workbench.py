@@ -28,6 +28,7 @@ LAID = (  # what a new workbench takes over as it is, from the repository's root
     *(f"nbs/{page}.ipynb" for page in PAGES),
     "nbs/reference.ipynb",
     "data_prep/*.ipynb",
+    "data_prep/README.md",
 )
 CARRIED = (*LAID, "settings.ini", "reports/published/results.csv")  # what a wheel carries
 
@@ -93,7 +94,7 @@ The pages do the same, with the same parameters, and show what came out:
 
 ```
 papermill nbs/train.ipynb out.ipynb -p recipe first_look/handmade
-jupyter lab nbs
+reidlab lab
 ```
 
 | here | what it is |
@@ -102,7 +103,7 @@ jupyter lab nbs
 | `recipes/` | [one experiment a file](recipes/README.md); yours may begin with `base: smoke` |
 | `own.py` | parts of your own, with an example to begin with |
 | `nbs/` | the pages of the jobs (search, train, evaluate, sweep, generate), and [the reference](nbs/reference.ipynb) of all that a recipe may say |
-| `data_prep/` | a page for each data set; for your photos `reidlab prepare own --source FOLDER` |
+| `data_prep/` | [a page for each data set](data_prep/README.md); for your photos `reidlab prepare own --source FOLDER` |
 | `data/` | prepared sets; downloads in `data/raw`, pretrained weights in `data/weights` |
 | `runs/` | one folder for every run |
 | `reports/` | yours: a notebook that begins with `from reidlab import load_runs` |

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'FILLS', 'EDGES', 'INK', 'FONT', 'KINDS', 'PICTURE', 'Pen', 'family', 'cell_words', 'cell_svg',
-           'genotype_svg', 'plot_cell', 'plot_genotype', 'figure_png', 'genotype_png', 'layer_words', 'layout_layers',
-           'layers_svg', 'write_genotype']
+           'layer_words', 'layout_layers', 'layers_svg', 'genotype_svg', 'plot_cell', 'plot_genotype', 'figure_png',
+           'genotype_png', 'draw_cell', 'draw_genotype', 'write_genotype']
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #d258c23e
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from PIL import Image
 
 from ..core import look
 from ..core.run import write_bytes
+from ..core.showing import Drawing
 from ..models.genotype import CellEdges, Genotype, LayerGenotype, read_genotype
 from ..models.layered import STAGES
 from .cell_layout import MARGIN, NODE, STUB, WORDS, Box, Layout, Wire, layout_cell
@@ -182,6 +183,52 @@ def cell_svg(
     words = f"{title}: {cell_words(cell, first)}" if title else cell_words(cell, first)
     return _svg(width, layout.height + head, words, body=body + _drawn(layout, y=head))
 
+# %% ../../nbs/09_viz/08_genotype.ipynb #4f9e57b9
+def layer_words(
+    layer: Sequence[int],  # kernels, and the depth where there is one
+) -> str:
+    "A layer in words: 3×3 + 7×7, twice."
+    kernels = " + ".join(f"{k}×{k}" for k in layer[:2])
+    return kernels + ("" if len(layer) < 3 or layer[2] == 1 else ", twice")
+
+
+def layout_layers(
+    genotype: LayerGenotype,  # first layer first
+) -> Layout:
+    "A list of layers as rows of boxes, the first on top."
+    block, tall, gap = 112, 28, 8
+    boxes, wires, y, ends = [], [], MARGIN, set(np.cumsum(STAGES)[:-1])
+    for place, layer in enumerate(genotype.layers, 1):
+        boxes.append(Box("node", str(place), MARGIN, y=y, w=NODE, h=tall))
+        x = MARGIN + NODE
+        for _ in range(layer[2] if len(layer) > 2 else 1):
+            wires.append(Wire("sep_conv", ((x, y + tall / 2), (x + STUB, y + tall / 2)), True))
+            x += STUB
+            text = layer_words(layer[:2])
+            boxes.append(Box("op", text, x, y=y, w=block, h=tall, op="sep_conv"))
+            x += block
+        y += tall + gap
+        if place in ends:
+            boxes.append(
+                Box("op", "half the size", MARGIN, y=y, w=NODE + STUB + block, h=20, op="avg_pool")
+            )
+            y += 20 + gap
+    width = MARGIN * 2 + NODE + 2 * (STUB + block)
+    return Layout(width, y - gap + MARGIN, tuple(boxes), wires=tuple(wires))
+
+
+def layers_svg(
+    genotype: LayerGenotype,  # first layer first
+    title: str = "",  # above it
+) -> str:  # an SVG document
+    "A list of layers as SVG."
+    layout, head = layout_layers(genotype), 28 if title else 0
+    body = _word_svg(title, MARGIN, 24, size=13, more=' font-weight="bold"') if title else ""
+    words = "; ".join(f"layer {i}: {layer_words(v)}" for i, v in enumerate(genotype.layers, 1))
+    width = max(layout.width, 2 * MARGIN + 8.4 * len(title))
+    said = f"{title}: {words}" if title else words
+    return _svg(width, layout.height + head, said, body=body + _drawn(layout, y=head))
+
 # %% ../../nbs/09_viz/08_genotype.ipynb #5cbdafb3
 KINDS = {"normal": "normal cell", "reduce": "reduction cell"}
 
@@ -300,7 +347,7 @@ def plot_genotype(
         plot_cell(layout, ax, KINDS[kind])
     return np.asarray(axes)
 
-# %% ../../nbs/09_viz/08_genotype.ipynb #c1595c10
+# %% ../../nbs/09_viz/08_genotype.ipynb #d4aw1ng1
 def figure_png(
     fig: Figure,  # made without pyplot
 ) -> bytes:
@@ -312,76 +359,62 @@ def figure_png(
     picture.quantize(128).save(data, "PNG", optimize=True)
     return data.getvalue()
 
+# %% ../../nbs/09_viz/08_genotype.ipynb #d4aw1ng2
+def _painted(rows: Sequence[tuple[str, Layout]], title: str = "", scale: float = 1.0) -> bytes:
+    "Layouts below one another, each under its word, as PNG."
+    width = max(*(layout.width for _, layout in rows), 2 * MARGIN + 10.8 * len(title))
+    tall = [layout.height + 26 * bool(word) for word, layout in rows]
+    y = 36.0 * bool(title)
+    height = y + sum(tall)
+    fig = Figure(figsize=(width / 100, height / 100), dpi=100 * scale, layout="none")
+    style = {"family": "DejaVu Sans", "parse_math": False}
+    if title:
+        fig.text(MARGIN / width, 1 - 28 / height, title, fontsize=11, weight="bold", **style)
+    for (word, layout), step in zip(rows, tall, strict=True):
+        style |= {"fontsize": 9, "color": "0.35"}
+        fig.text(MARGIN / width, 1 - (y + 20) / height, word, **style)
+        y += step
+        ax = fig.add_axes((0, 1 - y / height, layout.width / width, layout.height / height))
+        plot_cell(layout, ax)
+    return figure_png(fig)
+
+# %% ../../nbs/09_viz/08_genotype.ipynb #d4aw1ng3
+def _rows(genotype: Genotype | LayerGenotype, first: int = 2) -> list[tuple[str, Layout]]:
+    "The layouts of a genotype, each with the word above it."
+    if isinstance(genotype, LayerGenotype):
+        return [("", layout_layers(genotype))]
+    return [(KINDS[kind], layout) for kind, layout in _layouts(genotype, first).items()]
+
 
 def genotype_png(
     genotype: Genotype | LayerGenotype,  # of cells, or of layers
     scale: float = 1.0,  # picture pixels a layout pixel
 ) -> bytes:
     "Both cells as PNG, one above the other; or a column of layers."
-    if isinstance(genotype, LayerGenotype):
-        layout = layout_layers(genotype)
-        size = (layout.width / 100, layout.height / 100)
-        fig = Figure(figsize=size, dpi=100 * scale, layout="none")
-        plot_cell(layout, fig.add_axes((0, 0, 1, 1)))
-        return figure_png(fig)
-    layouts = _layouts(genotype)
-    width = max(layout.width for layout in layouts.values())
-    height = sum(layout.height + 26 for layout in layouts.values())
-    fig = Figure(figsize=(width / 100, height / 100), dpi=100 * scale, layout="none")
-    y = 0.0
-    for kind, layout in layouts.items():
-        y += layout.height + 26
-        ax = fig.add_axes((0, 1 - y / height, layout.width / width, layout.height / height))
-        plot_cell(layout, ax)
-        words = {"fontsize": 9, "color": "0.35", "family": "DejaVu Sans"}
-        fig.text(MARGIN / width, 1 - (y - layout.height - 6) / height, KINDS[kind], **words)
-    return figure_png(fig)
+    return _painted(_rows(genotype), scale=scale)
 
-# %% ../../nbs/09_viz/08_genotype.ipynb #4f9e57b9
-def layer_words(
-    layer: Sequence[int],  # kernels, and the depth where there is one
-) -> str:
-    "A layer in words: 3×3 + 7×7, twice."
-    kernels = " + ".join(f"{k}×{k}" for k in layer[:2])
-    return kernels + ("" if len(layer) < 3 or layer[2] == 1 else ", twice")
+# %% ../../nbs/09_viz/08_genotype.ipynb #d4aw1ng4
+def draw_cell(
+    cell: CellEdges,  # for each node from 2 on: ((op, source), …)
+    concat: Sequence[int] = (),  # nodes that make the output; empty: all
+    title: str = "",  # above the cell
+    first: int = 2,  # what the cell's first node is called
+) -> Drawing:  # shows itself in every page
+    "One cell, as a page shows it."
+    words = ": ".join([*([title] if title else []), cell_words(cell, first)])
+    png = _painted([("", layout_cell(cell, concat, first))], title)
+    return Drawing(cell_svg(cell, concat, title, first=first), png, words)
 
 
-def layout_layers(
-    genotype: LayerGenotype,  # first layer first
-) -> Layout:
-    "A list of layers as rows of boxes, the first on top."
-    block, tall, gap = 112, 28, 8
-    boxes, wires, y, ends = [], [], MARGIN, set(np.cumsum(STAGES)[:-1])
-    for place, layer in enumerate(genotype.layers, 1):
-        boxes.append(Box("node", str(place), MARGIN, y=y, w=NODE, h=tall))
-        x = MARGIN + NODE
-        for _ in range(layer[2] if len(layer) > 2 else 1):
-            wires.append(Wire("sep_conv", ((x, y + tall / 2), (x + STUB, y + tall / 2)), True))
-            x += STUB
-            text = layer_words(layer[:2])
-            boxes.append(Box("op", text, x, y=y, w=block, h=tall, op="sep_conv"))
-            x += block
-        y += tall + gap
-        if place in ends:
-            boxes.append(
-                Box("op", "half the size", MARGIN, y=y, w=NODE + STUB + block, h=20, op="avg_pool")
-            )
-            y += 20 + gap
-    width = MARGIN * 2 + NODE + 2 * (STUB + block)
-    return Layout(width, y - gap + MARGIN, tuple(boxes), wires=tuple(wires))
-
-
-def layers_svg(
-    genotype: LayerGenotype,  # first layer first
+def draw_genotype(
+    genotype: Genotype | LayerGenotype,  # of cells, or of layers
     title: str = "",  # above it
-) -> str:  # an SVG document
-    "A list of layers as SVG."
-    layout, head = layout_layers(genotype), 28 if title else 0
-    body = _word_svg(title, MARGIN, 24, size=13, more=' font-weight="bold"') if title else ""
-    words = "; ".join(f"layer {i}: {layer_words(v)}" for i, v in enumerate(genotype.layers, 1))
-    width = max(layout.width, 2 * MARGIN + 8.4 * len(title))
-    said = f"{title}: {words}" if title else words
-    return _svg(width, layout.height + head, said, body=body + _drawn(layout, y=head))
+    first: int = 2,  # what a cell's first node is called: 2 as in genotype.json, 0 as in papers
+) -> Drawing:  # shows itself in every page
+    "Normal and reduction cell, or a column of layers, as a page shows them."
+    svg = genotype_svg(genotype, title, first)
+    words = unescape(svg.partition('aria-label="')[2].partition('"')[0])
+    return Drawing(svg, _painted(_rows(genotype, first), title), words)
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #d3532af6
 PICTURE = "genotype/cells"  # its tag in TensorBoard

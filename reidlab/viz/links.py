@@ -32,8 +32,15 @@ def right_link(
 ) -> str:
     "A link as it has to be today."
     place, mark, anchor = to.partition("#")
-    if (home / place).exists():
+    if (home / place / "README.md").is_file():
+        return f"{place.rstrip('/')}/README.md"
+    if (home / place).is_file():
         return to
+    if (home / place).is_dir():
+        raise ValueError(
+            f"a page in {home.name} links to the folder {to}, which JupyterLab does not open; "
+            "link to a page in it."
+        )
     name = re.sub(r"^\d\d_", "", Path(place).name)
     found = [p for p in nbs.glob("[0-9][0-9]_*/[0-9][0-9]_*.ipynb") if p.name[3:] == name]
     room = Path(place).parent.name or home.name
