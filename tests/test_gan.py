@@ -4,13 +4,14 @@ import pytest
 import torch
 from conftest import tiny_recipe, walk
 
-from reidlab.core.recipe import Gan, Synthetic, load_recipe
+from reidlab.core.recipe import Synthetic, load_recipe
 from reidlab.core.run import find_run, keep_run, load_runs, open_run
 from reidlab.data.loaders import open_data
 from reidlab.data.transforms import normalise
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.jobs.tasks import plan_training
 from reidlab.models.generator import Critic, Generator
+from reidlab.training.adversary import Adversarial
 from reidlab.training.checkpoint import read_checkpoint
 from reidlab.training.generate import generate_from_recipe, load_generator
 from reidlab.training.studio import Studio
@@ -20,12 +21,10 @@ from reidlab.viz.tensorboard import EVENTS
 PLAN = {"input_dim": 8, "ngf": 4, "ndf": 4, "batch_size": 16, "sample_every": 1}
 
 
-def recipe_of(epochs=1, **more):
+def recipe_of(epochs=1, game="only", **more):
     "The smallest people with a generator."
-    changes = {f"train__gan__{k}": v for k, v in {**PLAN, **more}.items()}
-    return tiny_recipe(
-        train__epochs=epochs, data__val_fraction=0.0, data__height=32, data__width=16, **changes
-    )
+    small = {"data__val_fraction": 0.0, "data__height": 32, "data__width": 16}
+    return tiny_recipe(train__epochs=epochs, train__gan={game: {**PLAN, **more}}, **small)
 
 
 def weights(run):
@@ -62,8 +61,8 @@ def test_the_maps_double_from_8_by_4():
 
 
 def test_other_defaults_of_a_recipe_are_the_originals():
-    plan = Gan()
-    assert (plan.input_dim, plan.ngf, plan.ndf, plan.batch_size) == (0, 64, 32, 128)
+    plan = Adversarial()
+    assert (plan.input_dim, plan.ngf, plan.ndf, plan.batch_size) == (256, 64, 32, 128)
     assert (plan.lr, plan.beta1, plan.penalty, plan.loss) == (2e-4, 0.0, 10.0, "wgan_gp")
     assert (plan.loops, plan.every, plan.trust, plan.feature_noise) == (3, 20, 0.7, 0.01)
 
@@ -153,9 +152,9 @@ def test_a_run_that_does_not_fit_is_refused(photos, finished, tmp_path):
         (
             {"features": "run:done"},
             [root],
-            "has features of 256 numbers and train.gan.input_dim is 8",
+            "has features of 256 numbers and train.gan.only.input_dim is 8",
         ),
-        ({"features": "done"}, [root], "train.gan.features is run:NAME"),
+        ({"features": "done"}, [root], "train.gan.only.features is run:NAME"),
     ):
         with pytest.raises(ValueError, match=message):
             Studio(recipe_of(**changes), data, roots=roots)
@@ -196,7 +195,7 @@ def beside(photos, root, name, hooks=(), **more):
 
 
 def test_adversarial_training_continues_where_it_stood(photos, tmp_path):
-    how = {"mode": "adversarial", "every": 2, "trust": 0.0, "preheating": 1}
+    how = {"game": "adversarial", "every": 2, "trust": 0.0, "preheating": 1}
     _, whole = beside(photos, tmp_path, "whole", **how)
     _, broken = beside(photos, tmp_path, "broken", [stop], **how)
     assert same(whole["model"], broken["model"])
@@ -213,13 +212,11 @@ def test_the_jobs_send_each_other_the_right_recipes(stocked):
         plan_training(recipe_of())
     with pytest.raises(ValueError, match=r"Set data\.height and data\.width"):
         plan_training(
-            tiny_recipe(
-                data__height=96, data__width=32, train__gan__input_dim=256, train__gan__mode="alone"
-            )
+            tiny_recipe(data__height=96, data__width=32, train__gan={"alone": {"input_dim": 256}})
         )
     assert plan_training(tiny_recipe()).fit is not fit_beside_generator
-    with pytest.raises(ValueError, match="it is for task reid"):
-        load_recipe("shapes", overrides={"train.gan.input_dim": 8})
+    with pytest.raises(ValueError, match=r"train.gan is for task reid, .*; got only\. Leave"):
+        load_recipe("shapes", overrides={"train.gan": "only"})
 
 
 def test_the_page_draws(lab):
@@ -232,6 +229,7 @@ def test_the_page_draws(lab):
 
 def test_the_recipes_differ_as_they_say():
     published, bare = (load_recipe(f"gan_people/wgan_gp{k}").train.gan for k in ("", "-no_norm"))
-    assert (published.loss, published.d_update_freq, published.beta1) == ("wgan_gp", 1.0, 0.0)
-    assert bare == published.model_copy(update={"critic_norm": "none"})
-    assert load_recipe("gan_people").train.gan.loss == "dcgan"
+    said = [published.get(key) for key in ("loss", "d_update_freq", "beta1")]
+    assert published.name == "only" and said == ["wgan_gp", 1.0, 0.0]
+    assert bare == published.changed(critic_norm="none")
+    assert load_recipe("gan_people").train.gan.get("loss") == "dcgan"

@@ -71,8 +71,7 @@ SMALL = {  # verb, how it is done, its recipe
         *("generate", generate_from_recipe),
         lambda: tiny_recipe(
             **BRIEF,
-            **{"train__gan__input_dim": 8, "train__gan__ngf": 4, "train__gan__ndf": 4},
-            train__gan__batch_size=16,
+            train__gan={"only": {"input_dim": 8, "ngf": 4, "ndf": 4, "batch_size": 16}},
         ),
     ),
     "cells": ("search", search_from_recipe, lambda: tiny_recipe(**BRIEF | CELLS)),

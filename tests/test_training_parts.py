@@ -23,7 +23,7 @@ CELLS = {
     "model__backbone__*__init_channels": 6,
     "model__backbone__*__cells_per_stage": [1, 1],
 }
-DRAWING = {"input_dim": 256, "mode": "adversarial", "ngf": 4, "ndf": 4, "batch_size": 8}
+DRAWING = {"input_dim": 256, "ngf": 4, "ndf": 4, "batch_size": 8}
 
 
 def counted(monkeypatch, owner, name):
@@ -55,7 +55,7 @@ def test_a_training_builds_one_network(kind, cells, finished, photos, tmp_path, 
                 "model__backbone__*__weights": str(finished[0] / "checkpoints" / "best.pt")
             },
             "genotype": cells,
-            "generator": {f"train__gan__{key}": value for key, value in DRAWING.items()},
+            "generator": {"train__gan": {"adversarial": DRAWING}},
         }[kind]
     )
     run = open_run(kind, recipe, verb="train", root=tmp_path)
@@ -112,7 +112,7 @@ def stopped(path, record):
 
 @pytest.mark.parametrize("kind", ["train", "generate"])
 def test_an_older_checkpoint_is_continued_to_the_same_bits(kind, photos, tmp_path):
-    drawing = {f"train__gan__{k}": v for k, v in DRAWING.items()} | {"train__gan__mode": "only"}
+    drawing = {"train__gan": {"only": DRAWING}}
     recipe = tiny_recipe(**drawing if kind == "generate" else {"model__head__*__dropout": 0.2})
     work = generate_from_recipe if kind == "generate" else fit_from_recipe
     ends = []

@@ -98,6 +98,12 @@ def test_a_rule_that_the_strategy_had_brought_is_the_usual_one(search, rule):
 
 
 LINEAR = {"linear": {"epochs": 2.5, "factor": 0.1}}
+PAIR = {"input_dim": 8, "lr": 0.5, "loops": 2, "trust": 0.5, "features": "run:a"}
+DESK, FOES = (
+    {k: v for k, v in PAIR.items() if k not in away}
+    for away in (("trust", "features"), ("features",))
+)
+DRAWN = {k: PAIR[k] for k in ("input_dim", "lr", "features")}
 LAST = {"teacher": "run:a", "checkpoint": "last", "logits": 0.5}
 
 
@@ -114,6 +120,11 @@ LAST = {"teacher": "run:a", "checkpoint": "last", "logits": 0.5}
         ("distill", {"distill": {"teacher": "", "logits": 0.5}}, "none"),
         ("distill", {"distill": {"logits": 0.5}}, "none"),
         ("distill", {"distill": {"teacher_student": LAST}}, {"teacher_student": LAST}),
+        ("gan", {"gan": PAIR}, {"only": DRAWN}),
+        ("gan", {"gan": PAIR | {"mode": "alone"}}, {"alone": DESK}),
+        ("gan", {"gan": {"mode": "adversarial"} | PAIR}, {"adversarial": FOES}),
+        ("gan", {"gan": PAIR | {"input_dim": 0}}, "none"),
+        ("gan", {"gan": {"only": DRAWN}}, {"only": DRAWN}),
     ],
     ids=str,
 )
@@ -149,6 +160,11 @@ def dotted(train):
             "distill.teacher is no key any more; write train.distill: {teacher_student: {teacher: run:a}}.",
         ),
         ({"distill": LAST}, "it is an option of a part: train.distill.teacher_student.checkpoint."),
+        ({"gan": {"input_dim": 8}}, "write train.gan: {only: {input_dim: 8}}."),
+        ({"gan": {"mode": "alone", "input_dim": 8}}, "write train.gan: {alone: {input_dim: 8}}."),
+        ({"gan": {"mode": "alone"}}, "write train.gan: alone."),
+        ({"gan": {"lr": 0.1}}, "it is an option of a part: train.gan.NAME.lr."),
+        ({"gan": {"trust": 0.1}}, "it is an option of a part: train.gan.adversarial.trust."),
     ],
     ids=str,
 )

@@ -58,7 +58,7 @@ def _named_files(recipe: Recipe) -> Iterator[tuple[str, Path | None]]:
         ("model.backbone.*.weights", model.weights, best, settings().weights_dir),
         ("model.backbone.*.genotype", model.genotype, "genotype.json", Path()),
         ("train.distill", train.distill.get("teacher", ""), lesson, None),
-        ("train.gan.features", train.gan.features, best, None),
+        ("train.gan.*.features", train.gan.get("features", ""), best, None),
     ):
         if name.startswith("run:"):
             yield key, _run_file(name, file)

@@ -13,7 +13,7 @@ import inspect
 import io
 import tokenize
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache, partial
 from importlib import import_module
 from textwrap import dedent
@@ -104,6 +104,15 @@ def meanings(
     return found
 
 # %% ../../nbs/00_core/08_parts.ipynb #c2b95a58
+def _meanings_of_fields(builder: Callable) -> dict[str, str]:
+    "What a class says beside its fields; a data class says those of its bases, too."
+    thing = unwrapped(builder)
+    bases = thing.__mro__[::-1] if is_dataclass(thing) else ()
+    return {
+        k: v for base in (*filter(is_dataclass, bases), thing) for k, v in meanings(base).items()
+    }
+
+
 @cache
 def options_of(
     builder: Callable,  # a function, a class, or a partial of one
@@ -111,7 +120,7 @@ def options_of(
     "What a recipe may say about a part: the parameters that have a default."
     function = _function(builder)
     hints = get_type_hints(function, include_extras=True)
-    said = meanings(function) or meanings(unwrapped(builder))  # a data class writes none itself
+    said = meanings(function) or _meanings_of_fields(builder)  # a data class writes none itself
     found = {}
     for name, p in inspect.signature(builder).parameters.items():
         kind = hints.get(name, Any if p.default is None else type(p.default))
@@ -177,6 +186,7 @@ KINDS: dict[str, Kind] = {
     "train.warmup": Kind("reidlab.training.optim:WARMUPS"),
     "train.distill": Kind("reidlab.training.distill:DISTILLERS"),
     "train.validator": Kind("reidlab.evaluation.validators:VALIDATORS"),
+    "train.gan": Kind("reidlab.training.adversary:GAMES"),
     "search.optimizer": Kind(OPTIMIZERS, also=GROUPING),
     "search.schedule": Kind(SCHEDULES),
 }

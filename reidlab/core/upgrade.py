@@ -63,6 +63,16 @@ MOVES: dict[str, Places] = {
     "train.warmup": ("train.warmup",),
     "train.warmup_form": ("train.warmup",),
     "train.warmup_factor": ("train.warmup.*.factor",),
+    "train.gan.mode": ("train.gan",),
+    "train.gan.input_dim": ("train.gan",),
+    **{
+        f"train.gan.{key}": (f"train.gan.*.{key}",)
+        for key in (
+            *("loss", "init", "critic_norm", "penalty", "batch_size", "lr", "beta1", "ngf", "ndf"),
+            *("d_update_freq", "features", "feature_noise", "l1", "sample_every", "preheating"),
+            *("loops", "every", "trust"),
+        )
+    },
     "train.distill.teacher": ("train.distill",),
     **{
         f"train.distill.{key}": (f"train.distill.*.{key}",)
@@ -190,6 +200,23 @@ def _teacher(values: dict) -> None:
         train["distill"] = {"teacher_student": said} if named else "none"
 
 
+def _drawn(value: Any, before: dict) -> str | dict[str, dict]:
+    "A generator was there where its input had a width; how it learned was one of its keys."
+    said = before["train"]["gan"]
+    mode, width = str(said.get("mode", "only")), said.get("input_dim")
+    return mode if width is None else {mode: {"input_dim": width}} if width else "none"
+
+
+def _generator(values: dict) -> None:
+    "What a generator does stood beside how it learns, most of it whether it applied or not."
+    train = values.get("train")
+    said = train.get("gan") if isinstance(train, dict) else None
+    if isinstance(said, dict) and any(f"train.gan.{key}" in MOVES for key in said):
+        mode, width = said.get("mode", "only"), said.get("input_dim")
+        known = part_options("train.gan", mode) if mode in shelf("train.gan") else said
+        train["gan"] = {mode: {k: v for k, v in said.items() if k in known}} if width else "none"
+
+
 STEPS = {  # what every optimiser had where nobody said it
     "train": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 5e-4, "momentum": 0.9},
     "search": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-5, "momentum": 0.9},
@@ -229,6 +256,8 @@ def _usual_rule(values: dict) -> None:
 TURNED: dict[str, Callable[[Any, dict], Any]] = {  # old key → (its value, the recipe) → today's
     "data.crop": lambda value, recipe: {},
     "train.distill.teacher": _taught,
+    "train.gan.mode": _drawn,
+    "train.gan.input_dim": _drawn,
     "train.warmup": _warmed,
     "train.warmup_form": _warmed,
     "model.auxiliary": _tower,
@@ -256,6 +285,7 @@ FILLED: tuple[Callable[[dict], None], ...] = (
     _slots,
     _schedules,
     _teacher,
+    _generator,
     _optimizers,
     _augment,
     _expansion,

@@ -45,7 +45,7 @@ def check_people(
     "Refuse a training of re-ID that cannot be had: teacher, batches, generator, judge."
     check_teacher(recipe, data)
     check_batches(recipe, data, processes)
-    if recipe.train.gan.input_dim:  # experimental
+    if recipe.train.gan.name != "none":  # experimental
         check_beside(recipe, data, processes)
     rehearse_judge(recipe, data)
 
@@ -54,7 +54,7 @@ def people_trainer(
     recipe: Recipe,  # of task reid
 ) -> Callable:  # for launch
     "The trainer of re-ID that a recipe asks for: beside a generator, or with or without a teacher."
-    return fit_beside_generator if recipe.train.gan.input_dim else distil_from_recipe
+    return distil_from_recipe if recipe.train.gan.name == "none" else fit_beside_generator
 
 
 def people_judge(

@@ -30,6 +30,7 @@ from ..nas.checks import check_judged, check_search
 from ..nas.progressive import warmup_spans
 from ..nas.search import search_from_recipe
 from ..nas.split import half_loaders
+from ..training.adversary import game_of
 from ..training.generate import generate_from_recipe
 from ..training.launch import device_of, how_many, launch, open_job
 from ..training.studio import check_generator, real_photos
@@ -152,7 +153,7 @@ def open_generation(
     data = open_data(recipe.data, seed=recipe.seed)
     check_generator(recipe, data)
     folder = _opened(p, recipe, "generate", data=data.fingerprint)
-    section = real_photos(recipe.data, recipe.train.gan)
+    section = real_photos(recipe.data, game_of(recipe))
     loader = partial(train_loader, data.train, section, seed=recipe.seed, keep=False)
     about = {"gpus": p.gpus, "device": p.device, "on_epoch": drawn_by(write_samples)}
     work = generate_from_recipe

@@ -84,7 +84,7 @@ class Generator(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.input_dim:
             raise ValueError(
                 f"the generator draws from (B, {self.input_dim}), got {tuple(z.shape)}. "
-                "train.gan.input_dim must be the width of what it is given."
+                "The input_dim of train.gan must be the width of what it is given."
             )
         x = self.layers(z[:, :, None, None])
         return x.tanh() if self.half else (x.sigmoid() - self.mean) / self.std

@@ -20,6 +20,7 @@ from ..core.run import RunFolder, write_bytes
 from ..core.settings import settings
 from ..data.loaders import open_data
 from ..models.generator import Generator
+from .adversary import Alone, game_of
 from .checkpoint import load_weights, read_kept
 from .distributed import world_size
 from .epoch import Fit, save
@@ -125,7 +126,7 @@ def pair_facts(
     recipe: Recipe,  # data; train.gan
 ) -> dict[str, Any]:  # plain values
     "What a pair's weights do not show."
-    plan, data = recipe.train.gan, recipe.data
+    plan, data = game_of(recipe), recipe.data
     about = {k: getattr(plan, k) for k in ("input_dim", "ngf", "ndf", "critic_norm")}
     look = {"size": [data.height, data.width], "mean": list(data.mean), "std": list(data.std)}
     return {"backbone": "generator", **about, **look}
@@ -177,11 +178,11 @@ def generate_from_recipe(
     roots: Iterable[str | Path] = (),  # where the run that gives features lies
 ) -> dict[str, Any]:  # what metrics.json holds
     "Train a generator alone, continuing where the folder stands; a finished run is returned as it is."
-    lonely = world_size() == 1 and recipe.train.gan.mode == "only"
+    lonely = world_size() == 1 and not isinstance(game_of(recipe), Alone)
     if not lonely and not RunFolder(folder).finished:
         raise ValueError(
-            f"this job trains a generator alone and in one process; train.gan.mode is "
-            f"{recipe.train.gan.mode!r}, processes {world_size()}. Other modes: nbs/train.ipynb."
+            f"this job trains a generator alone and in one process; train.gan is "
+            f"{recipe.train.gan.name!r}, processes {world_size()}. Beside a network: nbs/train.ipynb."
         )
     reading = settings().workers if workers is None else workers
     place = {"device": device, "workers": reading, "roots": roots}
@@ -195,8 +196,8 @@ def load_generator(
     "A run's generator with its weights, ready to draw."
     run = RunFolder(folder)
     content, recipe = read_kept(run, "best", device), run.recipe
-    plan, data = recipe.train.gan, recipe.data
-    check = pair_facts(recipe) if plan.input_dim else {"backbone": recipe.model.backbone.name}
+    plan, data = game_of(recipe), recipe.data
+    check = pair_facts(recipe) if plan else {"backbone": recipe.model.backbone.name}
     if check["backbone"] != "generator" or "input_dim" not in content["architecture"]:
         raise ValueError(f"run {run.name!r} holds no generator. Make one: nbs/generate.ipynb.")
     generator = Generator(

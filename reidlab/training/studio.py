@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..core.identity import same_data
 from ..core.parts import part
-from ..core.recipe import Data, Gan, Recipe
+from ..core.recipe import Data, Recipe
 from ..core.run import RunFolder, find_run
 from ..core.seed import rng
 from ..data.loaders import DataSet, eval_loader, open_photos, train_loader
 from ..data.transforms import denormalise
 from ..models.generator import Generator, doublings, from_features, unit_noise
-from .adversary import STREAM, Pair, one_pass
+from .adversary import STREAM, Game, Pair, game_of, one_pass
 from .frechet import Judge
 from .parts import normalised_there
 from .trained import load_model
@@ -35,7 +35,7 @@ PLACED = {"flip", "pad_crop", "resized_crop"}  # what moves a photo within its f
 
 def real_photos(
     data: Data,  # of a recipe
-    plan: Gan,  # of a recipe
+    plan: Game,  # of a recipe
 ) -> Data:  # a section of its own; the recipe's stays as it is
     "How the photos come that a critic compares with."
     gone = {"erase", "cutout"} | (PLACED if plan.features else set())
@@ -45,13 +45,15 @@ def real_photos(
 
 # %% ../../nbs/06_training/22_studio.ipynb #dd1a0a5b
 def _seen_by(
-    plan: Gan,  # of a recipe
+    plan: Game,  # of a recipe
     data: DataSet,  # opened
     roots: Iterable[str | Path],  # where runs lie
 ) -> RunFolder:
     "The run that gives features, if it learned from the same photos."
     if not plan.features.startswith("run:"):
-        raise ValueError(f"train.gan.features is run:NAME of a training, got {plan.features!r}.")
+        raise ValueError(
+            f"train.gan.only.features is run:NAME of a training, got {plan.features!r}."
+        )
     run = find_run(plan.features.removeprefix("run:"), roots)
     theirs = run.environment["data"]
     if not same_data(theirs, data.fingerprint):
@@ -63,7 +65,7 @@ def _seen_by(
 
 
 def feature_bank(
-    plan: Gan,  # of a recipe
+    plan: Game,  # of a recipe
     data: DataSet,  # opened
     device: str = "cpu",  # of the network that looks
     roots: Iterable[str | Path] = (),  # where runs lie; empty: runs_dir, then results_dir
@@ -78,7 +80,7 @@ def feature_bank(
         feats = torch.cat([model(batch.images.to(device)).cpu() for batch in loader])
     if feats.shape[1] != plan.input_dim:
         raise ValueError(
-            f"run {run.name!r} has features of {feats.shape[1]} numbers and train.gan.input_dim is "
+            f"run {run.name!r} has features of {feats.shape[1]} numbers and train.gan.only.input_dim is "
             f"{plan.input_dim}. Set it to {feats.shape[1]}."
         )
     return feats
@@ -89,21 +91,21 @@ def check_generator(
     data: DataSet,  # opened
 ) -> None:
     "Refuse a recipe whose generator cannot be had."
-    plan = recipe.train.gan
-    if not plan.input_dim:
+    plan, name = game_of(recipe), f"train.gan.{recipe.train.gan.name}"
+    if plan is None:
         raise ValueError(
-            "the recipe has no generator: train.gan.input_dim is 0. Set it, or take a recipe that does, "
-            "such as gan_people."
+            f"the recipe has no generator: train.gan is {recipe.train.gan.name}. Set it to only, or take "
+            "a recipe that has one, such as gan_people."
         )
     doublings(recipe.data.height, recipe.data.width)
     if plan.l1 and not plan.features:
         raise ValueError(
-            "train.gan.l1 compares a drawing with the photo of its feature: it needs "
-            "train.gan.features. Set l1 to 0 for a generator that draws from noise."
+            f"{name}.l1 compares a drawing with the photo of its feature: it needs "
+            f"{name}.features. Set l1 to 0 for a generator that draws from noise."
         )
     if plan.batch_size > len(data.train.paths):
         raise ValueError(
-            f"train.gan.batch_size is {plan.batch_size}, the training set has "
+            f"{name}.batch_size is {plan.batch_size}, the training set has "
             f"{len(data.train.paths)} photos. Lower it."
         )
 
@@ -152,7 +154,7 @@ class Studio:
     ):
         check_generator(recipe, data)
         self.fingerprint = data.fingerprint
-        self.plan, self.seed = recipe.train.gan, recipe.seed
+        self.plan, self.seed = game_of(recipe), recipe.seed
         self.bank = feature_bank(self.plan, data, device, roots=roots)
         self.pair = Pair(self.plan, recipe.data, recipe.seed, device=device)
         section = real_photos(recipe.data, self.plan)

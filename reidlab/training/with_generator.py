@@ -21,7 +21,7 @@ from ..core.seed import rng
 from ..core.settings import settings
 from ..data.loaders import Batch, DataSet
 from ..models.generator import from_features
-from .adversary import STREAM, generator_loss
+from .adversary import STREAM, Adversarial, Alone, game_of, generator_loss
 from .fit import Work, open_together, work_through
 from .network import AnyGenotype, as_it_was, teaching_mode, without_memory
 from .parts import note_input, note_parts, parts_from_recipe
@@ -36,26 +36,24 @@ def check_beside(
     net: nn.Module | None = None,  # the recipe's network, where there is one
 ) -> None:
     "Refuse a recipe whose generator cannot learn beside its re-ID network."
-    plan, lines = recipe.train.gan, []
-    if plan.mode == "only":
+    plan, lines, name = game_of(recipe), [], recipe.train.gan.name
+    if not isinstance(plan, Alone):
         lines.append(
-            "train.gan.mode is 'only', a generator without a re-ID network: use nbs/generate.ipynb, or "
-            "set mode to alone or adversarial, or input_dim to 0."
+            f"train.gan is {name}, a generator without a re-ID network: use nbs/generate.ipynb, or "
+            "set train.gan to alone, adversarial or none."
         )
     if processes > 1:
         lines.append(f"train.gan knows one process, got {processes}. Set gpus to 0 or 1.")
     if recipe.train.distill.name != "none":
         lines.append("train.gan and train.distill cannot both be set; choose one.")
-    if plan.features:
-        lines.append("train.gan.features is for mode only; here the network itself gives them.")
     if lines:
         raise ValueError(f"recipe {recipe.name!r}: " + "\n".join(lines))
     check_generator(recipe, data)
     net = without_memory(recipe, 2) if net is None else net
-    if plan.mode == "adversarial" and (width := net.feature_dim) != plan.input_dim:
+    if isinstance(plan, Adversarial) and (width := net.feature_dim) != plan.input_dim:
         raise ValueError(
-            f"recipe {recipe.name!r}: adversarial mode draws from the network's features, which have {width} numbers; "
-            f"train.gan.input_dim is {plan.input_dim}. Set it to {width}."
+            f"recipe {recipe.name!r}: an adversarial generator draws from the network's features, which have {width} numbers; "
+            f"train.gan.{name}.input_dim is {plan.input_dim}. Set it to {width}."
         )
 
 # %% ../../nbs/06_training/24_with_generator.ipynb #ee427aa3
@@ -66,7 +64,7 @@ class Beside(Trainer):
         self,
         model: nn.Module,  # with twice as many classes where drawings are named
         loss: Callable,  # loss(branches, pids) -> (scalar, terms)
-        train: Train,  # its `gan` says how
+        train: Train,  # of the recipe
         device: str = "cpu",  # of the training
         *,
         studio: Studio,  # the pair's
@@ -74,7 +72,7 @@ class Beside(Trainer):
         folder: str | Path = "",  # of the run, for grids; empty: none
     ):
         super().__init__(model, loss, train, device)
-        self.studio, self.plan, self.n_pids = studio, train.gan, n_pids
+        self.studio, self.plan, self.n_pids = studio, studio.plan, n_pids
         self.folder, self.passes, self.steps, self.said = folder, 0, 0, {}
 
     def begin(
@@ -103,7 +101,8 @@ class Beside(Trainer):
         "A re-ID step, and now and then what the drawings make of it."
         terms = super().step(batch, last, share)
         self.steps += 1
-        if self.plan.mode == "adversarial" and last and self.steps % self.plan.every == 0:
+        plays = last and isinstance(self.plan, Adversarial)
+        if plays and self.steps % self.plan.every == 0:
             self.said["gan_named"] = self.answer(batch)
         return terms | {key: torch.tensor(value) for key, value in self.said.items()}
 
@@ -153,7 +152,7 @@ class Beside(Trainer):
 
 # %% ../../nbs/06_training/24_with_generator.ipynb #bda11979
 def fit_beside_generator(
-    recipe: Recipe,  # train.gan.mode alone or adversarial
+    recipe: Recipe,  # train.gan alone or adversarial
     folder: str | Path,  # an opened run folder
     device: str = "cpu",  # given by launch
     validate: Callable | None = None,  # as for training.fit.fit_from_recipe
@@ -164,7 +163,7 @@ def fit_beside_generator(
     "Train a re-ID network with a generator beside it, continuing where the folder stands."
 
     def build(run: RunFolder, data: DataSet, genotype: AnyGenotype) -> Work:
-        n_pids = (2 if recipe.train.gan.mode == "adversarial" else 1) * data.n_pids
+        n_pids = (2 if isinstance(game_of(recipe), Adversarial) else 1) * data.n_pids
         reading = settings().workers if workers is None else workers
         where = {"device": device, "workers": reading}
         parts = parts_from_recipe(recipe, data, genotype, n_pids=n_pids, **where)
@@ -174,7 +173,7 @@ def fit_beside_generator(
         note_input(run, studio.loader)
         about = {"studio": studio, "n_pids": data.n_pids, "folder": folder}
         trainer = Beside(parts.model, parts.loss, recipe.train, device=device, **about)
-        return Work(trainer, parts.loader, parts.costs, about={"gan": recipe.train.gan.mode})
+        return Work(trainer, parts.loader, parts.costs, about={"gan": recipe.train.gan.name})
 
     opened = partial(open_together, recipe, data_dir)
     return work_through(recipe, folder, opened, build=build, validate=validate, on_epoch=on_epoch)

@@ -54,7 +54,7 @@ def plot_frechet(
     "The Fréchet distance to real photos, between what costs nothing."
     if "frechet" not in history:
         raise ValueError(
-            "no epoch of this run was measured; train.gan.sample_every says which are."
+            "no epoch of this run was measured; sample_every of train.gan says which are."
         )
     ax = ax or plt.subplots(figsize=look.SINGLE)[1]
     measured = history.dropna(subset=["frechet"])

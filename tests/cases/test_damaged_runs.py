@@ -96,9 +96,8 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawing(made, tmp_path_factory):
     "The same of generators."
-    plan = {f"train__gan__{key}": value for key, value in PLAN.items()}
-    root, other = tmp_path_factory.mktemp("runs"), {"train__gan__lr": 0.5}
-    return three_runs(root, made["photos"], other, "generate", **plan)
+    root, other = tmp_path_factory.mktemp("runs"), {"train__gan__only__lr": 0.5}
+    return three_runs(root, made["photos"], other, "generate", train__gan={"only": PLAN})
 
 
 FIXTURES = {"train": "made", "generate": "drawing"}

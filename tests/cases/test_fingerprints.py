@@ -379,7 +379,7 @@ GIVEN = {
     "model.backbone.*.weights": "weights/start.pth",
     "model.backbone.*.genotype": "start.json",
     "train.distill": "runs/teacher/checkpoints/best.pt",
-    "train.gan.features": "runs/teacher/checkpoints/best.pt",
+    "train.gan.*.features": "runs/teacher/checkpoints/best.pt",
 }
 
 
@@ -393,7 +393,8 @@ def test_a_file_that_a_recipe_names_is_part_of_the_run(state, key, lab):
     if path.name == "best.pt":
         named = "run:teacher"
         (lab.runs / "teacher" / "recipe.yaml").write_text("")
-    cells = {"model.backbone": "derived"} if key.endswith("genotype") else {}
+    slots = {"genotype": ("model.backbone", "derived"), "features": ("train.gan", "only")}
+    cells = dict([slots[word]]) if (word := key.rsplit(".", 1)[1]) in slots else {}
     said = {"teacher_student": {"teacher": named}} if key.endswith("distill") else named
     recipe = load_recipe("smoke", overrides=cells | {key: said})
     run = open_run("r", recipe, "train")

@@ -21,7 +21,7 @@ from reidlab.training.generate import generate_from_recipe
 from reidlab.training.step import Trainer
 
 VERBS = WORK | {"generate": generate_from_recipe}
-MORE = {"search": SEARCH, "generate": {f"train__gan__{key}": PLAN[key] for key in PLAN}}
+MORE = {"search": SEARCH, "generate": {"train__gan": {"only": PLAN}}}
 STEP = {"train": (Trainer, "rate"), "search": (Trainer, "rate"), "generate": (Pair, "step")}
 KILLS = {"train": 12, "search": 12, "generate": 6}  # in CI; 100 with -m slow
 

@@ -356,13 +356,13 @@ def test_files_and_rows_follow_the_same_rule(tmp_path):
 
 
 def test_an_empty_section_keeps_its_base(tmp_path):
-    (tmp_path / "base.yaml").write_text("train: {epochs: 7, gan: {loops: 5}}\n" + FILE)
+    (tmp_path / "base.yaml").write_text("train: {epochs: 7, gan: {alone: {loops: 5}}}\n" + FILE)
     (tmp_path / "mine.yaml").write_text(
         "base: base\ntrain:\nloss:\nrows: {a: , b: {train: {gan: }}}\n"
     )
     for name in ("mine", "mine/a", "mine/b"):
         recipe = load_recipe(name, folder=tmp_path)
-        assert (recipe.train.epochs, recipe.train.gan.loops) == (7, 5)
+        assert (recipe.train.epochs, recipe.train.gan.get("loops")) == (7, 5)
         assert recipe.loss == whole(TWO)
 
 
