@@ -591,6 +591,12 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     return row | {key: made.get(key) for key in ("device", "threads", "commit", "dirty", "started")}
 
 # %% ../../nbs/00_core/18_run.ipynb #b1a5dd2a
+def _all_runs(roots: Iterable[Path]) -> list[RunFolder]:
+    "Every run there is by its name, whatever somebody called it; of two, the first root's."
+    found = {p.parent.name: p.parent for r in reversed([*roots]) for p in r.glob("*/recipe.yaml")}
+    return [RunFolder(found[name]) for name in sorted(found)]
+
+
 def load_runs(
     names: Iterable[str] = (),  # runs; empty: all there are
     roots: Iterable[str | Path] = (),  # where to look; empty: runs_dir, then results_dir
@@ -598,9 +604,8 @@ def load_runs(
     "Runs side by side: figures first, provenance last; one that cannot be read is left out, aloud."
     roots = [Path(r) for r in roots] or [settings().runs_dir, settings().results_dir]
     asked = list(names)
-    names = asked or sorted({p.parent.name for r in roots for p in r.glob("*/recipe.yaml")})
     rows, wrongs = [], []
-    for run in [find_run(name, roots) for name in names]:
+    for run in [find_run(name, roots) for name in asked] if asked else _all_runs(roots):
         try:
             rows.append(_row(run))
         except (ValueError, OSError) as wrong:

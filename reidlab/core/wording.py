@@ -84,8 +84,12 @@ def marked(
     code: bool = False,  # as code: a name, a value
 ) -> str:  # for a cell of a table
     "A text in Markdown that reads as it is."
-    if code:
-        return f"`{text.replace('|', chr(92) + '|')}`" if text else ""
+    if code and text:
+        fence = "`" * (
+            1 + max(map(len, re.findall("`+", text)), default=0)
+        )  # longer than any in it
+        inside = f" {text} " if "`" in text else text
+        return f"{fence}{inside.replace('|', chr(92) + '|')}{fence}"
     return MARKS.sub(r"\\\1", html.escape(text, quote=False))
 
 # %% ../../nbs/00_core/11_wording.ipynb #614a9deb

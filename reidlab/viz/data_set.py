@@ -6,6 +6,7 @@
 __all__ = ['photos_to_show', 'photo_sizes', 'plot_set', 'show_someone', 'plain_text', 'closing_line']
 
 # %% ../../nbs/09_viz/21_data_set.ipynb #2a167059
+import html
 import os
 from collections.abc import Sequence
 
@@ -149,9 +150,10 @@ def closing_line(
     line = f"**{plain_text(manifest.name)}**{version}: {len(manifest.frame):,} photos, "
     line += f"fingerprint `{manifest.fingerprint[:12]}`, {_left(manifest, odd)}."
     for f in findings:
-        line += f" **{f.message}**" if f.level == "differs" else f" {f.message}"
+        told = html.escape(f.message, quote=False)
+        line += f" **{told}**" if f.level == "differs" else f" {told}"
     counts = manifest.about["counts"]
     wrong = [k for k, c in counts.items() if c["published"] not in (None, c["ours"])]
     if wrong and manifest.about["protocol"] == "classification":
-        line += f" **Other than published: {', '.join(wrong)}. Is this the version you meant?**"
+        line += f" **Other than published: {html.escape(', '.join(wrong), quote=False)}. Is this the version you meant?**"
     return f"{line} Protocol: {plain_text(manifest.about['protocol'])}."

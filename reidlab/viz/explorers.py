@@ -105,7 +105,7 @@ def query_html(
     "One query and its ranked strip."
     ap = result.ap[q]
     score = f"AP {100 * ap:.1f} %" if np.isfinite(ap) else "no match in the gallery"
-    head = f"query {place}: pid {query.pids[q]}, cam {query.camids[q]}, <b>{score}</b>"
+    head = f"query {escape(place)}: pid {query.pids[q]}, cam {query.camids[q]}, <b>{score}</b>"
     strip = ranks_html(
         query, gallery, result.top, queries=[q], ranks=ranks, ap=result.ap, height=112
     )
