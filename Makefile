@@ -9,14 +9,14 @@ export FRESH := {searches: [$(LOOK)-search-s0], searched: [$(LOOK).searched-trai
 export PATH := $(abspath $(BIN)):$(PATH)
 
 ROW_JOBS := demo-search $(addprefix demo-,$(ROWS))
-.PHONY: install demo $(ROW_JOBS) test chapters lab board readme lock
+.PHONY: install demo $(ROW_JOBS) test chapters lab board docs readme lock
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reidlab needs Python 3.11 or newer, this is %d.%d; try: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[lab,index,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[lab,index,docs,test]"
 	touch $@
 
 # drawn pedestrians, a search on them, what it found and two controls trained and ranked, and a page that compares them;
@@ -54,6 +54,10 @@ lab: install
 
 board: install
 	tensorboard --logdir runs
+
+# the whole book as a site that needs no network; to read it: python -m http.server -d _docs/site
+docs: install
+	python -m reidlab.viz.site
 
 # what is made of the pages themselves: README.md of the front page, the rooms' listings, the list of recipes
 readme: install

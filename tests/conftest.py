@@ -170,6 +170,7 @@ LONGEST = (  # files by the seconds of their longest tests, from 120 to 10; to r
     "test_vehicles8.py",
     "test_search.py",
     "test_crew.py",
+    "test_site.py",
     "test_startup.py",
     "test_wheel.py",
     "test_health.py",
