@@ -26,15 +26,24 @@ def resolved_before(name):
     return full
 
 
-FACTORS = {"bias_lr_factor": 1.0, "head_lr_factor": 1.0, "weight_decay_bias": None}
+FOLLOWED = {  # what a search took from the training and the network, and how it is where none is said
+    "optimizer": {"bias_lr_factor": 1.0, "head_lr_factor": 1.0, "weight_decay_bias": None},
+    "space": {"macro": "resnet", "last_stride": 1},
+}
 
 
-def without_factors(recipe):
-    "A search took the training's factors, and has its own today; one that only trains says none."
+def of_search(recipe, slot):
+    "What a search has of its own today, and took from elsewhere before."
+    return {key: getattr(recipe.search, slot).get(key) for key in FOLLOWED[slot]}
+
+
+def without(recipe, slots):
+    "A recipe as plain values, but for those: one that only trains says none."
     plain = json.loads(recipe.model_dump_json())
-    for options in plain["search"]["optimizer"].values():
-        for key in FACTORS:
-            options.pop(key)
+    for slot in slots:
+        for options in plain["search"][slot].values():
+            for key in FOLLOWED[slot]:
+                options.pop(key, None)
     return plain
 
 
@@ -46,9 +55,11 @@ def test_every_recipe_and_row_is_still_there():
 def test_the_old_resolved_recipe_is_the_new_one(name):
     old = validated(name, upgrade(resolved_before(name)))
     new = load_recipe(name, folder=HERE.parent / "recipes")
-    factors, followed = ({key: r.search.optimizer.get(key) for key in FACTORS} for r in (new, old))
-    assert factors in (followed, FACTORS)
-    old, new = without_factors(old), without_factors(new)
+    cells = new.model.backbone.name in ("derived", "small_cnn")
+    slots = ["optimizer"] if cells else ["optimizer", "space"]
+    for slot in slots:
+        assert of_search(new, slot) in (of_search(old, slot), FOLLOWED[slot])
+    old, new = without(old, slots), without(new, slots)
     assert old == new and json.dumps(old) == json.dumps(new)  # in the same order, too
 
 
@@ -95,6 +106,14 @@ def test_a_key_of_another_time_gets_one_line(old, tmp_path):
 )
 def test_a_rule_that_the_strategy_had_brought_is_the_usual_one(search, rule):
     assert upgrade({"search": search})["search"]["rule"] == rule
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "small_cnn", "derived", "osnet", "cdnet"])
+def test_a_search_had_the_layout_of_the_network_whichever_it_was(backbone):
+    model = {"backbone": backbone, "last_stride": 2, "macro": "darts", "stem": "conv3x2"}
+    found = upgrade({"model": model, "search": {"space": "reid", "nodes": 3, "stem": ""}})
+    layout = {"macro": "darts", "last_stride": 2, "nodes": 3, "stem": "conv3x2"}
+    assert found["search"]["space"]["reid"] == layout
 
 
 LINEAR = {"linear": {"epochs": 2.5, "factor": 0.1}}
