@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
+import nbformat
 import pytest
 from browser import browser_page, needs_browser
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 ROOT = Path(__file__).parents[1]
 WIDTHS = (1280, 800, 390)
+REPORT = sorted(ROOT.glob("reports/*.ipynb"))[1]
 LOOKED_AT = (  # one of each kind
     "index.html",
     "tour.html",
@@ -27,8 +29,9 @@ LOOKED_AT = (  # one of each kind
     "viz/genotype.html",
     "api/losses/triplet.html",
     "reports/index.html",
-    "reports/02_search.html",
-    "reports/alone/02_search.html",
+    "reports/alone/index.html",
+    f"reports/{REPORT.stem}.html",
+    f"reports/alone/{REPORT.stem}.html",
     "recipes/smoke.yaml.html",
     "search.html",
 )
@@ -154,14 +157,18 @@ def test_nothing_is_wider_than_the_window(address, visitor, width):
     assert not wrong
 
 
+def opening_line(page):
+    return nbformat.read(page, as_version=4).cells[0].source.splitlines()[0].strip("# ?")
+
+
 @needs_browser
 @pytest.mark.parametrize(
     "word, place",
     [
         ("hardest_pairs", "api/losses/triplet.html"),  # a name
         ("stranger's", "losses/triplet.html"),  # a word of a chapter
-        ("Was the search worth it", "reports/02_search.html"),  # a report
-        ("data.val_fraction", "reference.html"),  # a recipe's key
+        (opening_line(REPORT), f"reports/{REPORT.stem}.html"),
+        ("loss.triplet", "reference.html"),  # a place in a recipe; dots are no selector's
         ("normal cell", "viz/genotype.html"),  # what a drawing's title says as well
     ],
 )
@@ -180,8 +187,10 @@ def test_a_search_finds_its_page(address, visitor, word, place):
 
 @needs_browser
 def test_the_search_works_on_pages_opened_as_files(site, visitor):
-    page, _ = visitor
+    page, wrong = visitor
     page.goto((site / "search.html").as_uri() + "?q=hardest_pairs", wait_until="load")
     page.locator('#search-results a[href*="api/losses/triplet.html"]').first.wait_for(
         timeout=20_000
     )
+    assert [w for w in wrong if "file://" not in w] == []  # those are the page's own files
+    wrong.clear()

@@ -12,6 +12,8 @@ from html import unescape
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
+from .site_pages import anchor_of
+
 # %% ../../nbs/09_viz/29_site_links.ipynb #cadaf09d
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
 _NUMBER = re.compile(r"^\d\d_")
@@ -43,7 +45,7 @@ def site_place(
 
 # %% ../../nbs/09_viz/29_site_links.ipynb #6118de61
 _ADDRESS = re.compile(r'(?P<before><(?:a|img)\b[^>]*?\s(?:href|src)=")(?P<to>[^"]*)"')
-_AWAY = re.compile(r"[a-z][a-z0-9+.-]*:|//|#", re.I)
+_AWAY = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
 
 
 def between(
@@ -66,8 +68,11 @@ def relinked(
 
     def one(found: re.Match) -> str:
         to, mark, anchor = unescape(found["to"]).partition("#")
-        if not to or _AWAY.match(to):
+        anchor = anchor_of(unquote(anchor)) if mark else ""
+        if _AWAY.match(to):
             return found[0]
+        if not to:
+            return f'{found["before"]}{mark}{anchor}"'
         path = os.path.normpath(PurePosixPath(home).parent / unquote(to))
         if path.startswith(".."):
             raise ValueError(f"{home} links to {to}, outside the project: name it without a link.")
@@ -90,9 +95,8 @@ def without_example_links(
 
     def one(found: re.Match) -> str:
         to = unquote(unescape(found["to"]).partition("#")[0])
-        away = _AWAY.match(found["to"]) and found["to"][:1] != "#"
         there = to and Path(root, home).parent.joinpath(to).exists()
-        return found[0] if away or there else found["before"]
+        return found[0] if there or _AWAY.match(found["to"]) else found["before"]
 
     return _LINK.sub(one, text)
 
@@ -131,7 +135,7 @@ def _seen(page: Path) -> tuple[set[str], set[str], list[str]]:
             wrong.append(f"a picture without words for it: {to[:60]}")
         if kind != "a" and _OUTSIDE.match(to):
             wrong.append(f"loads {to}")
-        if (to and not _AWAY.match(to)) or to.startswith("#"):
+        if to and not _AWAY.match(to):
             links.add(unescape(to))
     return anchors, links, wrong
 
