@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -15,6 +17,7 @@ from reidlab.core.settings import project_root
 from reidlab.jobs import lab
 from reidlab.jobs.command import main
 from reidlab.jobs.workbench import new
+from reidlab.viz.contents import written_pages
 
 SHOWN = new_output("display_data", {"text/html": "<b>made here</b>"})
 
@@ -187,3 +190,26 @@ def test_an_edited_page_is_saved_where_it_is(bench):
 def test_other_pages_are_saved_as_ever(bench, path, kind):
     page = filled()
     assert saved(bench, path, page, kind) == (page, [])
+
+
+# --- kept pages --------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+TAKEN = re.compile(r"<(svg|script|iframe|canvas|object)\b", re.I)  # by the cleaner
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in written_pages(ROOT) if '"outputs": [\n' in p.read_text(encoding="utf-8")],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
+def test_what_a_page_keeps_is_seen_without_trust(page):
+    for cell in nbformat.read(page, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            forms = output.get("data", {})
+            assert not [kind for kind in forms if "widget" in kind], (
+                "it needs a kernel that is gone"
+            )
+            assert "image/svg+xml" not in forms or "image/png" in forms, cell.source
+            if found := TAKEN.search("".join(forms.get("text/html", ""))):
+                pytest.fail(f"{found[0]}> is taken out of a page without trust:\n{cell.source}")
