@@ -1913,6 +1913,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'reidlab.jobs.workbench.bench_settings': ( '10_jobs/workbench.html#bench_settings',
                                                                                    'reidlab/jobs/workbench.py'),
                                         'reidlab.jobs.workbench.carried': ('10_jobs/workbench.html#carried', 'reidlab/jobs/workbench.py'),
+                                        'reidlab.jobs.workbench.front_page': ( '10_jobs/workbench.html#front_page',
+                                                                               'reidlab/jobs/workbench.py'),
                                         'reidlab.jobs.workbench.new': ('10_jobs/workbench.html#new', 'reidlab/jobs/workbench.py'),
                                         'reidlab.jobs.workbench.next_line': ( '10_jobs/workbench.html#next_line',
                                                                               'reidlab/jobs/workbench.py'),

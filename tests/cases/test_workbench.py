@@ -53,9 +53,10 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_it_holds_what_the_pages_need(lab):
     made = {p.relative_to(lab).as_posix() for p in lab.rglob("*") if p.is_file()}
-    assert made == {*carried(ROOT, LAID), "settings.ini", "own.py", ".gitignore", "README.md"}
+    written = {"settings.ini", "own.py", ".gitignore", "README.md", "nbs/index.ipynb"}
+    assert made == {*carried(ROOT, LAID), *written}
     assert {p.stem for p in (lab / "data_prep").glob("*.ipynb")} == set(SETS)
-    assert {p.stem for p in (lab / "nbs").iterdir()} == {*PAGES, "reference"}
+    assert {p.stem for p in (lab / "nbs").iterdir()} == {*PAGES, "reference", "index"}
     assert all((lab / name).is_dir() for name in ("runs", "data/raw", "data/weights", "reports"))
     here = settings(lab)
     assert here.own == lab / "own.py" and here.raw_dirs == (lab / "data/raw",)
