@@ -26,7 +26,7 @@ demo: install
 	$(MAKE) --no-print-directory -j 2 $(addprefix demo-,$(ROWS))
 	mkdir -p reports/html
 	papermill --no-progress-bar reports/01_first_look.ipynb reports/html/01_first_look.ipynb --cwd reports -y "$$FRESH"
-	@python -c "from reidlab.viz.page import write_html; print('\nThe report is', write_html('reports/html/01_first_look.ipynb', 'reports/html/01_first_look.html'))"
+	@printf '\nThe report is '; python -m reidlab.viz.report reports/html/01_first_look.ipynb
 
 demo-search:
 	mkdir -p runs/$(LOOK)-search-s0

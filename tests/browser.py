@@ -87,19 +87,31 @@ SEEN = """() => {
 
 def open_quietly(html, screenshot=None):
     "Open a local HTML file; what it asked for (nothing, one hopes), its errors, its pictures."
+    with browser_page(viewport={"width": 1200, "height": 900}) as page:
+        visit = seen_by(page, html)
+        if screenshot:
+            page.screenshot(path=screenshot, full_page=True)
+    return visit
+
+
+def seen_by(page, html):
+    "The same in a page that is open already, and stays so."
     address, visit = Path(html).resolve().as_uri(), Visit()
 
     def asked(request):
         if request.url != address and not request.url.startswith(("data:", "blob:")):
             visit.requests.append(request.url)
 
-    with browser_page(viewport={"width": 1200, "height": 900}) as page:
-        page.on("request", asked)
-        page.on("console", lambda m: visit.errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda wrong: visit.errors.append(str(wrong)))
-        page.goto(address, wait_until="networkidle")
-        seen = page.evaluate(SEEN)
-        if screenshot:
-            page.screenshot(path=screenshot, full_page=True)
+    ears = {
+        "request": asked,
+        "console": lambda m: visit.errors.append(m.text) if m.type == "error" else None,
+        "pageerror": lambda wrong: visit.errors.append(str(wrong)),
+    }
+    for event, ear in ears.items():
+        page.on(event, ear)
+    page.goto(address, wait_until="networkidle")
+    seen = page.evaluate(SEEN)
+    for event, ear in ears.items():
+        page.remove_listener(event, ear)
     visit.pictures, visit.broken, visit.text = seen["pictures"], seen["broken"], seen["text"]
     return visit

@@ -1,6 +1,7 @@
 """The ablation's report and the page of published figures: with records, with some, with none."""
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -121,10 +122,37 @@ def test_the_ablation_reads_kept_records_alone(lab):
 
 def test_without_runs_no_published_figure_reads_as_reproduced(lab):
     said, names = sentences(REPRODUCTION)
-    assert "**None.**" in said and "0 of " in said
+    assert "**none**" in said and "0 of " in said and "None of these runs is on record" in said
     table = names["table"]
     assert set(table["R1 ours"]) == {"–"} and not table["status"].str.startswith("run").any()
     assert len(table) == len(read_published())
+    n = len(names["checks"])
+    assert names["checks"]["passed"].all() and f"{n} of {n} checks agree" in said
+    covered(names["waits"], table.loc[names["waiting"], ["status", "recipe"]])
+
+
+def covered(waits, rows):
+    "Every row's own command asks for nothing that its whole table's command does not run."
+    assert sum(row["figures"] for row in waits) == len(rows) and len(waits) < 12
+    asked = {}
+    for words in (shlex.split(row["command"]) for row in waits):
+        if words[1] == "sweep":
+            given = dict(zip(words[3::2], words[4::2], strict=True))
+            assert given["--rows"] == '["all"]'
+            asked.setdefault(words[2], []).append(json.loads(given.get("--grid", "{}")))
+        else:
+            assert words[1] == "evaluate" and words[-2:] == ["--dataset", "partial_ilids"]
+    for status, recipe in rows.itertuples(index=False):
+        words = shlex.split(status.partition("one command: ")[2].partition(", once ")[0])
+        given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
+        if "run" not in given:
+            own = json.loads(given.get("grid", "{}"))
+            rerank = own.get("evaluate.rerank", ["none"])[0]
+            assert any(
+                grid.get("data.name") == own.get("data.name")
+                and rerank in grid.get("evaluate.rerank", [rerank])
+                for grid in asked[recipe.split("/")[0]]
+            ), status
 
 
 def test_a_run_finds_its_published_figure(lab):
@@ -138,7 +166,7 @@ def test_a_run_finds_its_published_figure(lab):
         "-0.7",
     )
     assert row["AP rule"] == "standard" and row["selection ours"] == "the last epoch"
-    assert "strong.bnneck-train-s0" in said and "**None.**" not in said
+    assert "strong.bnneck-train-s0" in said and "**none**" not in said
 
 
 def test_the_published_figures_are_those_collected():

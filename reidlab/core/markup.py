@@ -87,7 +87,7 @@ def markdown_html(
 
 # %% ../../nbs/00_core/22_markup.ipynb #9a2e2abf
 WIDE = 8  # columns; a table of more is set smaller
-_NUMBER = re.compile(r"[+−–-]?[\d.,]*( ?[kMG%])?( \[[^\]]*\])?")
+_NUMBER = re.compile(r"[+−–-]?[\d.,]*( ?[kMG%])?( \[[^\]]*\])?( \(\d+\))?")
 
 
 def soft(
@@ -95,7 +95,7 @@ def soft(
     long: int = 12,  # characters from which a word may break
 ) -> str:
     "Text whose long words may break behind their joints."
-    joint = lambda word: re.sub(r"(?<=[_./←-])(?=\w)|(?<=[a-z])(?=\d{3})", "<wbr>", word[0])
+    joint = lambda word: re.sub(r"(?<=[_/←-])(?=\w)|(?<=\.)(?=\w{7})", "<wbr>", word[0])
     return re.sub(rf"[^\s&;<>]{{{long},}}", joint, text)
 
 
@@ -103,7 +103,11 @@ def _cell(found: re.Match) -> str:
     "A cell with its kind, and its words made soft."
     kind, more, inside = found["kind"], found["more"], found["inside"]
     plain = html.unescape(re.sub(r"<[^>]+>", "", inside)).strip()
-    mark = ' class="n"' if kind == "td" and plain and _NUMBER.fullmatch(plain) else ""
+    mark = (
+        ' class="n"'
+        if kind == "td" and re.search(r"\d", plain) and _NUMBER.fullmatch(plain)
+        else ""
+    )
     soften = lambda part: part[0] if part[0][0] == "<" else soft(part[0])
     return f"<{kind}{more}{mark}>{re.sub('<[^>]*>|[^<]+', soften, inside)}</{kind}>"
 

@@ -45,6 +45,7 @@ def result_html(
     "A result in its best form."
     if "data" not in output:
         return _said(output)
+    alt = alt or output.get("metadata", {}).get("image/png", {}).get("alt", "")
     kind = next((form for form in FORMS if form in output["data"]), "")
     text = "".join(output["data"].get(kind, ""))
     if kind in ("text/html", "image/svg+xml"):
@@ -116,9 +117,9 @@ pre code {background: none; padding: 0}
 pre.error {background: #fff1ee}
 img, svg {max-width: 100%; height: auto}
 figure {margin: 1.4rem 0}
-figcaption {color: var(--soft); font-size: .88rem; line-height: 1.45; margin-top: .45rem}
+figcaption {color: var(--soft); font-size: .88em; line-height: 1.45; margin-top: .45rem}
 .table > figcaption {margin: 0 0 .35rem}
-.dated {color: var(--soft); font-size: .88rem}
+.dated {color: var(--soft); font-size: .88em}
 .contents {font-size: .92rem; margin: 1.4rem 0}
 .contents ol {margin: .2rem 0; padding-left: 1.4rem; columns: 2; column-gap: 2rem}
 .contents li {break-inside: avoid}
@@ -131,7 +132,7 @@ table {border-collapse: collapse; font-size: .85rem; line-height: 1.35; font-var
 th, td {text-align: left; vertical-align: top; padding: .28rem .55rem; border-bottom: 1px solid var(--line); overflow-wrap: break-word}
 thead th {border-bottom: 1.5px solid var(--soft); vertical-align: bottom}
 th {font-weight: 600}
-td.n {text-align: right}
+td.n {text-align: right; white-space: nowrap}
 .wide table {font-size: .76rem}
 .wide th, .wide td {padding: .22rem .35rem}
 @media (max-width: 640px) {
@@ -146,14 +147,17 @@ PAPER = """
 @media print {
   body {font-size: 9.6pt; line-height: 1.42}
   main {max-width: none; padding: 0}
-  h1 {font-size: 18pt} h2 {font-size: 13pt; margin-top: 14pt; padding-top: 6pt} h3 {font-size: 10.5pt}
+  h1 {font-size: 18pt} h2 {font-size: 13pt; margin: 9pt 0 3pt; padding-top: 5pt} h3 {font-size: 10.5pt}
   h1, h2, h3, summary, .table > figcaption {break-after: avoid}
   p, li {orphans: 3; widows: 3}
   a {color: inherit; text-decoration: none}
   .contents {display: none}
   figure, img, svg, tr {break-inside: avoid}
   figure.table {break-inside: auto}
-  figure > img {max-height: 110mm; width: auto}
+  figure img {max-height: 110mm; width: auto}
+  h1 {margin-bottom: 3pt} .drawn svg {max-height: 54mm; width: auto}
+  p, ul, ol {margin: 4.5pt 0} figure, .scroll {margin: 6pt 0} th, td {padding: 1.8pt 4pt}
+  .table > figcaption {margin-bottom: 0}
   .scroll {overflow: visible}
   table {width: auto; max-width: 100%; font-size: 8pt}
   .wide table {font-size: 6.6pt; width: 100%} .wide th, .wide td {padding: 1.5pt 2.5pt}
@@ -216,8 +220,8 @@ def _headline(page: nbformat.NotebookNode) -> str:
     "The first thing that a page has computed in words: its answer."
     results = (o for c in page.cells for o in c.get("outputs", []))
     told = ("".join(o.get("data", {}).get("text/markdown", "")) for o in results)
-    answer = re.sub(r"[*`]+|^#+ ", "", next(filter(None, told), ""))
-    return html.escape(" ".join(answer.split()))
+    answer = next(filter(None, told), "").partition("\n\n")[0]
+    return html.escape(" ".join(re.sub(r"[*`]+|^#+ ", "", answer).split()))
 
 
 def _day(date: str) -> str:
@@ -263,7 +267,18 @@ def write_html(
     "Write a notebook's self-contained HTML page; its links to other files are seen from there."
     path, to = Path(notebook), Path(to)
     home = _home(nbformat.read(path, as_version=4), path)
-    from_there = lambda link: Path(os.path.relpath(home / link, to.parent)).as_posix()
+
+    def from_there(link: str) -> str:
+        name = Path(link.partition("#")[0])
+        beside = (to.parent / f"{name.stem}{end}" for end in (".html", ".ipynb"))
+        if (
+            name.suffix == ".ipynb"
+            and name.parent == Path(".")
+            and any(p.is_file() for p in beside)
+        ):
+            return f"{name.stem}.html"  # a page of the same folder, there or about to be
+        return Path(os.path.relpath(home / link, to.parent)).as_posix()
+
     write_bytes(to, to_html(path, code, from_there).encode())
     return to
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['link_to', 'folded', 'sources', 'report_faults', 'page_facts', 'write_contents', 'write_report']
 
-# %% ../../nbs/09_viz/26_report.ipynb #92691f06
+# %% ../../nbs/09_viz/26_report.ipynb #91030df1
 import html
 import os
 import re
@@ -18,11 +18,11 @@ import pandas as pd
 from IPython.display import HTML
 
 from ..core.markup import cell_options
-from ..core.run import write_bytes
+from ..core.run import find_run, write_bytes
 from ..core.settings import project_root, settings
 from .page import document, is_picture, write_html
 
-# %% ../../nbs/09_viz/26_report.ipynb #5df88640
+# %% ../../nbs/09_viz/26_report.ipynb #8c81290a
 def link_to(
     path: Path,  # a file or folder
     text: str,  # what is read
@@ -44,7 +44,7 @@ def folded(
     body = table.to_html(index=index, escape=escape, border=0)
     return HTML(f"<details><summary>{html.escape(summary)}</summary>{body}</details>")
 
-# %% ../../nbs/09_viz/26_report.ipynb #db91951b
+# %% ../../nbs/09_viz/26_report.ipynb #2d4f4c59
 def sources(
     runs: pd.DataFrame,  # from load_runs
 ) -> HTML:
@@ -59,38 +59,35 @@ def sources(
 
 def _source(run: str, row: pd.Series, day: str) -> dict[str, str]:
     "A run's row, as HTML."
-    recipe, roots = str(row["recipe"]), (settings().runs_dir, settings().results_dir)
-    folder = next((root / run for root in roots if (root / run).is_dir()), roots[0] / run)
+    recipe, folder = str(row["recipe"]), find_run(run).path
     changed = " (with changes)" if row["dirty"] else ""
     minutes = row.get("seconds")
     return {
         "run": link_to(folder, run),
         "recipe": link_to(settings().recipes_dir / f"{recipe.partition('/')[0]}.yaml", recipe),
-        "seed": html.escape(str(row["seed"])),
+        "seed": str(row["seed"]),
         "commit": html.escape(str(row["commit"])[:10] + changed),
         "device": html.escape(str(row["device"])),
-        "day": f'<time datetime="{html.escape(day)}">{html.escape(day)}</time>',
+        "day": f'<time datetime="{day}">{day}</time>',
         "minutes": "–" if pd.isna(minutes) else f"{minutes / 60:.1f}",
     }
 
-# %% ../../nbs/09_viz/26_report.ipynb #4ac91d4c
+# %% ../../nbs/09_viz/26_report.ipynb #5b146e27
 def report_faults(
     notebook: str | Path,  # executed
 ) -> list[str]:  # empty: nothing
     "What a report lacks, picture by picture, and the errors that it ended with."
     faults, before = [], ""
     for cell in nbformat.read(Path(notebook), as_version=4).cells:
-        if cell.cell_type == "markdown":
+        results = cell.get("outputs", [])
+        faults += [f"ends with {o.ename}: {o.evalue}" for o in results if o.output_type == "error"]
+        if any(map(is_picture, results)):
+            faults += _unsaid(cell.source, before)
+            before = ""
+        elif cell.cell_type == "markdown":
             before = cell.source
-            continue
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                faults.append(f"ends with {output.ename}: {output.evalue}")
-            elif is_picture(output):
-                faults += _unsaid(cell.source, before)
-                before = ""
-            else:
-                before = "".join(output.get("data", {}).get("text/markdown", ""))
+        elif results:
+            before = "".join(results[-1].get("data", {}).get("text/markdown", ""))
     return faults
 
 
@@ -107,7 +104,7 @@ def _unsaid(source: str, before: str) -> list[str]:
     }
     return [f"{name!r} lacks {what}" for what, there in missing.items() if not there]
 
-# %% ../../nbs/09_viz/26_report.ipynb #9486a156
+# %% ../../nbs/09_viz/26_report.ipynb #14b8adbb
 _FACTS = {
     "title": r"<title>(.*?)</title>",
     "day": r'<meta name="date" content="(.*?)">',
