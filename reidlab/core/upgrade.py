@@ -121,7 +121,7 @@ MOVES: dict[str, Places] = {
     },
 }
 
-
+# %% ../../nbs/00_core/09_upgrade.ipynb #c4ac7bf8
 def _tower(value: Any, before: dict) -> float:
     "The weight of a second classifier; 0 where there was none."
     model = before.get("model", {})
