@@ -75,14 +75,18 @@ class Lab:
         panel.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60 * SECOND)
         return panel
 
-    def run_all(self, page, path, timeout=120):
-        "Run all cells of the page in front and wait for the last; none may end in an error."
+    def start(self, page, path):
+        "Run all cells of the page in front, and do not wait."
         cells = nbformat.read(self.root / path, as_version=4).cells
         n = sum(cell.cell_type == "code" for cell in cells)
         page.wait_for_function(IDLE, arg=[self.token, path], polling=200, timeout=60 * SECOND)
         page.wait_for_function(READY, arg=n, polling=200, timeout=60 * SECOND)
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.locator('li[data-command="runmenu:run-all"]').click()
+
+    def run_all(self, page, path, timeout=120):
+        "Run all cells of the page in front and wait for the last; none may end in an error."
+        self.start(page, path)
         page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=timeout * SECOND)
         page.wait_for_function(IDLE, arg=[self.token, path], polling=200, timeout=60 * SECOND)
         assert page.locator(WRONG).all_inner_texts() == []
@@ -288,6 +292,49 @@ def test_a_job_page_that_was_filled_in_and_saved_stays_a_form(lab):
         assert lab.git("status", "--porcelain") == ""
         text = kept.read_text(encoding="utf-8")
         assert '"dry_run = True"' in text and "execute_result" in text  # what was entered, came out
+
+
+SMALL = {  # two hundred short epochs: nobody waits for the last
+    "data.synthetic.train_pids": 16,
+    "data.synthetic.test_pids": 4,
+    "data.synthetic.cameras": 3,
+    "data.sampler": {"pk": {"p": 4}},
+    "data.height": 64,
+    "data.width": 32,
+    "data.val_fraction": 0.3,
+    "train.epochs": 200,
+}
+FURTHER = "was => document.querySelector('.jp-OutputArea-output progress').value > was"
+OTHER = "was => [...document.querySelectorAll('.jp-CodeCell:has(progress) img')][0].src !== was"
+END = """async ([token, path]) => {
+  const sessions = await (await fetch(`/api/sessions?token=${token}`)).json();
+  const mine = sessions.find(s => s.path === path);
+  await fetch(`/api/sessions/${mine.id}?token=${token}`, {method: 'DELETE'});
+}"""
+
+
+def test_a_job_moves_while_it_runs(lab):
+    "Its card is completed, its bar and its curve go on, and the newest strip is there."
+    path = "nbs/train.ipynb"
+    with browser_page() as page:
+        panel = lab.open(page, path)
+        panel.locator(".jp-CodeCell .cm-content").first.click()
+        page.keyboard.press("Control+End")
+        page.keyboard.insert_text(f"\noverrides = {SMALL}")
+        lab.start(page, path)
+        card = panel.locator(".jp-OutputArea-output", has_text="200 epochs of 5 steps").first
+        card.filter(has_text="an estimate: from the first").wait_for(timeout=90 * SECOND)
+        cell = page.locator(".jp-CodeCell", has=page.locator("progress"))
+        assert "?" not in cell.locator("progress + code").inner_text()
+        for _ in range(2):
+            was = cell.locator("progress").evaluate("bar => bar.value")
+            page.wait_for_function(FURTHER, arg=was, polling=100, timeout=60 * SECOND)
+        cell.locator("img").nth(1).wait_for(timeout=60 * SECOND)  # the curve, and a strip
+        for _ in range(2):
+            was = cell.locator("img").first.evaluate("image => image.src")
+            page.wait_for_function(OTHER, arg=was, polling=100, timeout=60 * SECOND)
+        assert page.locator(WRONG).all_inner_texts() == []
+        page.evaluate(END, [lab.token, path])
 
 
 def press(page, handle, key, picture, words):

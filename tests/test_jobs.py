@@ -70,7 +70,11 @@ def test_a_sweep_with_the_real_pages(chain):
 def test_train_leaves_a_run_folder(chain):
     run = chain.run
     assert {p.name for p in chain.runs.iterdir()} == {run.name, WRONG}
-    assert pictures(chain.train) == 2  # a batch, the curves
+    assert pictures(chain.train) == 3  # a batch, the newest strip, the curves
+    page = nbformat.read(chain.train, as_version=4)
+    assert max(len(cell.get("outputs", [])) for cell in page.cells) <= 4  # replaced, not added to
+    text = str(page)
+    assert "2 epochs of" in text and "measured: its steps alone" in text and "/?" not in text
     assert re.search(r"epoch 2/2 · loss \d+\.\d+ · \d+ images/s · 0:00:00 left", chain.console)
     assert run.recipe.overrides == OWN and run.recipe.train.epochs == 2
     assert run.status()["epochs"] == 2 and run.status()["seconds_left"] == 0
@@ -337,7 +341,7 @@ def searched(tmp_path_factory):
 def test_search_leaves_genotypes_and_their_history(searched):
     run = searched.run
     assert [p.name for p in searched.runs.iterdir()] == [run.name]
-    assert pictures(searched.page) == 5  # a batch, the curves, the alphas, their entropy, health
+    assert pictures(searched.page) == 6  # a batch, answer, curves, alphas, their entropy, health
     assert searched.page.read_text().count("image/svg+xml") == 1  # the answer
     assert re.search(r"epoch 2/2 · loss \d+\.\d+", searched.console)
     names = [p.name for p in sorted((run.path / "genotypes").iterdir())]

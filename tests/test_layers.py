@@ -233,7 +233,7 @@ def test_layers_are_searched_trained_and_ranked_by_the_jobs(lab):
     page = lab.root / "search.ipynb"
     done(run_job(SEARCH, page, overrides=own))
     run = RunFolder(lab.runs / "smoke-search-s0")
-    assert pictures(page) == 5  # a batch, the curves, the alphas, who ran, health
+    assert pictures(page) == 6  # a batch, the answer, the curves, the alphas, who ran, health
     assert page.read_text().count("image/svg+xml") == 1  # the column of layers
     assert run.history()["val_mAP"].between(0, 1).any()
     found = genotypes_of(run.path)[-1]

@@ -28,6 +28,7 @@ from reidlab.evaluation.accuracy import (
     name_photos,
     wilson_interval,
 )
+from .embed import counting
 from reidlab.evaluation.openings import (
     count_opening,
     evaluation_record,
@@ -98,9 +99,9 @@ def evaluate_classes(
     began = time.monotonic()
     workers = settings().workers if workers is None else workers
     size, flip = recipe.evaluate.batch_size, recipe.evaluate.flip
-    named = name_photos(
-        model, data.test, recipe.data, batch_size=size, workers=workers, device=device, flip=flip
-    )
+    about = {"workers": workers, "device": device, "flip": flip}
+    with counting(model, out, len(data.test.pids) * (1 + flip)):
+        named = name_photos(model, data.test, recipe.data, batch_size=size, **about)
     alive("writing what was named", limit=LONG)
     record = None
     if process_rank() == 0:

@@ -22,6 +22,7 @@ from ..core.settings import settings
 from ..data.loaders import DataSet, open_test
 from ..data.manifest import verified
 from .by_protocol import check_test, manifest_protocol, rank_by_protocol
+from .embed import counting
 from .embeddings import Embeddings, load_embeddings
 from .evaluate import embed_split, protocol_card
 from .kept_features import features_key, keep_features, kept_features, shown_alike
@@ -195,7 +196,9 @@ def evaluate_run(
     again = not from_rank_zero(bool(kept))
     if again:
         workers = settings().workers if workers is None else workers
-        kept = embed_split(model, recipe, data, split="test", device=device, workers=workers)
+        n = (len(data.query.pids) + len(data.gallery.pids)) * (1 + recipe.evaluate.flip)
+        with counting(model, asked.out, n):
+            kept = embed_split(model, recipe, data, split="test", device=device, workers=workers)
     if process_rank() == 0:
         with holding(run.path / ".lock", f"evaluating {run.name}", alive):  # one after the other
             record = _answer(asked, kept, new=again, began=began)

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from ..core import look
 from ..core.run import RunFolder, write_bytes
 from ..models.genotype import Genotype, LayerGenotype, read_genotype
 from ..nas.derive import softmax
@@ -89,6 +90,7 @@ def write_board(
     steps, _ = written(board_of(path))
     rows = {row["epoch"]: row for row in RunFolder(path).events("epoch") if "epoch" in row}
     late = [rows[e] for e in sorted(rows) if e < epoch_of(record) and e not in steps]
-    for row in [*late, record]:
-        for write in writers:
-            write(path, row)
+    with look.DRAWING:  # a page may be drawing the curve meanwhile
+        for row in [*late, record]:
+            for write in writers:
+                write(path, row)
