@@ -103,11 +103,8 @@ def _cell(found: re.Match) -> str:
     "A cell with its kind, and its words made soft."
     kind, more, inside = found["kind"], found["more"], found["inside"]
     plain = html.unescape(re.sub(r"<[^>]+>", "", inside)).strip()
-    mark = (
-        ' class="n"'
-        if kind == "td" and re.search(r"\d", plain) and _NUMBER.fullmatch(plain)
-        else ""
-    )
+    number = kind == "td" and re.search(r"\d", plain) and _NUMBER.fullmatch(plain)
+    mark = f' class="{"n" if len(plain) < 12 else "n long"}"' if number else ""
     soften = lambda part: part[0] if part[0][0] == "<" else soft(part[0])
     return f"<{kind}{more}{mark}>{re.sub('<[^>]*>|[^<]+', soften, inside)}</{kind}>"
 

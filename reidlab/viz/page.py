@@ -133,6 +133,7 @@ th, td {text-align: left; vertical-align: top; padding: .28rem .55rem; border-bo
 thead th {border-bottom: 1.5px solid var(--soft); vertical-align: bottom}
 th {font-weight: 600}
 td.n {text-align: right; white-space: nowrap}
+td.long {white-space: normal}
 .wide table {font-size: .76rem}
 .wide th, .wide td {padding: .22rem .35rem}
 @media (max-width: 640px) {
