@@ -202,10 +202,10 @@ def leaves(
 def hparams_of(
     recipe: Recipe,  # of the run
 ) -> dict[str, str | bool | float]:
-    "What a run's row in the table says of its recipe."
+    "What a run's row says of its recipe: what differs, and what was set, be it the usual value."
     known = {"recipe": recipe.name, "seed": recipe.seed, "data.name": recipe.data.name}
     known |= {"model.backbone": recipe.model.backbone.name}
-    for name, value in leaves(recipe.differing()):
+    for name, value in [*leaves(recipe.differing()), *recipe.overrides.items()]:
         plain = isinstance(value, bool | int | float | str)
         known.setdefault(name, value if plain else json.dumps(value, default=str))
     return known
