@@ -1657,6 +1657,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'reidlab.jobs.command.set_line': ('10_jobs/command.html#set_line', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.sets_app': ('10_jobs/command.html#sets_app', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.sweep_line': ('10_jobs/command.html#sweep_line', 'reidlab/jobs/command.py'),
+                                      'reidlab.jobs.command.tested_line': ('10_jobs/command.html#tested_line', 'reidlab/jobs/command.py'),
+                                      'reidlab.jobs.command.trained_line': ('10_jobs/command.html#trained_line', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.typed': ('10_jobs/command.html#typed', 'reidlab/jobs/command.py')},
             'reidlab.jobs.console': { 'reidlab.jobs.console.PageEngine': ('10_jobs/console.html#pageengine', 'reidlab/jobs/console.py'),
                                       'reidlab.jobs.console._AsUsual': ('10_jobs/console.html#_asusual', 'reidlab/jobs/console.py'),

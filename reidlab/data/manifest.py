@@ -25,7 +25,7 @@ from ..core.reading import shown
 from ..core.run import read_json, write_bytes, write_json
 from ..core.seed import rng
 from ..core.settings import settings
-from .archives import prepare_command
+from .archives import DOWNLOADS, prepare_command
 from .contents import contents, memory_of, remember, remembered
 from .files import left_out, walk_tree
 from .fingerprint import by_sizes, changed, contents_digest, fingerprints, rows_wrong
@@ -335,6 +335,7 @@ def load_manifest(
     known = [p.parent.name for p in folder.glob("*/manifest.json")]
     raise FileNotFoundError(
         unknown("data set", name, ["synthetic", *known], where=f"{folder.name}/")
+        + (f" Get {DOWNLOADS[name].what}." if name in DOWNLOADS else "")
         + f" To prepare it: {prepare_command(name)}"
     )
 

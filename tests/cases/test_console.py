@@ -20,7 +20,7 @@ from reidlab.core.recipe import load_recipe
 from reidlab.core.run import find_run
 from reidlab.core.settings import settings
 from reidlab.evaluation.groups import group_table
-from reidlab.jobs.command import finished, main
+from reidlab.jobs.command import VERBS, finished, main
 from reidlab.jobs.console import OURS, PageEngine, briefly, message_of
 from reidlab.jobs.sets import prepare
 from reidlab.losses.catalogue import checked_terms
@@ -196,3 +196,16 @@ def test_what_the_machine_refuses_is_one_line_too(wrong, capsys):
         finished(work)
     assert end.value.exit_code == 1
     assert capsys.readouterr().err == f"{type(wrong).__name__}: {wrong}\n"
+
+
+def test_a_verb_says_what_came_of_it_and_what_to_type_next():
+    trained = {"run": "a", "selection": "best val_mAP 0.8, epoch 10"}
+    assert VERBS["train"].told(None, trained).endswith("epoch 10. Next: reidlab evaluate a")
+    tested = {"run": "a", "dataset": "d", "protocol": {"checkpoint": "best.pt, epoch 10"}}
+    people = {"metrics": {"mAP": 0.4369, "R1": 0.5, "R5": 0.6, "mINP": 0.2, "cmc": [0.5]}}
+    people |= {"baselines": {"histogram": {"mAP": 0.027}}}
+    classes = {"metrics": {"top1": 0.9, "top5": 1.0}}
+    told = [VERBS["evaluate"].told(None, tested | more) for more in (people, classes)]
+    line = "a on d: mAP 43.7, R1 50.0, mINP 20.0 per cent (best.pt, epoch 10)"
+    assert told[0] == f"{line}; a colour histogram has mAP 2.7"
+    assert told[1] == "a on d: top1 90.0, top5 100.0 per cent (best.pt, epoch 10)"
