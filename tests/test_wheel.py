@@ -71,6 +71,13 @@ def test_a_wheel_carries_its_modules_recipes_and_pages(installed):
     assert names == modules | bench | tables | {"reidlab/evaluation/protocols.yaml"}
 
 
+def test_papermill_finds_its_engine(installed):
+    with zipfile.ZipFile(installed.wheel) as wheel:
+        (points,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
+        text = wheel.read(points).decode()
+    assert "[papermill.engine]\nreidlab = reidlab.jobs.console:PageEngine" in text
+
+
 def test_it_trains_in_a_workbench_of_its_own(installed):
     desk, path = installed.place, [installed.bin]
     call("reidlab", "new", "lab", cwd=desk, path=path)
@@ -78,7 +85,9 @@ def test_it_trains_in_a_workbench_of_its_own(installed):
     words = ["nbs/train.ipynb", "out.ipynb", "--no-progress-bar", "-p", "run", "mine"]
     given = ["-p", "overrides", json.dumps(TINY | {"train.epochs": 1})]
     call(installed.python, "-m", "papermill", *words, *given, cwd=lab, path=path)
-    assert "mine: best.pt" in call("reidlab", "evaluate", "mine", cwd=lab / "recipes", path=path)
+    assert "mine on synthetic: mAP " in call(
+        "reidlab", "evaluate", "mine", cwd=lab / "recipes", path=path
+    )
     run = json.loads((lab / "runs/mine/environment.json").read_text())
     assert (run["commit"], run["dirty"]) == (f"reidlab {reidlab.__version__}", False)
     assert (lab / "out.ipynb").is_file() and (lab / "runs/mine/evaluate/synthetic").is_dir()
