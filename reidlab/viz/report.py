@@ -22,9 +22,9 @@ from ..core.run import find_run, write_bytes
 from ..core.settings import project_root, settings
 from .page import document, is_picture, write_html
 
-# %% ../../nbs/09_viz/26_report.ipynb #8c81290a
+# %% ../../nbs/09_viz/26_report.ipynb #81a6b188
 def link_to(
-    path: Path,  # a file or folder
+    path: Path,  # a file: JupyterLab opens no folder
     text: str,  # what is read
 ) -> str:  # HTML
     "A link within the workbench, from the page's folder; the text alone where nothing is there."
@@ -59,11 +59,11 @@ def sources(
 
 def _source(run: str, row: pd.Series, day: str) -> dict[str, str]:
     "A run's row, as HTML."
-    recipe, folder = str(row["recipe"]), find_run(run).path
+    recipe, record = str(row["recipe"]), find_run(run).path / "metrics.json"
     changed = " (with changes)" if row["dirty"] else ""
     minutes = row.get("seconds")
     return {
-        "run": link_to(folder, run),
+        "run": link_to(record, run),
         "recipe": link_to(settings().recipes_dir / f"{recipe.partition('/')[0]}.yaml", recipe),
         "seed": str(row["seed"]),
         "commit": html.escape(str(row["commit"])[:10] + changed),
