@@ -81,7 +81,9 @@ class Relay:
         run.log("ranks", epoch=here, ranks=ranks)
         own = self.counted(row)
         run.log("epoch", **own)
-        run.beat(epoch=here, epochs=self.epochs, loss=own["loss"])
+        left = (self.epochs - here) * own.get("seconds", 0.0)
+        about = {"loss": own["loss"], "share": here / self.epochs, "seconds_left": left}
+        run.beat(epoch=here, epochs=self.epochs, **about)
 
     def show(
         self,
