@@ -4465,6 +4465,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'reidlab.viz.site._code': ('09_viz/site.html#_code', 'reidlab/viz/site.py'),
                                   'reidlab.viz.site._given_html': ('09_viz/site.html#_given_html', 'reidlab/viz/site.py'),
                                   'reidlab.viz.site._line': ('09_viz/site.html#_line', 'reidlab/viz/site.py'),
+                                  'reidlab.viz.site._notebooks': ('09_viz/site.html#_notebooks', 'reidlab/viz/site.py'),
                                   'reidlab.viz.site._once': ('09_viz/site.html#_once', 'reidlab/viz/site.py'),
                                   'reidlab.viz.site._row': ('09_viz/site.html#_row', 'reidlab/viz/site.py'),
                                   'reidlab.viz.site._shelf': ('09_viz/site.html#_shelf', 'reidlab/viz/site.py'),
