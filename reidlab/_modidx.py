@@ -4362,6 +4362,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'reidlab.viz.genotype.plot_cell': ('09_viz/genotype.html#plot_cell', 'reidlab/viz/genotype.py'),
                                       'reidlab.viz.genotype.plot_genotype': ( '09_viz/genotype.html#plot_genotype',
                                                                               'reidlab/viz/genotype.py'),
+                                      'reidlab.viz.genotype.words_of': ('09_viz/genotype.html#words_of', 'reidlab/viz/genotype.py'),
                                       'reidlab.viz.genotype.write_genotype': ( '09_viz/genotype.html#write_genotype',
                                                                                'reidlab/viz/genotype.py')},
             'reidlab.viz.groups': {'reidlab.viz.groups.plot_groups': ('09_viz/groups.html#plot_groups', 'reidlab/viz/groups.py')},

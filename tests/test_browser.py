@@ -168,7 +168,11 @@ def jupyter_lab(root, home):
         yield Lab(place[0], token, root)
     finally:
         lab.terminate()
-        lab.wait(timeout=20)
+        try:
+            lab.wait(timeout=20)
+        except subprocess.TimeoutExpired:  # it was told to while it began
+            lab.kill()
+            lab.wait()
         lab.stderr.close()
 
 

@@ -38,7 +38,8 @@ def picture_html(
     "A picture as an HTML image that carries its own data."
     kind, raw = ("svg+xml", data.encode()) if isinstance(data, str) else ("png", data)
     source = f"data:image/{kind};base64,{b64encode(raw).decode()}"
-    return f'<img src="{source}" alt="{escape(words, quote=True)}" style="max-width:100%">'
+    style = "max-width:100%;min-width:0;height:auto"  # beside others it may become smaller
+    return f'<img src="{source}" alt="{escape(words, quote=True)}" style="{style}">'
 
 # %% ../../nbs/00_core/23_showing.ipynb #021ddbff
 def watched() -> bool:

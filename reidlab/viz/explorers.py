@@ -29,7 +29,7 @@ from ..evaluation.lists import ranking_of
 from ..models.genotype import Genotype, genotypes_of
 from ..retrieval.metrics import RankResult
 from .alphas import entropies, plot_entropy, plot_probabilities
-from .genotype import KINDS, draw_genotype, figure_png
+from .genotype import KINDS, figure_png, genotype_svg, words_of
 from .ranking import ranks_html
 
 # %% ../../nbs/09_viz/10_explorers.ipynb #e2339a6b
@@ -69,8 +69,8 @@ def epoch_html(
     "One epoch of a search: its cells, its shares, its entropy."
     genotype = genotypes[epoch]
     name = f"{title}, epoch {epoch} of {len(genotypes) - 1}".removeprefix(", ")
-    drawn = draw_genotype(genotype, name)
-    parts = [f"<p><b>{escape(name)}</b></p><div>{picture_html(drawn.svg, drawn.words)}</div>"]
+    cells = genotype_svg(genotype)
+    parts = [f"<p><b>{escape(name)}</b></p><div>{picture_html(cells, words_of(cells))}</div>"]
     if all("alphas" in g.about for g in genotypes):
         pictures = _shares(genotype, top=1.0) + _entropy(genotypes, epoch, warmup)
         parts += [f'<div style="display:flex;align-items:end">{pictures}</div>']

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'FILLS', 'EDGES', 'INK', 'FONT', 'KINDS', 'PICTURE', 'Pen', 'family', 'cell_words', 'cell_svg',
            'layer_words', 'layout_layers', 'layers_svg', 'genotype_svg', 'plot_cell', 'plot_genotype', 'figure_png',
-           'genotype_png', 'draw_cell', 'draw_genotype', 'write_genotype']
+           'genotype_png', 'draw_cell', 'words_of', 'draw_genotype', 'write_genotype']
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #d258c23e
 import io
@@ -406,6 +406,13 @@ def draw_cell(
     return Drawing(cell_svg(cell, concat, title, first=first), png, words)
 
 
+def words_of(
+    svg: str,  # as one of the painters above leaves it
+) -> str:
+    "What a drawing shows, in words."
+    return unescape(svg.partition('aria-label="')[2].partition('"')[0])
+
+
 def draw_genotype(
     genotype: Genotype | LayerGenotype,  # of cells, or of layers
     title: str = "",  # above it
@@ -413,8 +420,7 @@ def draw_genotype(
 ) -> Drawing:  # shows itself in every page
     "Normal and reduction cell, or a column of layers, as a page shows them."
     svg = genotype_svg(genotype, title, first)
-    words = unescape(svg.partition('aria-label="')[2].partition('"')[0])
-    return Drawing(svg, _painted(_rows(genotype, first), title), words)
+    return Drawing(svg, _painted(_rows(genotype, first), title), words_of(svg))
 
 # %% ../../nbs/09_viz/08_genotype.ipynb #d3532af6
 PICTURE = "genotype/cells"  # its tag in TensorBoard
