@@ -18,7 +18,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from ..core.markup import cell_options
-from ..core.run import find_run, write_bytes
+from ..core.run import write_bytes
 from ..core.settings import project_root, settings
 from .page import document, is_picture, write_html
 
@@ -59,16 +59,18 @@ def sources(
 
 def _source(run: str, row: pd.Series, day: str) -> dict[str, str]:
     "A run's row, as HTML."
-    recipe, record = str(row["recipe"]), find_run(run).path / "metrics.json"
+    recipe, roots = str(row["recipe"]), (settings().runs_dir, settings().results_dir)
+    folder = next((root / run for root in roots if (root / run).is_dir()), roots[0] / run)
+    record = folder / "metrics.json"
     changed = " (with changes)" if row["dirty"] else ""
     minutes = row.get("seconds")
     return {
         "run": link_to(record, run),
         "recipe": link_to(settings().recipes_dir / f"{recipe.partition('/')[0]}.yaml", recipe),
-        "seed": str(row["seed"]),
+        "seed": html.escape(str(row["seed"])),
         "commit": html.escape(str(row["commit"])[:10] + changed),
         "device": html.escape(str(row["device"])),
-        "day": f'<time datetime="{day}">{day}</time>',
+        "day": f'<time datetime="{html.escape(day)}">{html.escape(day)}</time>',
         "minutes": "–" if pd.isna(minutes) else f"{minutes / 60:.1f}",
     }
 
