@@ -1108,6 +1108,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'reidlab.data.vehicles8._another': ('01_data/vehicles8.html#_another', 'reidlab/data/vehicles8.py'),
                                         'reidlab.data.vehicles8._check_cut': ( '01_data/vehicles8.html#_check_cut',
                                                                                'reidlab/data/vehicles8.py'),
+                                        'reidlab.data.vehicles8._check_whole': ( '01_data/vehicles8.html#_check_whole',
+                                                                                 'reidlab/data/vehicles8.py'),
                                         'reidlab.data.vehicles8._definitions': ( '01_data/vehicles8.html#_definitions',
                                                                                  'reidlab/data/vehicles8.py'),
                                         'reidlab.data.vehicles8._of_each': ('01_data/vehicles8.html#_of_each', 'reidlab/data/vehicles8.py'),

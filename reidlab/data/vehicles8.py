@@ -381,6 +381,15 @@ def attribution(
     )
 
 
+def _check_whole(folder: Path, photos: Sequence[str]) -> None:
+    "Refuse a folder that was cut once and lacks something today."
+    if gone := [path for path in photos if not (folder / path).is_file()]:
+        raise ValueError(
+            f"{folder} lacks {len(gone):,} of its photos, first: {gone[0]}. Delete that folder, and "
+            "it is cut again."
+        )
+
+
 def cut_set(
     source: str | Path,  # a clone of the repository, or its zip or tar
     target: str | Path,  # the set's folder; one that is there is left as it is
@@ -389,6 +398,7 @@ def cut_set(
     "The set, in Market-1501's folders: whole and as the tables say, or not at all."
     source, target, wanted = Path(source), Path(target), list(vehicles(tables))
     if target.is_dir():
+        _check_whole(target, [path for v in wanted for path in v.pictures])
         return target
     found = cut_all(source, wanted)
     files = _check_cut(source, wanted, found.photos)

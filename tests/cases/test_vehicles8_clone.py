@@ -335,6 +335,15 @@ def test_another_encoder_is_said_and_compared_by_sizes(drawn, tmp_path, monkeypa
         cut_set(wide, tmp_path / "again", tables)
 
 
+def test_a_set_that_is_there_is_taken_as_it_lies_if_it_is_whole(drawn, tmp_path):
+    clone, tables, made = drawn
+    mine = shutil.copytree(made, tmp_path / "set")
+    assert cut_set(tmp_path / "no clone at all", mine, tables) == mine
+    (mine / "bounding_box_train/0002_c8s1_000001_00.jpg").unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of its photos, first: .*0002_c8.*Delete"):
+        cut_set(clone, mine, tables)
+
+
 # --- the page --------------------------------------------------------------------------------
 
 
