@@ -1688,6 +1688,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'reidlab/jobs/lab.py'),
                                   'reidlab.jobs.lab._load_jupyter_server_extension': ( '10_jobs/lab.html#_load_jupyter_server_extension',
                                                                                        'reidlab/jobs/lab.py'),
+                                  'reidlab.jobs.lab._names': ('10_jobs/lab.html#_names', 'reidlab/jobs/lab.py'),
                                   'reidlab.jobs.lab._parameters': ('10_jobs/lab.html#_parameters', 'reidlab/jobs/lab.py'),
                                   'reidlab.jobs.lab._values': ('10_jobs/lab.html#_values', 'reidlab/jobs/lab.py'),
                                   'reidlab.jobs.lab.as_form': ('10_jobs/lab.html#as_form', 'reidlab/jobs/lab.py'),

@@ -112,13 +112,23 @@ def _values(cell: Mapping[str, Any]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def _names(cell: Mapping[str, Any]) -> set[str] | None:
+    "The parameters that a cell sets, whatever to; None where it cannot be read."
+    try:
+        lines = ast.parse("".join(cell["source"])).body
+    except (SyntaxError, ValueError):
+        return None
+    targets = (target for line in lines if isinstance(line, ast.Assign) for target in line.targets)
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
 def as_form(
     page: Mapping[str, Any],  # a job's page as it is to be saved
     before: Mapping[str, Any],  # the same as it lies there
 ) -> dict[str, Any]:  # what is to lie there now
     "A job's page without outputs, its parameters' values as they were."
     was, now = _parameters(before), _parameters(page)
-    asked = _values(was).keys() == _values(now).keys() if was and now else False
+    asked = _names(now) in (None, _names(was)) if was and now else False
     cells = []
     for cell in page["cells"]:
         kept = {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
