@@ -37,25 +37,42 @@ _BLOCKS = re.compile(
     re.I | re.S,
 )
 _OUTSIDE = re.compile(
-    r"""<[a-z][^<>]*?\s(?:src|srcset|poster|data)\s*=\s*["']?\s*(?:https?:)?//[^<>]*>""", re.I
-)
-_RUNS = re.compile(
-    r"""[\s/"']on\w+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s>]+)|\s[\w:]+\s*=\s*["']?\s*javascript:[^"'>]*["']?""",
+    r"""<(?:[a-z][^<>]*?[\s/"'](?:src|srcset|poster|data|background)|(?:image|use|feimage)\b[^<>]*?href)\s*=\s*["']?\s*(?:https?:)?//[^<>]*>""",
     re.I,
 )
+_OF_STYLE = re.compile(
+    r"""@import[^;<>]*;?|url\((?:\s|["']|&\w+;|&#\w+;)*(?:https?:)?//[^)<>]*\)""", re.I
+)
+_TAG = re.compile(
+    r"""<style\b.*?</style\s*>|<[a-z](?:"[^"]*"|'[^']*'|[^<>"'])*>|<(?=[a-z])""", re.I | re.S
+)
+_HANDLER = re.compile(r"""(?:\s+|(?<=["'/]))on\w+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s>]+)""", re.I)
+_VALUE = re.compile(
+    r"""(?:\s+|(?<=["'/]))[\w:-]+\s*=\s*(?P<value>"[^"]*"|'[^']*'|[^\s>"']+)""", re.I
+)
+_PROGRAMS = ("javascript:", "vbscript:", "data:text/html")
 
 
 def harmless(
     body: str,  # HTML
 ) -> str:
     "HTML without anything that runs, and without anything that loads from elsewhere."
-    body = _OUTSIDE.sub("", _BLOCKS.sub("", body))
-    return re.sub(r"<[a-z](?:\"[^\"]*\"|'[^']*'|[^<>\"'])*>", _still, body, flags=re.I)
+    while (less := _BLOCKS.sub("", body)) != body:  # what is cut may leave another behind
+        body = less
+    return _TAG.sub(_still, _OUTSIDE.sub("", body))
 
 
 def _still(tag: re.Match) -> str:
-    "A tag without its handlers."
-    return _RUNS.sub("", tag[0])
+    "A tag without its handlers and addresses that run; one that never ends is text."
+    if tag[0] == "<":
+        return "&lt;"
+    return _OF_STYLE.sub("", _VALUE.sub(_no_program, _HANDLER.sub("", tag[0])))
+
+
+def _no_program(attribute: re.Match) -> str:
+    "An attribute, unless a browser would run its value."
+    plain = re.sub(r"[\x00-\x20\"'`]", "", html.unescape(attribute["value"])).lower()
+    return "" if plain.startswith(_PROGRAMS) else attribute[0]
 
 # %% ../../nbs/00_core/22_markup.ipynb #de8a238d
 _FORMULA = re.compile(r"<math .*?</math>", re.S)
@@ -69,10 +86,13 @@ def markdown_html(
 ) -> str:
     "Markdown as HTML, pictures and formulas within it."
     formulas: list[str] = []  # the renderer would take them apart, tag by tag
+    place = "formula"  # a word that the text does not have
+    while place in text:
+        place += "x"
 
     def set_aside(found: re.Match) -> str:
         formulas.append(found[0])
-        return f"formula{len(formulas) - 1}holder"
+        return f"{place}{len(formulas) - 1}holder"
 
     renderer = IPythonRenderer(
         escape=computed,
@@ -82,12 +102,12 @@ def markdown_html(
         attachments=attachments or {},
     )
     body = MarkdownWithMath(renderer).render(_FORMULA.sub(set_aside, with_mathml(text)))
-    body = re.sub(r"formula(\d+)holder", lambda found: formulas[int(found[1])], body)
+    body = re.sub(rf"{place}(\d+)holder", lambda found: formulas[int(found[1])], body)
     return harmless(body)
 
 # %% ../../nbs/00_core/22_markup.ipynb #9a2e2abf
 WIDE = 8  # columns; a table of more is set smaller
-_NUMBER = re.compile(r"[+−–-]?[\d.,]*( ?[kMG%])?( \[[^\]]*\])?( \(\d+\))?")
+_NUMBER = re.compile(r"[+−–-]?[\d.,]*(e[+-]?\d+)?( ?[kMG%])?( \[[^\]]*\])?( \(\d+\))?")
 
 
 def soft(

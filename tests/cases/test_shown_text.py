@@ -1,6 +1,7 @@
 "A name that somebody chose is text wherever it is shown: no page makes an element of it."
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from nbconvert.filters import markdown2html
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from reidlab.core.markup import markdown_html
 from reidlab.core.recipe import load_recipe, recipe_html
 from reidlab.core.run import load_runs, open_run, provenance
 from reidlab.core.showing import picture_html
@@ -28,7 +30,7 @@ from reidlab.viz.contents import chapters_table, folder_page, recipes_page
 from reidlab.viz.data_set import closing_line
 from reidlab.viz.explorers import Explorer, Walk, epoch_html, query_html
 from reidlab.viz.genotype import draw_cell, draw_genotype
-from reidlab.viz.page import to_html, write_html
+from reidlab.viz.page import result_html, to_html, write_html
 from reidlab.viz.ranking import ranks_html
 from reidlab.viz.report import folded, sources, write_contents
 from reidlab.viz.tables import compare, metrics_table
@@ -208,3 +210,37 @@ def test_what_makes_an_element_is_seen():
     for harm in (EVIL, QUOTED, "<a href=x onclick=y>"):
         with pytest.raises(AssertionError):
             is_text(harm, [])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "<img src=`x` onerror=alert(1)//",  # never ends: it would swallow what follows
+        "<a href='java&#115;cript:alert(1)'>x</a>",
+        "<a href='java\tscript:alert(1)'>x</a>",
+        '<p title="x"onclick=alert(1)>x</p>',
+        "<scr<script></script>ipt>alert(1)</scr<script></script>ipt>",
+        "<div style=\"background:url('https://a.example/b.png')\">x</div>",
+        "<style>@import '//a.example/b'; p {background: url(//a.example/c)}</style>",
+        "<svg><image href='https://a.example/b.png'/><use xlink:href='//a.example/c#d'/></svg>",
+        "<table background=//a.example/b></table>",
+    ],
+)
+@pytest.mark.parametrize("kind", ["text/html", "image/svg+xml", "prose"])
+def test_nothing_on_a_page_runs_or_is_loaded(kind, harm):
+    body = (
+        markdown_html(harm)
+        if kind == "prose"
+        else result_html(new_output("display_data", {kind: harm}))
+    )
+    for tag, attrs in Read(body + "</p>").elements:
+        told = " ".join(re.sub(r"\s", "", value or "") for value in attrs.values())
+        assert tag != "script" and not [a for a in attrs if a.startswith("on")], (tag, attrs)
+        assert "script:" not in told and "example" not in told, (tag, attrs)
+    assert "<script" not in body and "url(" not in body and "@import" not in body
+
+
+def test_a_page_may_say_the_words_that_it_is_made_with():
+    text = "formula0holder and formulax7holder, $x^2$"
+    shown = markdown_html(text)
+    assert "formula0holder and formulax7holder" in shown and shown.count("<math ") == 1
