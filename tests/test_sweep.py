@@ -17,7 +17,7 @@ from reidlab.core.names import plain_name
 from reidlab.core.run import open_run, write_json
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.parameters import SweepJob, check_parameters
-from reidlab.jobs.sweep import cell_state, claim, run_sweep, stop_all
+from reidlab.jobs.sweep import cell_state, claim, open_sweep, run_sweep, stop_all
 
 VALUES = {
     "train.clip": st.floats(1e-6, 1, allow_nan=False),
@@ -107,6 +107,16 @@ def test_two_sweeps_at_once_run_every_cell_once(tmp_path):
     for cell, a, b in zip(cells, tables["a"], tables["b"], strict=True):
         assert "finished" in (a.state, b.state), cell.name
         assert cell_state(cell, tmp_path)[0] == "finished"
+
+
+def test_a_card_of_a_sweep_that_is_done_does_not_wait_for_first_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("REIDLAB_RUNS_DIR", str(tmp_path))
+    job = SweepJob(recipe="smoke", seeds=[3])
+    assert "not known before the first steps" in str(open_sweep(job).card)
+    run_sweep(plan_cells("smoke", seeds=[3]), partial(Page, tmp_path, []), 1, tmp_path)
+    told = str(open_sweep(job).card)
+    assert "1: 1 group, seed 3\n" in told and "1 finished, 0 to do" in told
+    assert "Time: 1 s, measured" in told and "not known" not in told
 
 
 def test_a_claim_ends_with_the_process_that_holds_it(tmp_path):

@@ -154,6 +154,7 @@ def test_per_cent_appears_in_the_view_only():
     assert row["mAP (%, standard AP)"] == 50 and row["params (M)"] == 2
     assert row["re-ranked"] == "no"
     assert compare([run]).loc["r", "mAP (%, standard AP)"] == "50.0"
+    assert "re-ranked" not in metrics_table([{"run": "r", "val_mAP": 0.5}])  # not tested yet
 
 
 def scalars(path):

@@ -465,9 +465,10 @@ class OpenSweep:
         "What will be trained and tested, how many at once, and for how long."
         states = [cell_state(cell)[0] for cell in self.cells]
         groups, n = len({cell.group for cell in self.cells}), len(self.cells)
-        left = n - states.count("finished")
+        left, named = n - states.count("finished"), self.p.seeds
+        seeds = f"seed{'s' * (len(named) != 1)} {', '.join(map(str, named))}"
         rows = {
-            "Cells": f"{n}: {groups} groups, seeds {', '.join(map(str, self.p.seeds))}",
+            "Cells": f"{n}: {groups} group{'s' * (groups != 1)}, {seeds}",
             "State": f"{n - left} finished, {left} to do",
             "Place": f"{self.at_once} at once; {self.p.gpus or 'no'} GPUs",
         }
@@ -485,8 +486,10 @@ class OpenSweep:
         took = [
             f.metrics()["seconds"] for f, s in zip(folders, states, strict=True) if s == "finished"
         ]
-        if not took or not left:
+        if not took:
             return None
+        if not left:
+            return Known(sum(took), "the training steps of all cells", measured=True)
         each = sum(took) / len(took)
         return Known(
             left * each / self.at_once, f"the training steps, from {len(took)} finished cells"

@@ -84,7 +84,8 @@ def metrics_table(
 ) -> pd.DataFrame:  # one row a run, units in the column names
     "Every known figure in per cent, millions or billions, beside how it was measured."
     table = flat_runs(runs)
-    about = [key for key in [*ABOUT, "re-ranked"] if key in table]
+    tested = not {"params", "macs"}.issuperset(FIGURES.keys() & set(table.columns))
+    about = [key for key in [*ABOUT, *["re-ranked"] * tested] if key in table]
     names = [f"{prefix}{base}" for prefix in ("val_", "") for base in FIGURES]
     shown = {}
     for name in (n for n in names if n in table):
