@@ -212,13 +212,17 @@ def read_named(
     names: Collection[str],  # paths from there
 ) -> dict[str, bytes]:  # those that are there
     "Some files of a download, by their names."
-    names = {name for name in names if not name.startswith("../")}
+    names = {name for name in names if not name.startswith(("../", "/"))}
     if source.is_dir():
         folders = {posixpath.dirname(name) for name in names}
         there = {f: set(os.listdir(p)) for f in folders if (p := source / top / f).is_dir()}
         held = {n for n in names if posixpath.basename(n) in there.get(posixpath.dirname(n), ())}
         files = {n: source / top / n for n in held}
-        return {n: p.read_bytes() for n, p in files.items() if p.stat().st_size <= LARGEST}
+        return {
+            n: p.read_bytes()
+            for n, p in files.items()
+            if p.is_file() and p.stat().st_size <= LARGEST
+        }
     found, wanted = {}, {f"{top}{name}": name for name in names}
     with _whole(source):
         for entry in archive_entries(source):

@@ -226,6 +226,22 @@ def lower_sheet(clone):
     (clone / "vehicles/road/lorry.v2.png").rename(clone / "vehicles/road/Lorry.v2.png")
 
 
+def elsewhere(clone):
+    "A sheet named by its whole path, beside the clone."
+    shutil.copy(clone / "vehicles/other.png", clone.parent / "mine.png")
+    rewrite(LORRY, "../other.0.3", f"{clone.parent}/mine.0.3")(clone)
+
+
+def a_folder(name):
+    "A file's name, taken by a folder."
+    return lambda clone: ((clone / name).unlink(), (clone / name).mkdir())
+
+
+def to_nowhere(name):
+    "A link whose file is gone."
+    return lambda clone: ((clone / name).unlink(), (clone / name).symlink_to("gone"))
+
+
 def one_pixel(clone):
     image = Image.open(clone / "vehicles/other.png")
     image.putpixel((3 * SIDE + 50, 70), (0, 0, 0))
@@ -256,6 +272,10 @@ CHANGES = {  # what somebody changed: what the error says
         rewrite(LORRY, "../other.0.3", "../../../tables/other.0.3"),
         ["first: ../tables/other.png is not there"],
     ),
+    "a sheet by its whole path": (elsewhere, ["/mine.png is not there"]),
+    "a folder for a sheet": (a_folder("vehicles/other.png"), ["vehicles/other.png is not there"]),
+    "a link for a sheet": (to_nowhere("vehicles/other.png"), ["vehicles/other.png is not there"]),
+    "a folder for a definition": (a_folder(LORRY), [f"{LORRY} is not there"]),
     "a sheet that shrank": (
         lambda c: sheet(2, 200).save(c / "vehicles/road/lorry.v2.png"),
         ["lorry.v2.png has nothing in row 2, column 0"],
