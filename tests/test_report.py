@@ -9,10 +9,12 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 from browser import browser_page, needs_browser, seen_by
+from nbformat.v4 import new_markdown_cell, new_notebook
 from pdf_text import pages_of
 
 from reidlab.core.run import RunFolder
 from reidlab.core.settings import project_root
+from reidlab.viz.page import write_html
 from reidlab.viz.report import page_facts, report_faults, write_report
 
 REPORTS = sorted((project_root() / "reports").glob("*.ipynb"))
@@ -95,6 +97,14 @@ def test_a_report_links_to_its_runs_and_recipes_and_says_its_day(pages):
         assert any("results/" in to for to in links) and any("recipes/" in to for to in links)
         for to in links:
             assert (page.parent / unquote(to)).exists(), f"{name}: {to}"
+
+
+def test_a_link_to_a_page_beside_it_keeps_its_place(tmp_path):
+    for name in ("a", "b c"):
+        page = new_notebook(cells=[new_markdown_cell("# A\n\n[1](b%20c.ipynb#how) [2](a.ipynb)")])
+        nbformat.write(page, tmp_path / f"{name}.ipynb")
+    text = write_html(tmp_path / "a.ipynb", tmp_path / "a.html").read_text(encoding="utf-8")
+    assert re.findall(r'href="([^"]+)"', text) == ["b%20c.html#how", "a.html"]
 
 
 def test_the_contents_page_lists_them_all(pages):

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import nbformat
 from nbconvert import MarkdownExporter
@@ -270,14 +271,15 @@ def write_html(
     home = _home(nbformat.read(path, as_version=4), path)
 
     def from_there(link: str) -> str:
-        name = Path(link.partition("#")[0])
+        path, mark, part = link.partition("#")
+        name = Path(unquote(path))
         beside = (to.parent / f"{name.stem}{end}" for end in (".html", ".ipynb"))
         if (
             name.suffix == ".ipynb"
             and name.parent == Path(".")
             and any(p.is_file() for p in beside)
         ):
-            return f"{name.stem}.html"  # a page of the same folder, there or about to be
+            return f"{quote(name.stem)}.html{mark}{part}"  # a page of the same folder, there or about to be
         return Path(os.path.relpath(home / link, to.parent)).as_posix()
 
     write_bytes(to, to_html(path, code, from_there).encode())
