@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -50,6 +51,10 @@ def site(tmp_path_factory):
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
+
+    def handle(self):
+        with suppress(ConnectionError):  # the browser left for the next page
+            super().handle()
 
 
 @pytest.fixture(scope="session")

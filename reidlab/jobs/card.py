@@ -62,6 +62,7 @@ class Known(NamedTuple):
     value: float  # seconds, bytes
     source: str
     measured: bool = False
+    least: bool = False  # no guess at all of it: what it cannot do without
 
 
 RECENT = 200  # runs that are looked at, the newest first
@@ -141,7 +142,7 @@ def memory_of(
     if seen:
         return Known(max(seen), f"from {_names(like)}, on the same machine")
     what = "weights, gradients and the optimiser's state alone; activations come on top"
-    return Known(floor, what) if floor else None
+    return Known(floor, what, least=True) if floor else None
 
 
 MOMENTS = {"sgd": 1}  # numbers that an optimiser remembers of a weight; others: 2
@@ -180,8 +181,8 @@ class Card:
             elif known.measured:
                 yield label, f"{say(known.value)}, measured: {known.source}"
             else:
-                atleast = "at least" if "alone" in known.source else "about"
-                yield label, f"{atleast} {say(known.value)}, an estimate: {known.source}"
+                about = "at least" if known.least else "about"
+                yield label, f"{about} {say(known.value)}, an estimate: {known.source}"
 
     def _repr_html_(self) -> str:
         left = ' style="text-align: left; vertical-align: top"'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'BINS', 'written', 'board_of', 'append', 'tag', 'epoch_of', 'write_epoch', 'write_picture', 'write_photos',
-           'histogram', 'leaves', 'hparams_of', 'kept_figures', 'write_hparams']
+           'histogram', 'hparams_of', 'kept_figures', 'write_hparams']
 
 # %% ../../nbs/09_viz/05_tensorboard.ipynb #3163bfe2
 import io
@@ -186,15 +186,15 @@ def histogram(
     return Summary.Value(tag=name, histo=HistogramProto(min=x.min(), max=x.max(), **sums, **spread))
 
 # %% ../../nbs/09_viz/05_tensorboard.ipynb #ac7b42a0
-def leaves(
+def _dotted(
     tree: Mapping[str, Any],  # nested
     path: str = "",  # of the mapping, dotted
 ) -> Iterator[tuple[str, Any]]:
-    "Every value of nested mappings under its dotted name."
+    "Every value of nested mappings under its dotted name; a list is one value, as it is in a recipe."
     for key, value in tree.items():
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, Mapping) and value:
-            yield from leaves(value, name)
+            yield from _dotted(value, name)
         else:
             yield name, value
 
@@ -205,7 +205,7 @@ def hparams_of(
     "What a run's row says of its recipe: what differs, and what was set, be it the usual value."
     known = {"recipe": recipe.name, "seed": recipe.seed, "data.name": recipe.data.name}
     known |= {"model.backbone": recipe.model.backbone.name}
-    for name, value in [*leaves(recipe.differing()), *recipe.overrides.items()]:
+    for name, value in [*_dotted(recipe.differing()), *recipe.overrides.items()]:
         plain = isinstance(value, bool | int | float | str)
         known.setdefault(name, value if plain else json.dumps(value, default=str))
     return known
