@@ -37,6 +37,7 @@ from .spectral import SpectralHead
 from .squeeze_excite import SQUEEZED, se_resnet
 from .stages import ForkedResNet, middle_resnet
 from .stripes import pcb_parts
+from .token_pool import TOKEN_POOLS, TokenPool, check_tokens
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #f97a2985
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -87,7 +88,12 @@ def gem_pool(
     return _erased(GeM(p), erasing)
 
 
-POOLS: dict[str, Callable[..., nn.Module]] = {"avg": avg_pool, "max": max_pool, "gem": gem_pool}
+POOLS: dict[str, Callable[..., nn.Module]] = {
+    "avg": avg_pool,
+    "max": max_pool,
+    "gem": gem_pool,
+    **TOKEN_POOLS,
+}
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #989e82e3
 def bn_centred(
@@ -190,7 +196,7 @@ def _balanced(maps: nn.Module, pool: Part, neck: Part, head: Part, n_pids: int) 
 def _striped(maps: nn.Module, pool: Part, neck: Part, head: Part, n_pids: int) -> tuple:
     "Backbone, pool, neck and head of a part-based model."
     copied = head.options["copied_stage"]
-    given = {"pool": pool.name, "feature_erasing": pool.options["erasing"], "neck": neck.name}
+    given = {"pool": pool.name, "feature_erasing": pool.get("erasing", 0.0), "neck": neck.name}
     given |= {"feature_mask": neck.get("feature_mask", False)}
     widths = {"embedding": neck.options["embedding"]}
     behind = build("model.head", head, maps.out_channels, n_pids, **given, **widths)
@@ -215,7 +221,8 @@ def assemble(
     apart = neck.name == "bnneck"  # the two losses see different sides of the neck
     sides = {"bias": not apart, "train_feat": "before" if apart else "after"}
     pooling = build("model.pool", pool)
-    middle = build("model.neck", neck, maps.out_channels)
+    width = pooling.width(maps) if isinstance(pooling, TokenPool) else maps.out_channels
+    middle = build("model.neck", neck, width)
     last = build("model.head", head, middle.out_dim, n_pids, **sides)
     return ReIDModel(maps, pooling, middle, last, architecture)
 
@@ -251,7 +258,12 @@ def build_model(
     source = run_checkpoint(weights)  # of a run of ours, which holds neck and head as well
     later = source is not None or backbone.name in WHOLE_FILES  # published files of these do, too
     bare = backbone.changed(weights="") if later else backbone
-    maps = build("model.backbone", bare, taps=chosen["neck"].name == "fblneck")
+    wanted = {
+        "taps": chosen["neck"].name == "fblneck",
+        "tokens": chosen["pool"].name in TOKEN_POOLS,
+    }
+    maps = build("model.backbone", bare, **wanted)
+    check_tokens(chosen["pool"].name, backbone.name, maps)
     facts = noted_facts(n_pids, backbone=backbone, **chosen) | _of_backbone(backbone, maps)
     model = assemble(maps, facts, **chosen, n_pids=n_pids)
     if source is not None:
