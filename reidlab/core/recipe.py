@@ -794,14 +794,18 @@ def _promises(name: str) -> dict[str, str]:
 
 def recipe_html(
     recipe: Recipe,
+    idle: Sequence[str] = (),  # sections that a job does not read
 ) -> str:
     "A recipe as a card: what its file promises, what differs from the usual, the rest folded away."
     text = lambda value: html.escape(str(value))
     told = "".join(f"<dt>{key}</dt><dd>{text(p)}</dd>" for key, p in _promises(recipe.name).items())
     left = ' style="text-align: left"'  # a notebook sets tables to the right, as numbers
     row = lambda texts, tag: "".join(f"<{tag}{left}>{text(t)}</{tag}>" for t in texts)
+    shown_lines = [
+        c for c in card_lines(recipe) if c.key.partition(".")[0] not in idle or c.set_here
+    ]
     marked = lambda c: c.here + " (set here)" * c.set_here
-    rows = "".join(f"<tr>{row((c.key, marked(c), c.usual), 'td')}</tr>" for c in card_lines(recipe))
+    rows = "".join(f"<tr>{row((c.key, marked(c), c.usual), 'td')}</tr>" for c in shown_lines)
     head = row(("differs", "here", "usually"), "th")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return (

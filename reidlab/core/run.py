@@ -36,7 +36,7 @@ from .recipe import Recipe, first_difference, read_recipe
 from .settings import package_folder, package_version, settings
 
 # %% ../../nbs/00_core/18_run.ipynb #wr1te2f1
-from .files import write_bytes, write_json
+from .files import writable, write_bytes, write_json
 
 # %% ../../nbs/00_core/18_run.ipynb #9906334a
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "pydantic")
@@ -137,9 +137,11 @@ def _event(line: bytes) -> dict | None:  # None: torn or damaged
 
 def _append(path: Path, line: bytes) -> None:
     "Add a line to a history; what a crash tore off goes first."
-    path.parent.mkdir(parents=True, exist_ok=True)
     refuse_folder(path)
-    with path.open("a+b") as file:
+    with writable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
         file.seek(0)
         whole, _, tail = file.read().rpartition(b"\n")
         if tail and _event(tail) is None:

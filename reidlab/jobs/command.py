@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'VERBS', 'COLUMNS', 'PLAIN', 'Verb', 'run_line', 'trained_line', 'tested_line', 'sweep_line', 'set_line',
-           'options', 'typed', 'finished', 'job_command', 'new_folder', 'open_lab', 'explain_place', 'list_runs',
-           'sets_app', 'reidlab_app', 'check_words', 'main']
+           'options', 'typed', 'as_typed', 'finished', 'job_command', 'new_folder', 'open_lab', 'explain_place',
+           'list_runs', 'sets_app', 'reidlab_app', 'check_words', 'main']
 
 # %% ../../nbs/10_jobs/16_command.ipynb #7b9798fd
 import html
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -155,6 +156,15 @@ def typed(
     return found
 
 
+def as_typed(
+    message: str,  # of an error
+) -> str:
+    "What a message says to type: as this command takes it, where it speaks of papermill's `-p`."
+    if "papermill" in message:  # a whole line to type
+        return message
+    return re.sub(r"(?<!\S)-p (\w+)", lambda m: f"--{m[1].replace('_', '-')}", message)
+
+
 def finished(
     work: Callable[[], str],  # what a verb does; what it returns is said
 ) -> None:
@@ -162,7 +172,7 @@ def finished(
     try:
         said = work()
     except (ValueError, OSError, RuntimeError) as wrong:
-        typer.echo(f"{type(wrong).__name__}: {wrong}", err=True)
+        typer.echo(f"{type(wrong).__name__}: {as_typed(str(wrong))}", err=True)
         raise typer.Exit(1) from None
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) in ("", "0"):
         typer.echo(said)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from reidlab.core.recipe import Recipe, card_lines, first_difference, load_recipe, validated
+from reidlab.jobs.card import Card
 
 ROOT = Path(__file__).parents[2]
 OTHERS = """# what: a <i>small</i> one
@@ -88,6 +89,14 @@ def test_a_card_names_what_was_set_and_folds_the_rest(shelf):
     assert yaml.safe_load(folded.removeprefix("the whole recipe")) == yaml.safe_load(
         recipe.to_yaml()
     )
+
+
+@pytest.mark.parametrize(("title", "listed"), [("Train", False), ("Search", True)])
+def test_a_job_lists_what_it_reads(title, listed):
+    recipe = load_recipe("vehicles8_search/searched", overrides={"search.epochs": 3})
+    table = Card(title, "a", {}, recipe=recipe)._repr_html_().partition("<details>")[0]
+    assert ("search.space" in table) is listed
+    assert "3 (set here)" in table  # what was asked for is always told
 
 
 def test_a_card_is_text_whatever_a_file_holds(shelf):
