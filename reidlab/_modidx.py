@@ -1056,6 +1056,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'reidlab.data.tables.split_named': ('01_data/tables.html#split_named', 'reidlab/data/tables.py'),
                                      'reidlab.data.tables.where_known': ('01_data/tables.html#where_known', 'reidlab/data/tables.py')},
             'reidlab.data.transforms': { 'reidlab.data.transforms.Draw': ('01_data/transforms.html#draw', 'reidlab/data/transforms.py'),
+                                         'reidlab.data.transforms._by_pillow': ( '01_data/transforms.html#_by_pillow',
+                                                                                 'reidlab/data/transforms.py'),
                                          'reidlab.data.transforms._in_bytes': ( '01_data/transforms.html#_in_bytes',
                                                                                 'reidlab/data/transforms.py'),
                                          'reidlab.data.transforms.augment': ( '01_data/transforms.html#augment',

@@ -80,6 +80,7 @@ class Data(Section):
     shapes: Shapes = Shapes()  # classification: the drawn shapes
     height: Pixels = 128  # pixels
     width: Pixels = 64  # pixels
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # how photos are resized
     mean: tuple[Colour, Colour, Colour] = (0.485, 0.456, 0.406)  # of RGB in 0…1 (ImageNet's)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)  # of RGB (ImageNet's)
     sampler: slot("data.sampler") = "pk"  # how batches are drawn

@@ -157,7 +157,8 @@ class ResizedCrop:
     def __call__(self, photo: Tensor, drawn: Drawn) -> Tensor:
         top, left, h, w = draw_part(drawn.random(203), *photo.shape[1:], area=self.area)
         part = photo[:, top : top + h, left : left + w]
-        return resize(part, drawn.data.height, drawn.data.width)
+        data = drawn.data
+        return resize(part, data.height, data.width, data.interpolation)
 
 
 @dataclass(frozen=True)

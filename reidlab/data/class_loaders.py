@@ -237,12 +237,13 @@ class MiddlePhotos(Dataset):
         self.photos, self.data = photos, data
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int, int]:
-        data, size = self.data, [self.data.height, self.data.width]
+        data, how, size = self.data, self.data.interpolation, (self.data.height, self.data.width)
         whole = read_pixels(self.photos.root / self.photos.paths[i])
         if data.resize:
-            photo = centre_crop(resize(whole, *shorter_side(*whole.shape[1:], data.resize)), *size)
+            larger = shorter_side(*whole.shape[1:], data.resize)
+            photo = centre_crop(resize(whole, *larger, how), *size)
         else:
-            photo = resize(whole, *size)
+            photo = resize(whole, *size, how)
         return normalise(photo, data.mean, data.std), int(self.photos.pids[i]), -1, i
 
 

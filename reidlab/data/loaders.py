@@ -45,7 +45,7 @@ from .random_draws import Draws
 from .readers import Reading
 from .samplers import Key, PKSampler
 from .synthetic import prepare_synthetic
-from .transforms import Draw, normalise, read_photo, read_pixels
+from .transforms import Draw, Interpolation, normalise, read_photo, read_pixels
 from .variation import Variation
 
 # %% ../../nbs/01_data/20_loaders.ipynb #2343c4ab
@@ -205,8 +205,10 @@ class PhotoFiles:
         photos: Photos,  # a split, or a part of one
         height: int,  # pixels
         width: int,  # pixels
+        interpolation: Interpolation = "bilinear",  # of the resizing
     ):
         self.photos, self.height, self.width = photos, height, width
+        self.interpolation = interpolation
         self.kept: np.ndarray | None = None  # (M, 3, H, W) uint8, M photos of the whole split
         self.rows = np.arange(len(photos.paths))  # where each photo stands in it
         self.mapped: Path | None = None  # its file
@@ -222,7 +224,8 @@ class PhotoFiles:
         i: int,  # position among the photos
     ) -> Tensor:  # (3, H, W) uint8
         "A photo from its file."
-        return read_photo(self.photos.root / self.photos.paths[i], self.height, self.width)
+        path = self.photos.root / self.photos.paths[i]
+        return read_photo(path, self.height, self.width, self.interpolation)
 
     def some(
         self,
@@ -257,15 +260,17 @@ def _in_memory(files: PhotoFiles, whole: Photos, key: str) -> np.ndarray:
     "All photos of the split, read once for all loaders of this process."
     kept = np.empty((len(whole.paths), 3, files.height, files.width), dtype=np.uint8)
     for i, path in enumerate(whole.paths):
-        kept[i] = read_photo(whole.root / path, files.height, files.width).numpy()
+        size = files.height, files.width
+        kept[i] = read_photo(whole.root / path, *size, files.interpolation).numpy()
         alive()
     return _KEPT.setdefault(key, _sealed(kept))
 
 
-def _on_disk(whole: Photos, size: tuple[int, int], cache: str) -> tuple[np.ndarray | None, str]:
+def _on_disk(whole: Photos, files: PhotoFiles, cache: str) -> tuple[np.ndarray | None, str]:
     "The packed photos; with `auto`, None and the reason where they cannot be packed."
     try:
-        return _sealed(pack_photos(whole, *size, spare=SPARE if cache == "auto" else 0)), ""
+        how = {"spare": SPARE if cache == "auto" else 0, "interpolation": files.interpolation}
+        return _sealed(pack_photos(whole, files.height, files.width, **how)), ""
     except OSError as wrong:
         if cache == "on" or isinstance(wrong, FileNotFoundError):
             raise
@@ -278,22 +283,23 @@ def open_photos(
     width: int,  # pixels
     cache: str = "auto",  # auto, on or off
     keep: bool = True,  # False: make no cache, but use one that is there
+    interpolation: Interpolation = "bilinear",  # of the resizing
 ) -> PhotoFiles:
     "Resized photos, from the quickest place that `cache` allows."
     if cache not in ("auto", "on", "off"):
         raise ValueError(unknown("cache", cache, ("auto", "on", "off")))
-    files, size = PhotoFiles(photos, height, width), (height, width)
+    files = PhotoFiles(photos, height, width, interpolation)
     if cache == "off" or not photos.paths:
         return files
     whole = photos._replace(paths=photos.whole or photos.paths)
-    path = packed_path(whole, *size)
+    path = packed_path(whole, height, width, interpolation=interpolation)
     kept = _KEPT.get(path.stem) if cache == "auto" else None
     if kept is None and (path.exists() or (keep and cache == "on")):
-        kept, files.mapped = _on_disk(whole, size, "on")[0], path
+        kept, files.mapped = _on_disk(whole, files, "on")[0], path
     elif kept is None and keep and len(whole.paths) * 3 * height * width <= KEEP_BYTES:
         kept = _in_memory(files, whole, path.stem)
     elif kept is None and keep:
-        kept, files.why = _on_disk(whole, size, cache)
+        kept, files.why = _on_disk(whole, files, cache)
         files.mapped = path if kept is not None else None
     files.kept = kept
     if photos.whole:
@@ -326,7 +332,7 @@ def files_of(
     "Photos at the size at which a variation reads them; whole ones cannot be kept."
     if vary.read is None:
         return WholePhotos(photos)
-    return open_photos(photos, *vary.read, cache, keep)
+    return open_photos(photos, *vary.read, cache, keep, vary.data.interpolation)
 
 
 class TrainPhotos(Dataset):
@@ -491,7 +497,8 @@ class PlainPhotos(Dataset):
         data: Data,  # their size, mean and deviation
         cache: str = "off",  # auto, on or off
     ):
-        self.files = open_photos(photos, data.height, data.width, cache=cache, keep=cache == "on")
+        size, how = (data.height, data.width), data.interpolation
+        self.files = open_photos(photos, *size, cache, keep=cache == "on", interpolation=how)
         self.photos, self.colours = photos, (tuple(data.mean), tuple(data.std))
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int, int]:

@@ -21,16 +21,17 @@ from .archives import only_one
 from .contents import contents, memory_of, remembered
 from .manifest import Photos
 from .pixels import READER
-from .transforms import read_photo
+from .transforms import Interpolation, read_photo
 
 # %% ../../nbs/01_data/11_packed.ipynb #980c2660
 def packed_key(
     photos: Photos,  # of a whole split
     height: int,  # pixels
     width: int,  # pixels
+    interpolation: Interpolation = "bilinear",  # of the resizing
 ) -> str:  # 24 hexadecimal digits
     "What decides the bytes of a cache, as one hash."
-    digest = hashlib.sha256(f"2 {READER} bilinear-antialias {height}x{width}".encode())
+    digest = hashlib.sha256(f"2 {READER} {interpolation}-antialias {height}x{width}".encode())
     for package in ("pillow", "torch", "torchvision"):
         digest.update(f" {package} {version(package)}".encode())
     seen = contents(photos.root, photos.paths, remembered(memory_of(photos.folder)))
@@ -54,7 +55,9 @@ def _room(folder: Path, wanted: int, spare: int = 0) -> None:
         )
 
 
-def _build(photos: Photos, height: int, width: int, path: Path, spare: int = 0) -> None:
+def _build(
+    photos: Photos, height: int, width: int, interpolation: Interpolation, path: Path, spare: int
+) -> None:
     "Read every photo into `path`; nothing stands there until all of them do."
     shape = (len(photos.paths), 3, height, width)
     size = int(np.prod(shape))
@@ -66,9 +69,9 @@ def _build(photos: Photos, height: int, width: int, path: Path, spare: int = 0) 
     with writing(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for name in photos.paths:
-            file.write(read_photo(photos.root / name, height, width).numpy())
+            file.write(read_photo(photos.root / name, height, width, interpolation).numpy())
             alive()
-        if packed_key(photos, height, width) != path.stem:
+        if packed_key(photos, height, width, interpolation) != path.stem:
             raise ValueError(
                 f"photos in {photos.root} changed while they were packed. Prepare the data set again."
             )
@@ -79,10 +82,11 @@ def packed_path(
     height: int,  # pixels
     width: int,  # pixels
     folder: str | Path = "",  # where caches lie; empty: cache_dir, or packed/ beside the data set
+    interpolation: Interpolation = "bilinear",  # of the resizing
 ) -> Path:  # whether or not it is there
     "The file of a cache."
     folder = Path(folder or settings().cache_dir or photos.root.parent / "packed")
-    return folder / f"{packed_key(photos, height, width)}.npy"
+    return folder / f"{packed_key(photos, height, width, interpolation)}.npy"
 
 
 def pack_photos(
@@ -91,16 +95,17 @@ def pack_photos(
     width: int,  # pixels
     folder: str | Path = "",  # as for packed_path
     spare: int = 0,  # bytes that must stay free on the disk
+    interpolation: Interpolation = "bilinear",  # of the resizing
 ) -> np.ndarray:  # (N, 3, height, width) uint8, mapped from disk, not writable
     "The photos as resized bytes: built by the first who asks, mapped by everyone else."
     if not len(photos.paths):
         raise ValueError("there are no photos to pack; got an empty list of them.")
-    path = packed_path(photos, height, width, folder=folder)
+    path = packed_path(photos, height, width, folder, interpolation)
     if not path.exists():
         with only_one(path.with_suffix(".lock"), f"packing {len(photos.paths):,} photos"):
             clear_parts(path.parent, "*.npy", below=False)
             if not path.exists():  # somebody else may have been first
-                _build(photos, height, width, path=path, spare=spare)
+                _build(photos, height, width, interpolation, path=path, spare=spare)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 # %% ../../nbs/01_data/11_packed.ipynb #570d3fdd

@@ -28,7 +28,9 @@ def features_key(
 ) -> dict[str, Any]:  # plain values
     "What decides an embedding of the test split, down to the bits of the weights."
     size, rules = recipe.data, recipe.evaluate
+    usual = size.interpolation == "bilinear"  # unsaid before there was another
     return {
+        **({} if usual else {"interpolation": size.interpolation}),
         "weights": weights_digest(content["model"]),
         "architecture": content.get("fingerprint"),
         "data": data.fingerprint,

@@ -63,8 +63,10 @@ def architecture_of(
 ) -> dict[str, Any]:  # plain values
     "The facts about a network that its weights do not show: its parts, input size and metric."
     data, rules = recipe.data, recipe.evaluate
+    usual = data.interpolation == "bilinear"  # older checkpoints do not say it
     return {
         **model.architecture,
+        **({} if usual else {"interpolation": data.interpolation}),
         "size": [data.height, data.width],
         "mean": list(data.mean),
         "std": list(data.std),

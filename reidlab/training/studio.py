@@ -160,8 +160,8 @@ class Studio:
         section = real_photos(recipe.data, self.plan)
         there = normalised_there(recipe, device)
         self.loader = train_loader(data.train, section, recipe.seed, workers=workers, device=there)
-        size = recipe.data.height, recipe.data.width
-        self.files = open_photos(data.train, *size, recipe.data.cache)
+        size, how = (recipe.data.height, recipe.data.width), recipe.data.interpolation
+        self.files = open_photos(data.train, *size, recipe.data.cache, interpolation=how)
 
     def judge(
         self,
