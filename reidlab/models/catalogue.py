@@ -37,7 +37,9 @@ from .spectral import SpectralHead
 from .squeeze_excite import SQUEEZED, se_resnet
 from .stages import ForkedResNet, middle_resnet
 from .stripes import pcb_parts
+from .token_heads import TOKEN_NECK, FusedHead, TokenHead, check_token_parts, token_bnneck, token_facts
 from .token_pool import TOKEN_POOLS, TokenPool, check_tokens
+from .vit import transreid_vit
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #f97a2985
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -58,6 +60,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "osnet_published": osnet_published,
     "mobilenetv2": mobilenetv2,
     "gdasnet": gdasnet,
+    "transreid_vit": transreid_vit,
 }
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #bd78e416
@@ -110,6 +113,7 @@ NECKS: dict[str, Callable[..., Any]] = {
     "bn_centred": bn_centred,
     "none": no_neck,
     "fc": fc,
+    "token_bnneck": token_bnneck,
     **{name: partial(balanced_parts, name) for name in BALANCED},
 }
 
@@ -119,6 +123,9 @@ HEADS: dict[str, Callable[..., Any]] = {
     "cosine": CosineHead,
     "spectral": SpectralHead,
     "pcb": pcb_parts,
+    "tokens": TokenHead,
+    "jigsaw": partial(TokenHead, local_scale=0.25, shares="halves"),
+    "fused_tokens": FusedHead,
 }
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #1acdbec9
@@ -213,16 +220,18 @@ def assemble(
     n_pids: int,  # training identities
 ) -> ReIDModel:
     "Put pool, neck and head behind a backbone."
+    check_token_parts(pool.name, neck.name, head.name)
     chosen = {"pool": pool, "neck": neck, "head": head}
     if neck.name in BALANCED:
         return ReIDModel(maps, *_balanced(maps, **chosen, n_pids=n_pids), architecture)
     if head.name == "pcb":
         return ReIDModel(*_striped(maps, **chosen, n_pids=n_pids), architecture)
-    apart = neck.name == "bnneck"  # the two losses see different sides of the neck
+    apart = neck.name in ("bnneck", TOKEN_NECK)  # the two losses see different sides of the neck
     sides = {"bias": not apart, "train_feat": "before" if apart else "after"}
+    sides |= token_facts(maps)
     pooling = build("model.pool", pool)
     width = pooling.width(maps) if isinstance(pooling, TokenPool) else maps.out_channels
-    middle = build("model.neck", neck, width)
+    middle = build("model.neck", neck, width, **token_facts(maps))
     last = build("model.head", head, middle.out_dim, n_pids, **sides)
     return ReIDModel(maps, pooling, middle, last, architecture)
 

@@ -225,7 +225,7 @@ class ReIDTransformer(nn.Module):
         if seen != self.size:
             raise ValueError(
                 f"this transformer was built for photos of {self.size[0]}×{self.size[1]}, got "
-                f"{seen[0]}×{seen[1]}. Set height and width of the backbone to the data's."
+                f"{seen[0]}×{seen[1]}. Set the backbone's option photo to the data's height and width."
             )
         x = self.net._pos_embed(self.net.patch_embed(images))
         return x if self.cameras is None else self.cameras(x, cameras)
@@ -309,8 +309,7 @@ def transreid_vit(
     depth: Count = 0,  # blocks; 0: the size's
     heads: Count = 0,  # of the attention; 0: the size's
     mlp_ratio: Weight = 0.0,  # width inside a block's MLP, over dim; 0: the size's
-    height: Pixels = 256,  # of the photos
-    width: Pixels = 128,  # of the photos
+    photo: tuple[Pixels, Pixels] = (256, 128),  # height and width of the photos
     stride: Stride = PATCH,  # pixels from a patch to the next; below 16 they overlap
     stem: Literal["patch", "ics"] = "patch",  # ics: three convolutions first (TransReID-SSL)
     part_tokens: Annotated[int, Field(ge=0, le=16)] = 0,  # beside the class token; 3 in PASS
@@ -328,9 +327,13 @@ def transreid_vit(
     "A vision transformer for re-ID: TransReID, TransReID-SSL, PASS, PersonViT."
     if jigsaw and part_tokens:
         raise ValueError("jigsaw and part_tokens: no published network has both. Switch one off.")
+    if jigsaw and not tokens:
+        raise ValueError(
+            "the jigsaw's local tokens are read by pool token alone. Choose it, or switch jigsaw off."
+        )
     chosen = _numbers(size, dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
-    grid = patch_grid(height, width, PATCH if stem == "ics" else stride)
-    net = _of_timm(chosen, (height, width), part_tokens, drop_path)
+    grid = patch_grid(*photo, PATCH if stem == "ics" else stride)
+    net = _of_timm(chosen, photo, part_tokens, drop_path)
     net = _with_patches(net, PatchStem(chosen.dim, stride, stem), grid[0] * grid[1])
     branches = JigsawBranches(net.blocks[-1], net.norm, shift, shuffle=shuffle) if jigsaw else None
     if branches:
@@ -340,4 +343,4 @@ def transreid_vit(
         if cameras
         else None
     )
-    return ReIDTransformer(net, (height, width), grid, side, branches, gem, tokens)
+    return ReIDTransformer(net, photo, grid, side, branches, gem, tokens)
