@@ -2803,6 +2803,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'reidlab/models/stripes.py'),
                                         'reidlab.models.stripes.stripe_rows': ( '02_models/stripes.html#stripe_rows',
                                                                                 'reidlab/models/stripes.py')},
+            'reidlab.models.timm_backbone': { 'reidlab.models.timm_backbone.resized_positions': ( '02_models/timm_backbone.html#resized_positions',
+                                                                                                  'reidlab/models/timm_backbone.py')},
             'reidlab.models.token_heads': { 'reidlab.models.token_heads.FusedHead': ( '02_models/token_heads.html#fusedhead',
                                                                                       'reidlab/models/token_heads.py'),
                                             'reidlab.models.token_heads.FusedHead.__init__': ( '02_models/token_heads.html#fusedhead.__init__',

@@ -37,7 +37,14 @@ from .spectral import SpectralHead
 from .squeeze_excite import SQUEEZED, se_resnet
 from .stages import ForkedResNet, middle_resnet
 from .stripes import pcb_parts
-from .token_heads import TOKEN_NECK, FusedHead, TokenHead, check_token_parts, token_bnneck, token_facts
+from reidlab.models.token_heads import (
+    TOKEN_NECK,
+    FusedHead,
+    TokenHead,
+    check_token_parts,
+    token_bnneck,
+    token_facts,
+)
 from .token_pool import TOKEN_POOLS, TokenPool, check_tokens
 from .vit import transreid_vit
 
