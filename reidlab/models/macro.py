@@ -102,6 +102,8 @@ class CellStack(nn.Module):
         super().__init__()
         self.stem = build_stem(stem, stem_channels)
         self.cells = nn.ModuleList()
+        stages = [place.stage for place in plan]
+        self.ends = [i for i, stage in enumerate(stages) if stage not in stages[i + 1 :]]
         before_last = last = stem_channels
         shrink = False
         for place in plan:

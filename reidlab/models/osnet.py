@@ -9,7 +9,7 @@ __all__ = ['Norms', 'INSTANCE_NORMS', 'REDUCTION', 'CHANNELS', 'instance_norm', 
 # %% ../../nbs/02_models/29_osnet.ipynb #osn00003
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -183,6 +183,14 @@ class OSNet(nn.Module):
         self.conv5 = ConvNorm(wide[3], wide[3])
         self.out_channels = wide[3]
         first_weights(self)
+
+    def group_matcher(
+        self,
+        coarse: bool = False,  # True: stages; False: blocks
+    ) -> dict[str, Any]:  # in timm's form
+        "How deep its weights lie: a halving with the stage that it ends."
+        fine = [(r"^conv([234])\.(\d+)", None), (r"^pool(\d)", (2,)), (r"^conv(5)", None)]
+        return {"stem": r"^conv1", "stages": r"^(?:conv|pool)(\d)" if coarse else fine}
 
     def forward(
         self,

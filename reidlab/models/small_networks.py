@@ -130,6 +130,7 @@ class GDASNet(nn.Module):
     ):
         super().__init__()
         self.taps, self.stem, self.cells = taps, gdas_stem(), nn.ModuleList()
+        self.ends = (GDAS_REDUCE[0] - 1, GDAS_REDUCE[1] - 1, len(GDAS_CELLS) - 1)
         before_last, last, shrink = 64, 64, True  # the stem's first map is twice as large
         for place, text in enumerate(GDAS_CELLS):
             halve = place in GDAS_REDUCE

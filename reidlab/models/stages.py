@@ -77,6 +77,14 @@ class ForkedResNet(nn.Module):
         set_stride(self.layer4_global[0], last_stride)
         self.out_channels = net.out_channels
 
+    def group_matcher(
+        self,
+        coarse: bool = False,  # True: stages; False: blocks
+    ) -> dict[str, str]:  # in timm's form
+        "How deep its weights lie: the copy as deep as the original."
+        blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)(?:_global)?\.(\d+)"
+        return {"stem": r"^conv1|bn1", "blocks": blocks}
+
     def forward(
         self,
         images: Tensor,  # (B, 3, H, W) normalised

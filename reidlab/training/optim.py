@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['WARMUPS', 'SCHEDULES', 'OPTIMIZERS', 'warm_linear', 'warm_constant', 'warm_ladder', 'warm_none', 'cosine',
-           'multistep', 'step', 'constant', 'learning_rate', 'parameter_groups', 'adamw', 'adam', 'sgd',
-           'build_optimizer', 'set_rate']
+           'multistep', 'step', 'constant', 'learning_rate', 'layer_shares', 'undecayed', 'parameter_groups', 'adamw',
+           'adam', 'sgd', 'build_optimizer', 'set_rate']
 
 # %% ../../nbs/06_training/01_optim.ipynb #b3ef6719
+import fnmatch
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from ..core.parts import build, options_of, part
 from ..core.values import Epochs, OpenShare, Positive, Share, Weight
+from ..models.depth import depths
 
 # %% ../../nbs/06_training/01_optim.ipynb #3921ea1a
 def warm_linear(
@@ -121,27 +124,64 @@ def learning_rate(
     return rate * build("train.warmup", warmup, t)
 
 # %% ../../nbs/06_training/01_optim.ipynb #09bd2561
+def layer_shares(
+    model: nn.Module,  # with a backbone somewhere within
+    layer_decay: float,  # of the rate, from each layer to the one below it
+) -> dict[str, float]:  # name of a backbone's weight → its share of the rate
+    "What each layer's depth leaves of the learning rate (Clark et al., 2020)."
+    found: dict[str, float] = {}
+    for path, backbone in model.named_modules():
+        if path.rpartition(".")[2] == "backbone":
+            deep = depths(backbone)
+            top = max(deep.values(), default=0)
+            found |= {f"{path}.{name}": layer_decay ** (top - d) for name, d in deep.items()}
+    if len(set(found.values())) < 2:
+        raise ValueError(
+            f"layer_decay {layer_decay} needs a backbone of several layers; that of "
+            f"{type(model).__name__} has {len(set(found.values()))}. Set train.optimizer.*.layer_decay to 1."
+        )
+    return found
+
+
+def undecayed(
+    model: nn.Module,  # whose weights learn
+) -> set[str]:  # names
+    "Weights that are not pulled towards 0: every vector, and what a network within lists itself."
+    names = {name for name, weight in model.named_parameters() if weight.dim() < 2}
+    for path, module in model.named_modules():
+        if hasattr(module, "no_weight_decay"):
+            for pattern in module.no_weight_decay():
+                own = fnmatch.filter((n for n, _ in module.named_parameters()), pattern)
+                names |= {f"{path}.{name}".lstrip(".") for name in own}
+    return names
+
+
 def parameter_groups(
     model: nn.Module,  # whose weights learn
     weight_decay: float,  # of all but biases, where those have their own
     bias_lr_factor: Positive = 1.0,  # biases learn this much faster
     head_lr_factor: Positive = 1.0,  # everything but the backbone learns this much faster
     weight_decay_bias: Weight | None = None,  # of biases; None: as weight_decay
+    layer_decay: Annotated[
+        float, Field(gt=0, le=1)
+    ] = 1.0,  # of the rate, from each of the backbone's layers to the one below it
+    # none on vectors (biases, norms), and on what the network lists: tokens, position tables
+    no_weight_decay: bool = False,
 ) -> list[dict]:  # for torch's optimisers; each with its factor
     "Trainable parameters in groups of equal rate and decay."
     groups: dict[tuple[float, float], dict] = {}
+    shares = layer_shares(model, layer_decay) if layer_decay != 1 else {}
+    free = undecayed(model) if no_weight_decay else set()
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
             continue
         bias = name.endswith("bias")
-        factor = (bias_lr_factor if bias else 1.0) * (
-            1.0 if "backbone." in name else head_lr_factor
-        )
-        decay = weight_decay if weight_decay_bias is None or not bias else weight_decay_bias
-        group = groups.setdefault(
-            (factor, decay), {"params": [], "factor": factor, "weight_decay": decay}
-        )
-        group["params"].append(weight)
+        apart = 1.0 if "backbone." in name else head_lr_factor
+        factor = (bias_lr_factor if bias else 1.0) * apart * shares.get(name, 1.0)
+        decay = 0.0 if name in free else weight_decay
+        decay = decay if weight_decay_bias is None or not bias else weight_decay_bias
+        about = {"params": [], "factor": factor, "weight_decay": decay}
+        groups.setdefault((factor, decay), about)["params"].append(weight)
     return list(groups.values())
 
 # %% ../../nbs/06_training/01_optim.ipynb #9f0e03fb
