@@ -13,6 +13,7 @@ from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.interchange.baseline_weights import NAMES, baseline_facts, baseline_key, load_baseline
 from reidlab.interchange.reid_lite import LITE, LITE_DEFAULTS, lite_recipe
 from reidlab.interchange.strong_baseline import STRONG, STRONG_DEFAULTS, strong_recipe
+from reidlab.interchange.weights_out import outward
 from reidlab.training.adopt import adopt
 from reidlab.training.checks import check_model
 from reidlab.training.fit import fit_from_recipe
@@ -51,6 +52,14 @@ def theirs(model, family, prefix="module."):
         prefix + k: v[:, :, None, None] if re.fullmatch(r"Pcb\.branch\.\d+\.0\.weight", k) else v
         for k, v in state.items()
     }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_of_ours_leaves_as_the_other_code_would_have_saved_it(name):
+    model, family = from_facts(**MODELS[name], n_pids=3), name.split()[0]
+    expected, gone = theirs(model, family, prefix=""), outward(model, family).tensors
+    assert list(gone) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in gone.items())
 
 
 @pytest.mark.parametrize("name", MODELS)

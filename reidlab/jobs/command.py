@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLD', 'VERBS', 'COLUMNS', 'PLAIN', 'Verb', 'run_line', 'trained_line', 'tested_line', 'sweep_line', 'set_line',
            'options', 'typed', 'as_typed', 'finished', 'job_command', 'new_folder', 'open_lab', 'explain_place',
-           'list_runs', 'sets_app', 'reidlab_app', 'check_words', 'main']
+           'export_weights', 'list_runs', 'sets_app', 'reidlab_app', 'check_words', 'main']
 
 # %% ../../nbs/10_jobs/16_command.ipynb #7b9798fd
 import html
@@ -225,6 +225,19 @@ def explain_place(
     finished(lambda: repr(resolve_name("reidlab.core.explain:explain")(place)))
 
 
+def export_weights(
+    run: Annotated[str, typer.Argument(help="a finished training")],
+    form: Annotated[
+        str, typer.Option("--as", help="torchreid, strong, lite, timm or safetensors")
+    ] = "safetensors",
+    out: Annotated[str, typer.Option(help="the file; empty: in the run's folder")] = "",
+    checkpoint: Annotated[str, typer.Option(help="best or last")] = "best",
+) -> None:
+    "Write a run's weights as other tools read them."
+    export = lambda: resolve_name("reidlab.jobs.weights:export_weights")
+    finished(lambda: str(export()(run, form, out, checkpoint)))
+
+
 COLUMNS = ("verb", "recipe", "seed", "state", "dataset", "mAP", "R1", "top1", "val_mAP", "val_top1")
 
 
@@ -272,6 +285,10 @@ def reidlab_app(
         app.command(name, help=verb.about)(job_command(verb))
     wanted = "prepare" in words[:1]
     app.add_typer(sets_app(wanted), name="prepare", help="Prepare a data set.")
+    weights = typer.Typer(no_args_is_help=True, **PLAIN)
+    weights.callback()(lambda: None)
+    weights.command("export")(export_weights)
+    app.add_typer(weights, name="weights", help="Weights of a run, for other tools.")
     app.command("explain")(explain_place)
     app.command("runs")(list_runs)
     return app
