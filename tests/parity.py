@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "results" / "parity.json"
 DARTS, PC, GDAS, AUTO = "DARTS", "PC-DARTS", "GDAS", "Auto-ReID"
 BASE, CDNET = "re-ID baselines", "CDNet"
+TRANSREID = "TransReID family"
 SOURCES = {  # whose code → what was run, once, to have numbers to compare with
     DARTS: "rules, rates and gradients of the public DARTS code",
     PC: "channel shuffle and edge weights of the public PC-DARTS code",
@@ -26,6 +27,7 @@ SOURCES = {  # whose code → what was run, once, to have numbers to compare wit
     AUTO: "the authors' part-aware operation and genotypes, the networks of the public re-implementation",
     BASE: "pytorch-reid-lite, reid_baseline_with_syncbn, reid-strong-baseline",
     CDNET: "the authors' solicucu/ReID",
+    TRANSREID: "the authors' TransReID, PASS and PersonViT",
 }
 CHECKS = {  # file → test → (whose code, what is compared)
     "test_golden_autoreid": {
@@ -92,6 +94,10 @@ CHECKS = {  # file → test → (whose code, what is compared)
         "test_stripes_in_evaluation": (BASE, "stripes of PCB"),
         "test_stripes_in_training_without_dropout": (BASE, "stripes of PCB"),
         "test_spectral_transform": (BASE, "spectral transform"),
+    },
+    "test_golden_transreid": {
+        "test_embeddings": (TRANSREID, "embeddings before and after the neck"),
+        "test_position_tables_on_other_grids": (TRANSREID, "position tables, and timm's"),
     },
     "test_rerank": {
         "test_published_distances": (BASE, "k-reciprocal re-ranking"),

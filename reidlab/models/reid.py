@@ -40,9 +40,16 @@ class ReIDModel(nn.Module):
         "D of the feature in evaluation."
         return self.head.feature_dim
 
+    @property
+    def takes_cameras(self) -> bool:
+        "Whether the backbone has a use for the cameras of the photos."
+        return bool(getattr(self.backbone, "takes_cameras", False))
+
     def forward(
         self,
         images: Tensor,  # (B, 3, H, W) normalised
+        cameras: Tensor | None = None,  # (B,) number of each photo's camera, where it is read
     ) -> list[Branch] | Tensor:  # branches in training; (B, D) features in evaluation
-        before, after = self.neck(self.pool(self.backbone(images)))
+        told = {} if cameras is None else {"cameras": cameras}
+        before, after = self.neck(self.pool(self.backbone(images, **told)))
         return self.head(before, after)
