@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'CLASSIFIERS', 'set_stride', 'ResNet', 'conv_bn_relu', 'SmallCNN', 'find_weights', 'WeightFile',
-           'read_weights', 'misfits', 'load_weight_file', 'key_account', 'published_files', 'resnet', 'small_cnn']
+           'names_for', 'read_weights', 'misfits', 'load_weight_file', 'key_account', 'published_files', 'resnet',
+           'small_cnn']
 
 # %% ../../nbs/02_models/02_backbones.ipynb #8d04a81c
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -128,20 +129,30 @@ class WeightFile(NamedTuple):
     state: dict[str, Tensor]  # of the backbone, under the backbone's own names
     left: list[str]  # keys of everything else in the file
     facts: dict[str, Any]  # the architecture that a checkpoint of ours names; else empty
+    renamed: Callable[[str], str]  # a key of the file as the backbone calls it
 
 
-CLASSIFIERS = ("fc.", "last_linear.")  # of public files
+CLASSIFIERS = ("fc.", "last_linear.", "classifier.")  # of public files
+
+
+def names_for(
+    net: nn.Module | None,  # a backbone; None: nobody asks for other names
+    keys: Iterable[str],  # of a file
+) -> Callable[[str], str]:  # a key of the file as the backbone calls it
+    "How a backbone reads a file's names: as they are, unless it says otherwise in `file_names`."
+    return getattr(net, "file_names", lambda keys: str)(list(keys))
 
 
 def read_weights(
     weights: str,  # file name under weights_dir, or absolute path
     published: Sequence[str] = (),  # names of files that would fit, for the message
-    own: Mapping[str, Tensor] | None = None,  # of the backbone that is to be filled
-    renamed: Callable[[str], str] = str,  # a key of the file as the backbone calls it
+    net: nn.Module | None = None,  # the backbone that is to be filled
 ) -> WeightFile:
     "A file of weights: the backbone's part, and what else it holds."
     path = find_weights(weights, published)
     state, facts = weights_of(path)
+    renamed = names_for(net, state)
+    own = net.state_dict() if net is not None else {}
     home = home_of(own, state, path.name, renamed=renamed) if own else ""
     if not home and any(k.startswith("backbone.") for k in state):
         home = "backbone."
@@ -150,7 +161,7 @@ def read_weights(
         and (home == "backbone." or not k.removeprefix(home).startswith(CLASSIFIERS))
     )
     part = {k.removeprefix(home): v for k, v in state.items() if ours(k)}
-    return WeightFile(path, part, [k for k in state if not ours(k)], facts=facts)
+    return WeightFile(path, part, [k for k in state if not ours(k)], facts, renamed)
 
 # %% ../../nbs/02_models/02_backbones.ipynb #75ab1bfe
 def misfits(
@@ -174,15 +185,14 @@ def load_weight_file(
     net: nn.Module,  # a backbone; filled in place
     weights: str,  # file name under weights_dir, or absolute path
     published: list[str],  # names of files that would fit, for the message
-    renamed: Callable[[str], str] = str,  # a key of the file as the backbone calls it
 ) -> nn.Module:  # the same backbone
     "Fill a backbone from a local file: all of it, or not at all."
-    file = read_weights(weights, published, net.state_dict(), renamed=renamed)
-    state = {renamed(key): value for key, value in file.state.items()}
+    file = read_weights(weights, published, net)
+    state = {file.renamed(key): value for key, value in file.state.items()}
     if wrong := misfits(net, state):
         raise ValueError(
             f"{file.path.name} does not fit {type(net).__name__}: {'; '.join(wrong)}. "
-            "Name the backbone that these weights were made for."
+            f"{getattr(net, 'fits', 'Name the backbone that these weights were made for.')}"
         )
     net.load_state_dict(state, strict=False)
     return net
@@ -193,12 +203,13 @@ def key_account(
     weights: str,  # a file that fits it
 ) -> dict[str, list[str]]:  # loaded, left: keys of the file; missing: keys of the network
     "What becomes of every key when a backbone is filled from a file."
-    own = net.state_dict()
-    file = read_weights(weights, own=own)
+    own, file = net.state_dict(), read_weights(weights, net=net)
+    called = {k: file.renamed(k) for k in file.state}
+    taken = {name for name in called.values() if name in own}
     return {
-        "loaded": [k for k in file.state if k in own],
-        "left": [*(k for k in file.state if k not in own), *file.left],
-        "missing": [k for k in own if k not in file.state],
+        "loaded": [k for k, name in called.items() if name in own],
+        "left": [*(k for k, name in called.items() if name not in own), *file.left],
+        "missing": [k for k in own if k not in taken],
     }
 
 # %% ../../nbs/02_models/02_backbones.ipynb #328c41bf
