@@ -1,6 +1,7 @@
 """Options that change what a run draws, how fast it learns and what it keeps: repeatable, and resumed exactly."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,37 @@ def test_everything_switched_on_is_repeatable(photos, tmp_path, monkeypatch):
     assert different(one, leaves(last(path))) == []
     moved = set(different(resting, leaves(last(path)["model"])))
     assert {k for k in resting if k.startswith(".backbone") and k.endswith("weight")} <= moved
+
+
+def test_stages_at_rest_open_again_after_a_stop_at_either_border(photos, tmp_path):
+    resting = {"freeze_epochs": 1, "freeze_stages": 2, "freeze_stages_epochs": 2, "epochs": 3}
+    recipe = tiny_recipe(
+        **SMALL | {f"train__{key}": value for key, value in resting.items()},
+        train__optimizer={
+            "sgd": {"layer_decay": 0.5, "weight_decay": 0.1, "no_weight_decay": True}
+        },
+    )
+    path, kept = opened(recipe, "whole", tmp_path, photos), []
+    keep = lambda folder, record: kept.append(leaves(last(folder)["model"]))
+    fit_from_recipe(recipe, path, workers=0, data_dir=photos, on_epoch=[keep])
+    one = leaves(last(path))
+    assert sorted(k for k in one if "momentum" in k) == sorted(
+        f".optimizer.state.{n}.momentum_buffer" for n in range(14)
+    )
+    names = [k for k in kept[0] if k.startswith(".backbone")]
+    moved = [set(different(a, b)) & set(names) for a, b in pairwise(kept)]
+    assert moved[0] == {k for k in names if k.startswith(".backbone.layer3")}
+    assert moved[1] == set(names)
+    learned = [event["trainable"] for event in RunFolder(path).events("epoch")]
+    total = sum(v.numel() for k, v in kept[0].items() if k.endswith((".weight", ".bias"))) - 256
+    assert learned[0] < learned[1] < learned[2] == total  # the neck's bias never learns
+    assert RunFolder(path).metrics()["metrics"]["trainable"] in learned
+    for epoch in (1, 2):
+        again = opened(recipe, f"cut-{epoch}", tmp_path, photos)
+        with pytest.raises(PowerCut):
+            fit_from_recipe(recipe, again, workers=0, data_dir=photos, on_epoch=[cut_after(epoch)])
+        fit_from_recipe(recipe, again, workers=0, data_dir=photos)
+        assert different(one, leaves(last(again))) == []
 
 
 PLAIN = {**SMALL, "train__epochs": 1, "data__augment__erase__probability": 1.0}

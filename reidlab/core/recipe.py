@@ -163,6 +163,8 @@ class Train(Section):
     clip: Weight = 0.0  # largest gradient norm; 0: no clipping
     accumulate: Whole = 1  # batches to one optimiser step
     freeze_epochs: Count = 0  # the backbone rests for so many epochs, then opens
+    freeze_stages: Count = 0  # the stem and so many stages (of a ViT: blocks) rest; 0: none
+    freeze_stages_epochs: Count = 0  # freeze_stages for so many epochs; 0: to the end
     ema: OpenShare = 0.0  # 0.999: judge and keep averaged weights; 0: off
     channels_last: bool = False  # memory order of the maps; faster on many machines
     normalise_on: Literal["host", "device"] = "host"  # device: photos travel there as bytes

@@ -42,7 +42,11 @@ def weight_plan(
     own = ("epochs", "optimizer", "schedule", "clip", "validate_every")
     changes = {key: getattr(s, key) for key in own}
     fixed = {"accumulate": 1, "select": "last"}
-    fixed |= {"ema": 0.0, "freeze_epochs": 0}  # of a network's training, not of a supernet's
+    fixed |= {
+        "ema": 0.0,
+        "freeze_epochs": 0,
+        "freeze_stages": 0,
+    }  # of a network's training, not of a supernet's
     return recipe.train.model_copy(update=changes | fixed)
 
 # %% ../../nbs/07_nas/26_search.ipynb #c79451c6

@@ -210,4 +210,5 @@ def train_epoch(
     finite(progress, steps)
     record = {k: float(mean_over_world(v)) / steps for k, v in progress.sums.items()}
     speed = (steps - watch.start) * fit.photos / seconds
-    return record | {"lr": rate, "images_per_s": speed, "seconds": seconds}
+    about = {"lr": rate, "images_per_s": speed, "seconds": seconds}
+    return record | about | trainer.told()

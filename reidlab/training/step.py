@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.recipe import Train
 from ..data.loaders import Batch
 from ..models.cells import set_drop_path
+from ..models.cost import count_parameters
 from .distributed import gather_rows, mean_over_world, world_size
 from .ema import Average
-from .freeze import learning_weights, rest
+from .freeze import Rests
 from .optim import build_optimizer, learning_rate
 from .syncbn import convert_sync_batchnorm
 
@@ -56,7 +57,7 @@ class Learner:
         self.model = model.to(device, memory_format=self.layout)
         if train.sync_bn:
             self.model = convert_sync_batchnorm(self.model, device)
-        self.resting = learning_weights(self.model) if train.freeze_epochs else []
+        self.rests = Rests(self.model, train)
         self.ema = Average(self.model, train.ema) if train.ema else None
         self.wrap()
         self.optimizer = build_optimizer(self.model, train.optimizer)
@@ -77,10 +78,9 @@ class Learner:
         self,
         epoch: int,  # from 0
     ) -> None:
-        "What changes from epoch to epoch: the backbone's rest, how often whole paths are dropped."
+        "What changes from epoch to epoch: what rests, how often whole paths are dropped."
         self.model.train()
-        rests = epoch < self.train.freeze_epochs
-        if self.resting and rest(self.model.backbone, self.resting, rests):
+        if self.rests.begin(epoch):
             self.wrap()
         set_drop_path(self.model, epoch / max(self.train.epochs - 1, 1))
         self.optimizer.zero_grad(set_to_none=True)
@@ -98,6 +98,12 @@ class Learner:
             schedule=c.schedule,
             warmup=c.warmup,
         )
+
+    def told(self) -> dict[str, Any]:
+        "What an epoch's record says of the network: how many weights learned, where some never do."
+        if not self.train.freeze_stages:
+            return {}
+        return {"trainable": count_parameters(self.model, trainable=True)}
 
     def state(self) -> dict[str, Any]:
         "What a continued run needs besides the weights."

@@ -40,6 +40,7 @@ BOOKKEEPING = {
     "images_per_s",
     "seconds",
     "skipped",
+    "trainable",
 }
 SEARCH = (  # what a search's own columns begin with
     "alpha_",

@@ -41,7 +41,7 @@ from reidlab.retrieval.metrics import evaluate_rank
 from reidlab.training import fit as fitting
 from reidlab.training import progress as standing
 from reidlab.training.distill import Distiller
-from reidlab.training.freeze import rest
+from reidlab.training.freeze import Asleep, rest
 from reidlab.training.network import model_from_recipe
 from reidlab.training.progress import Progress
 from reidlab.training.step import Trainer
@@ -190,7 +190,7 @@ def test_a_part_at_rest_has_no_gradient_left_to_step_by():
     part = torch.nn.Linear(2, 1)
     weights, optimizer = list(part.parameters()), torch.optim.SGD(part.parameters(), lr=1.0)
     part(torch.ones(1, 2)).sum().backward()
-    rest(part, weights, resting=True)
+    rest(weights, Asleep([part], weights))
     before = [w.detach().clone() for w in weights]
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
