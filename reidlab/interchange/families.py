@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Renames', 'IMAGENET', 'AS_BUILT', 'CLASSIFIER', 'STRONG_NAMES', 'LITE_NAMES', 'OSNET_NAMES', 'ASKED', 'RESTRICTED',
            'STRONG_FAMILY', 'LITE_FAMILY', 'SIZE', 'TORCHREID_FAMILY', 'TORCHVISION_FAMILY', 'FAMILIES', 'STRANGERS',
-           'sized', 'recognise', 'family_of', 'Foreign', 'file_mark', 'read_foreign', 'foreign_network', 'usually',
-           'backbone_of', 'fill_backbone']
+           'sized', 'recognise', 'family_of', 'Foreign', 'read_foreign', 'foreign_network', 'usually', 'backbone_of',
+           'foreign_start', 'holds_backbone', 'fill_backbone']
 
 # %% ../../nbs/05_interchange/11_families.ipynb #84f1d2d2
 import hashlib
@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..core.names import unknown
-from ..core.reading import shown
+from ..core.parts import Part
+from ..core.reading import at_home, is_file, shown
+from ..core.settings import settings
 from .baseline_weights import DEPTHS, baseline_facts, baseline_parts
 from reidlab.interchange.key_rules import (
     TOLD,
@@ -30,8 +32,9 @@ from reidlab.interchange.key_rules import (
     rename_state,
     told_of,
 )
-from ..models.catalogue import build_model
+from ..models.catalogue import WHOLE_FILES, build_model
 from ..models.cdnet import KeyReport
+from ..models.finetune import run_checkpoint
 from ..models.reid import ReIDModel
 from ..models.weight_files import weights_of
 
@@ -109,7 +112,7 @@ STRONG_FAMILY = Family(
     facts=baseline_facts,
     asks=ASKED | {"stem_pool": "3x3"},
     parts=_resnet_parts,
-    data=lambda facts, told: IMAGENET,
+    data=lambda facts, told: {},  # the settings file says it
     rules=lambda facts, told: KeyRules(
         drop={r"^base\.fc\.": "the classifier of ImageNet"}, rename=STRONG_NAMES, fresh=AS_BUILT
     ),
@@ -121,7 +124,7 @@ LITE_FAMILY = Family(
     facts=baseline_facts,
     asks=ASKED,
     parts=_resnet_parts,
-    data=lambda facts, told: IMAGENET,
+    data=lambda facts, told: {},  # the settings file says it
     rules=lambda facts, told: KeyRules(
         drop={
             r"^mask_g\.": "made and never used by the original",
@@ -258,20 +261,16 @@ class Foreign(NamedTuple):
     name: str  # of FAMILIES
     state: dict[str, Tensor]  # by plain names
     facts: Facts  # what its names and shapes say
-    mark: str  # sha256 of the file
 
     @property
     def family(self) -> Family:
         "How its files are read."
         return FAMILIES[self.name]
 
-
-def file_mark(
-    path: str | Path,  # of a file
-) -> str:  # 64 hexadecimal digits
-    "The sha256 of a file's bytes."
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def mark(self) -> str:
+        "The sha256 of the file's bytes."
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_foreign(
@@ -297,7 +296,7 @@ def read_foreign(
             f"{shown(path.name)} looks like {FAMILIES[name].title}, but {lacks} is missing. It is not "
             "whole; get it again."
         ) from None
-    return Foreign(path, name, state, facts, mark=file_mark(path))
+    return Foreign(path, name, state, facts=facts)
 
 
 def foreign_network(
@@ -327,6 +326,28 @@ def backbone_of(
     "The backbone that a file holds."
     said = found.family.parts(found.facts, usually(found.family, told))["backbone"]
     return (said, {}) if isinstance(said, str) else next(iter(said.items()))
+
+
+def foreign_start(
+    backbone: Part,  # of a recipe, which may name a file of weights
+) -> Foreign | None:  # None: no such file, one of ours, or of no family
+    "The other project's file that a recipe starts from, if it does."
+    weights = backbone.get("weights", "")
+    path = settings().weights_dir / at_home(weights)
+    if not weights or backbone.name in WHOLE_FILES or not is_file(path) or run_checkpoint(weights):
+        return None
+    try:
+        return read_foreign(path)
+    except ValueError:
+        return None  # whoever reads it as the backbone's own file says what is wrong
+
+
+def holds_backbone(
+    found: Foreign,  # from foreign_start
+    backbone: Part,  # of the recipe
+) -> bool:
+    "Whether a file's backbone is the one that a recipe names."
+    return backbone_of(found, backbone.options)[0] == backbone.name
 
 
 def fill_backbone(

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..core.parts import Part
+from ..core.reading import shown
 from ..core.recipe import Recipe, misplaced
 from ..core.seed import seed_all
+from ..interchange.families import backbone_of, fill_backbone, foreign_start, holds_backbone
 from ..losses.catalogue import weighted_sum
 from ..models.catalogue import build_model, network_genotype
 from ..models.cost import count_macs, count_parameters
@@ -25,6 +28,25 @@ from ..models.genotype import Genotype, LayerGenotype
 
 # %% ../../nbs/06_training/09_network.ipynb #c587e59f
 AnyGenotype = Genotype | LayerGenotype | None  # a run's own; None: the recipe names it, or has none
+
+
+def _filled(backbone: Part, parts: dict[str, Any], n_pids: int) -> nn.Module:
+    "A network whose backbone comes from the file that it names, ours or another project's."
+    found = foreign_start(backbone)
+    if found is None:
+        return build_model(backbone, **parts, n_pids=n_pids)
+    if holds_backbone(found, backbone):
+        model = build_model(backbone.changed(weights=""), **parts, n_pids=n_pids)
+        fill_backbone(model, found, backbone.options)
+        return model
+    try:
+        return build_model(backbone, **parts, n_pids=n_pids)
+    except ValueError:
+        held = backbone_of(found, backbone.options)[0]
+        raise ValueError(
+            f"{shown(found.path.name)} is a file of {found.family.title}: it holds {held}, and the "
+            f"recipe's backbone is {backbone.name}. Say model.backbone {held}, or name another file."
+        ) from None
 
 
 def build_network(
@@ -38,7 +60,8 @@ def build_network(
         genotype = network_genotype(backbone.name, model.genotype)
     if genotype:
         backbone = backbone.changed(genotype=genotype)
-    return build_model(backbone, model.pool, model.neck, head=model.head, n_pids=n_pids)
+    parts = {"pool": model.pool, "neck": model.neck, "head": model.head}
+    return _filled(backbone, parts, n_pids)
 
 
 def model_from_recipe(
