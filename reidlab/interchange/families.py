@@ -32,6 +32,7 @@ from reidlab.interchange.key_rules import (
     rename_state,
     told_of,
 )
+from .transreid import TRANSREID_FAMILY, VIT_FAMILY
 from ..models.catalogue import WHOLE_FILES, build_model
 from ..models.cdnet import KeyReport
 from ..models.finetune import run_checkpoint
@@ -201,6 +202,8 @@ FAMILIES: dict[str, Family] = {
     "strong": STRONG_FAMILY,
     "lite": LITE_FAMILY,
     "torchvision": TORCHVISION_FAMILY,
+    "transreid": TRANSREID_FAMILY,
+    "vit": VIT_FAMILY,
 }
 
 
@@ -316,7 +319,8 @@ def usually(
     told: Mapping[str, Any] | None = None,  # options of a backbone, of which some may be asked
 ) -> Facts:  # every name in asks; what nobody said stays as it is
     "What is told about a file where only its backbone is wanted."
-    return dict(family.asks) | {k: v for k, v in (told or {}).items() if k in family.asks}
+    said = {k: v for k, v in (told or {}).items() if k in family.asks and k not in SIZE}
+    return dict(family.asks) | said  # a backbone's width is another thing than its photos'
 
 
 def backbone_of(

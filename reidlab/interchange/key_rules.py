@@ -156,10 +156,8 @@ def _spared(key: str, rules: KeyRules, there: Tensor | None, own: Tensor) -> str
     return next((why for pattern, why in rules.fresh.items() if re.search(pattern, key)), "")
 
 
-def _surplus(key: str, only: str) -> str:
+def _surplus(key: str) -> str:
     "Why a tensor of the file may be left; empty: it may not."
-    if only and not key.startswith(only):
-        return f"behind the {only.rstrip('.')}, which alone is read"
     if PEOPLE in key:
         return "of other people"
     return "a counter" if key.endswith(COUNTER) else ""
@@ -175,8 +173,9 @@ class _Account:
         self.left, self.fresh, self.wrong = dict(found.left), {}, []
         for key in own:
             self._take(key)
-        for key in found.state.keys() - self.loaded.keys():
-            self._leave(key)
+        for key in found.state:
+            if key not in self.loaded:
+                self._leave(key)
 
     def _take(self, key: str) -> None:
         "Decide where a tensor of the network comes from."
@@ -198,7 +197,9 @@ class _Account:
     def _leave(self, key: str) -> None:
         "Decide what becomes of a tensor of the file that found no place."
         name = self.found.origin[key]
-        if why := self.fresh.get(key) or _surplus(key, self.only):
+        behind = self.only and not key.startswith(self.only)
+        why = "behind the backbone, which alone is read" if behind else self.fresh.get(key)
+        if why := why or _surplus(key):
             self.left[name] = why
         elif key not in self.own:
             self.wrong.append(f"{shown(name)} has no place here")

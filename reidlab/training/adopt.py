@@ -43,7 +43,9 @@ def origin_of(
     return about | {"told": plain, "licence": found.family.licence}
 
 # %% ../../nbs/06_training/19_adopt.ipynb #1acbc34b
-def _written(folder: RunFolder, model: Any, own: Recipe, costs: dict[str, int], origin: dict) -> None:
+def _written(
+    folder: RunFolder, model: Any, own: Recipe, costs: dict[str, int], origin: dict
+) -> None:
     "Write the checkpoint and the record, and close the run; on failure leave nothing."
     chosen = f"adopted from {origin['file']}, sha256 {origin['sha256'][:12]}"
     chosen += "; how it was chosen is not in the file"
