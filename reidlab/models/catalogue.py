@@ -28,6 +28,7 @@ from .heads import CosineHead, LinearHead
 from .ibn import ibn_resnet
 from .layered import cdnet_maps, cnet_maps, find_layers, stdnet_maps
 from .neck import Neck, bnneck, centred_norm, no_neck
+from .nonlocal_resnet import resnet_fastreid
 from .osnet import fc, osnet_published
 from .pooling import AvgPool, GeM, MaxPool
 from .regularise import FeatureErasing, maskable_bn
@@ -58,6 +59,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet152": partial(resnet, 152),
     "resnet50_ibn": partial(ibn_resnet, 50),
     "resnet50_middle": partial(middle_resnet, 50),
+    "resnet_fastreid": resnet_fastreid,
     **{name: partial(se_resnet, name) for name in SQUEEZED},
     "derived": partial(derived, last_stride=1),
     "cdnet": cdnet_maps,
@@ -93,9 +95,10 @@ def max_pool(
 def gem_pool(
     p: Positive = 3.0,  # where the exponent starts; 1 is the average, large is the maximum
     erasing: OpenShare = 0.0,  # share of the map's rows blanked while learning
+    learned: bool = True,  # False: the exponent stays where it starts
 ) -> nn.Module:  # (B, C, h, w) → (B, C)
-    "Generalised mean with one learned exponent (Radenović et al., 2018)."
-    return _erased(GeM(p), erasing)
+    "Generalised mean with one exponent (Radenović et al., 2018)."
+    return _erased(GeM(p, learned=learned), erasing)
 
 
 POOLS: dict[str, Callable[..., nn.Module]] = {

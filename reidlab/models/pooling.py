@@ -59,15 +59,16 @@ def gem(
 
 # %% ../../nbs/02_models/03_pooling.ipynb #72b41afb
 class GeM(nn.Module):
-    "Generalised-mean pooling with one learned exponent (Radenović et al., 2018)."
+    "Generalised-mean pooling with one exponent, learned or fixed (Radenović et al., 2018)."
 
     def __init__(
         self,
         p: float = 3.0,  # where the exponent starts; the paper's value
         eps: float = 1e-6,  # floor under the map's values
+        learned: bool = True,  # False: the exponent stays, and is no tensor of the model
     ):
         super().__init__()
-        self.p = nn.Parameter(torch.tensor(float(p)))
+        self.p = nn.Parameter(torch.tensor(float(p))) if learned else float(p)
         self.eps = eps
 
     def forward(
