@@ -7,7 +7,7 @@ __all__ = ['PULSE', 'BEAT', 'evaluating', 'embed', 'dealt', 'gather_dealt', 'emb
 
 # %% ../../nbs/08_evaluation/01_embed.ipynb #78f92f1d
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..core.files import write_json
 from ..core.recipe import Data
 from ..data.loaders import eval_loader
 from ..data.manifest import Photos
+from ..models.reid import camera_arguments
 from ..training.distributed import process_rank, world_size
 
 # %% ../../nbs/08_evaluation/01_embed.ipynb #ceb256fb
@@ -39,8 +40,8 @@ def evaluating(
             module.training = training
 
 # %% ../../nbs/08_evaluation/01_embed.ipynb #46d82510
-def _features(model: nn.Module, images: Tensor) -> Tensor:
-    feats = model(images)
+def _features(model: nn.Module, images: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    feats = model(images, **told)
     if not isinstance(feats, Tensor) or feats.ndim != 2 or len(feats) != len(images):
         seen = tuple(feats.shape) if isinstance(feats, Tensor) else type(feats).__name__
         raise ValueError(
@@ -63,9 +64,11 @@ def embed(
     with evaluating(model), torch.inference_mode():
         for batch in loader:
             images = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
-            feats = _features(model, images)
+            told = camera_arguments(model, getattr(batch, "camids", None))
+            told = {name: x.to(device) for name, x in told.items()}
+            feats = _features(model, images, told)
             if flip:
-                feats = F.normalize(feats + _features(model, images.flip(3)))
+                feats = F.normalize(feats + _features(model, images.flip(3), told))
             rows.append(feats.cpu())
     if not rows:
         raise ValueError("nothing to embed: the loader gave no batch. Is the split empty?")

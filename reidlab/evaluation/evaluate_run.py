@@ -38,6 +38,7 @@ from .protocols import Protocol
 from .rules import in_words, ranking_rules
 from .side_figures import baselines_by_protocol, camera_figures, people_intervals
 from .transfer import check_transfer, evaluation_recipe
+from ..models.vit import without_vector
 from ..retrieval.metrics import RankResult
 from ..retrieval.rules import Rules
 from ..retrieval.single_shot import SingleShotResult
@@ -63,6 +64,7 @@ class _Question:
     trained_on: str
     content: dict[str, Any]  # the checkpoint's
     device: str
+    unseen: dict[str, Any]  # photos of cameras that the network has not learned
 
     @property
     def out(self) -> Path:
@@ -139,6 +141,8 @@ def _answer(asked: _Question, embeddings: Embeddings, new: bool, began: float) -
         record["baselines"] = baselines_by_protocol(data, asked.protocol)
     record["intervals"] = people_intervals(result, data.query.pids)
     record["cameras"] = camera_figures(embeddings, ranking)
+    if asked.unseen:
+        record["unseen_cameras"] = asked.unseen
     if (out / "metrics.json").is_file():
         put_aside(out)  # only now: a crash leaves the earlier result where it was
     listed = rank_lists(embeddings, ranking, data, protocol=asked.protocol, result=result)
@@ -186,7 +190,9 @@ def evaluate_run(
     check_test(data, recipe.evaluate, protocol)
     stored = stored_result(run.path / "evaluate" / data.name)
     model, content = load_model(run.path, recipe.evaluate.checkpoint, device)
-    about = {"trained_on": trained_on, "content": content, "device": device}
+    cameras = [*data.query.camids, *data.gallery.camids]
+    unseen = without_vector(model, map(int, cameras), elsewhere=bool(trained_on))
+    about = {"trained_on": trained_on, "content": content, "device": device, "unseen": unseen}
     asked = _Question(run, recipe, data, protocol=protocol, **about)
     kept = kept_features(asked.out, asked.key(), data.manifest)
     barrier()

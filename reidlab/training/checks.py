@@ -26,6 +26,7 @@ from reidlab.training.network import (
     loss_from_recipe,
     without_memory,
 )
+from .parts import meet_photos
 
 # %% ../../nbs/06_training/11_checks.ipynb #d79cb5c1
 def check_pairs(
@@ -125,6 +126,8 @@ def check_batches(
 ) -> None:
     "Refuse photos that make no batch, and batches that the loss cannot learn from."
     steps_of(recipe.data)  # an order that photos cannot be varied in stops here
+    if recipe.model.backbone.get("cameras"):
+        meet_photos(without_memory(recipe, data.n_pids), data)
     seen = _first_batch(recipe, data, processes)
     photos = len(seen) * (1 if recipe.train.gather else processes)
     check_alone(recipe, data.n_pids, photos, processes=processes)

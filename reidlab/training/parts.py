@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOWER', 'foreign_weights', 'weights_report', 'note_weights', 'normalised_there', 'loader_from_recipe', 'note_input',
-           'Parts', 'parts_from_recipe', 'note_parts']
+           'meet_photos', 'Parts', 'parts_from_recipe', 'note_parts']
 
 # %% ../../nbs/06_training/10_parts.ipynb #f0b7a6b6
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from ..models.backbones import key_account
 from ..models.catalogue import WHOLE_FILES
 from ..models.cdnet import KeyReport
 from ..models.finetune import run_checkpoint, start_from
+from ..models.vit import camera_embeddings, meet_cameras
 from .distributed import process_rank, world_size
 from reidlab.training.network import (
     AnyGenotype,
@@ -119,6 +120,17 @@ def note_input(
             if slower and {"event": "input", **slower} not in run.events("input"):
                 run.log("input", **slower)
 
+# %% ../../nbs/06_training/10_parts.ipynb #ab1c2feb
+def meet_photos(
+    net: nn.Module,  # the recipe's, built on any device
+    data: DataSet | ClassSet,  # opened
+) -> None:
+    "Tell a network that learns cameras which ones there are; refuse a wrong number."
+    for side in camera_embeddings(net):
+        shown = getattr(data.train, "camids", [])
+        known = data.manifest.frame["camid"] if isinstance(data, DataSet) else []
+        meet_cameras(side, map(int, shown), known=map(int, known))
+
 # %% ../../nbs/06_training/10_parts.ipynb #209ea6b0
 @dataclass(frozen=True)
 class Parts:
@@ -141,6 +153,7 @@ def parts_from_recipe(
     "The parts of a training, each built once."
     n_pids = n_pids or data.n_pids
     model = model_from_recipe(recipe, n_pids, genotype)
+    meet_photos(model, data)
     loss = loss_from_recipe(recipe, n_pids, model)
     loader = loader_from_recipe(recipe, data, device, workers=workers)
     return Parts(model, loss, loader, costs=costs_of(model, recipe))

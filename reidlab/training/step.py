@@ -19,6 +19,7 @@ from ..core.recipe import Train
 from ..data.loaders import Batch
 from ..models.cells import set_drop_path
 from ..models.cost import count_parameters
+from ..models.reid import camera_arguments
 from .distributed import gather_rows, mean_over_world, world_size
 from .ema import Average
 from .freeze import Rests
@@ -143,9 +144,11 @@ class Trainer(Learner):
         network = self.wrapped if network is None else network
         images = batch.images.to(self.device, memory_format=self.layout, non_blocking=True)
         pids = batch.pids.to(self.device, non_blocking=True)
+        told = camera_arguments(network, batch.camids)
+        told = {name: x.to(self.device, non_blocking=True) for name, x in told.items()}
         dtype = torch.float16 if self.train.amp == "fp16" else torch.bfloat16
         with torch.autocast(self.kind, dtype, enabled=self.train.amp != "none"):
-            branches = network(images)
+            branches = network(images, **told)
         return joint(branches, pids) if self.train.gather else (list(branches), pids)
 
     def forward(
