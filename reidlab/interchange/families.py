@@ -246,9 +246,8 @@ def family_of(
         other = f"it is one of {', '.join(seen)}" if seen else _stranger(state)
         raise ValueError(f"{name} is no file of {FAMILIES[named].title}: {other}.")
     if not seen:
-        titles = ", ".join(family.title for family in FAMILIES.values())
         raise ValueError(
-            f"{name} is of no family that is read here ({titles}): {_stranger(state)}."
+            f"{name} is of no family that is read here ({', '.join(FAMILIES)}): {_stranger(state)}."
         )
     if len(seen) > 1 and not named:
         raise ValueError(
@@ -320,7 +319,7 @@ def usually(
 ) -> Facts:  # every name in asks; what nobody said stays as it is
     "What is told about a file where only its backbone is wanted."
     said = {k: v for k, v in (told or {}).items() if k in family.asks and k not in SIZE}
-    return dict(family.asks) | said  # a backbone's width is another thing than its photos'
+    return dict(family.asks) | said  # a backbone's width is another thing than its photos
 
 
 def backbone_of(

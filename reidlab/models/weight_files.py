@@ -138,14 +138,16 @@ def _safe_tensors(path: Path, device: str) -> dict[str, Tensor]:
     return {key: value.to(device) for key, value in found.items()}
 
 
-def _every(content: Any, depth: int = 12) -> Iterator[Tensor]:
-    "All tensors in what a file holds."
-    if isinstance(content, Tensor):
-        yield content
-    inner = content.values() if isinstance(content, Mapping) else content
-    if isinstance(content, Mapping | list | tuple) and depth:
-        for value in inner:
-            yield from _every(value, depth - 1)
+def _every(content: Any) -> Iterator[Tensor]:
+    "All tensors in what a file holds, each part of it looked at once."
+    waiting, known = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in known:
+            known.add(id(value))
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
 
 
 def _check_spread(content: Any, name: str) -> None:
@@ -213,14 +215,19 @@ def _tensors(content: Any) -> bool:
     return n > 0 and not any(isinstance(value, Mapping) for value in content.values())
 
 
-def _inside(content: Mapping, depth: int = MOST_WRAPPERS) -> dict[str, Mapping]:
-    "The state dicts within a mapping, by the name under which each lies."
-    found = {}
+def _inside(
+    content: Mapping, depth: int = MOST_WRAPPERS, known: set[int] | None = None
+) -> dict[str, Mapping]:
+    "The state dicts within a mapping, by the name under which each lies; each is entered once."
+    found, known = {}, set() if known is None else known
+    known.add(id(content))
     for key, value in content.items() if depth else ():
         if _tensors(value):
             found[str(key)] = value
-        elif isinstance(value, Mapping) and not str(key).lower().startswith(OTHER):
-            inner = _inside(value, depth - 1)
+        elif id(value) in known or str(key).lower().startswith(OTHER):
+            continue
+        elif isinstance(value, Mapping):
+            inner = _inside(value, depth - 1, known)
             found |= {f"{key}.{k}": v for k, v in inner.items()}
     return {k: v for k, v in found.items() if not k.lower().startswith(OTHER)}
 

@@ -1,0 +1,416 @@
+"""Every kind of wrong file of weights, through every door: one clear line, nothing loaded in part, nothing left on disk."""
+
+import argparse
+import gzip
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from test_bad_input import clear, refused
+
+from reidlab.core.recipe import Recipe, validated
+from reidlab.core.seed import seed_all
+from reidlab.interchange.baseline_weights import baseline_state, load_baseline
+from reidlab.interchange.families import FAMILIES, foreign_network, read_foreign
+from reidlab.interchange.key_rules import load_family
+from reidlab.models.backbones import load_weight_file
+from reidlab.models.catalogue import build_model
+from reidlab.training.adopt import adopt
+from reidlab.training.network import build_network
+
+OSNET = {"osnet_published": {"width": 0.25, "norm": "bn"}}
+FIRST = "conv1.conv.weight"
+
+
+def osnet(n_pids=5, **more):
+    return build_model(
+        {"osnet_published": OSNET["osnet_published"] | more}, neck="fc", n_pids=n_pids
+    )
+
+
+@pytest.fixture(scope="module")
+def good():
+    "The state dict of a small OSNet, as torchreid saves it."
+    seed_all(0)
+    return baseline_state(osnet(), "torchreid")
+
+
+def bits(net):
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+def same(net, before):
+    return all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def starting(file):
+    "The network of a recipe that starts from a file."
+    net = {"osnet_published": OSNET["osnet_published"] | {"weights": str(file)}}
+    return build_network(validated("heir", {"model": {"backbone": net}}), 3)
+
+
+DOORS = {
+    "recognise": lambda file: foreign_network(read_foreign(file)),
+    "adopt": lambda file: adopt(file, Recipe(), "new", root=file.parent),
+    "weights": starting,
+}
+
+
+# --- files that are none ------------------------------------------------------------------------
+
+
+def packed(write):
+    "A zip written by hand, in memory."
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as box:
+        write(box)
+    return held.getvalue()
+
+
+def saved(content, **how):
+    held = io.BytesIO()
+    torch.save(content, held, **how)
+    return held.getvalue()
+
+
+def safe(header, body=b""):
+    "A safetensors file with whatever header."
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def tarred(good):
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as box:
+        for name in ("a.pth", "b.pth"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            box.addfile(info, io.BytesIO(b"data"))
+    return held.getvalue()
+
+
+def arrays(good):
+    held = io.BytesIO()
+    np.savez(held, **{key: value.numpy() for key, value in list(good.items())[:3]})
+    return held.getvalue()
+
+
+class Runs:
+    "What would run where a pickle is read without care."
+
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+F32 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+ONNX = b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xbc\x05\n\x1f"
+SCRIPT = ("net/data.pkl", "net/code/__torch__.py", "net/constants.pkl")
+NO_FILES = {
+    "a page": (lambda g: b"<!DOCTYPE html><title>404</title>", "a page of text"),
+    "a pointer": (
+        lambda g: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "git lfs",
+    ),
+    "text": (lambda g: b"resnet50, trained on Monday\n", "text"),
+    "nothing": (lambda g: b"", "empty"),
+    "noise": (lambda g: bytes(range(256)) * 9, "something else"),
+    "half a zip": (lambda g: saved(g)[:-300], "no whole archive"),
+    "half an old file": (
+        lambda g: saved(g, _use_new_zipfile_serialization=False)[:2000],
+        "Get it again",
+    ),
+    "half a safetensors": (
+        lambda g: safe({"a": F32}, bytes(7)),
+        "safetensors file that is cut off",
+    ),
+    "a header that lies": (
+        lambda g: safe({"a": F32 | {"shape": [9, 9]}}, bytes(16)),
+        "safetensors file that is cut off or damaged",
+    ),
+    "a header of no JSON": (lambda g: safe(b"{nothing", bytes(16)), "cut off or damaged"),
+    "a header beyond the file": (
+        lambda g: (50_000_000).to_bytes(8, "little") + b"{" + bytes(99),
+        "cut off or damaged",
+    ),
+    "overlapping safetensors": (
+        lambda g: safe({"a": F32, "b": F32}, bytes(32)),
+        "cut off or damaged",
+    ),
+    "ONNX": (lambda g: ONNX + bytes(99), "ONNX"),
+    "TorchScript": (
+        lambda g: packed(lambda box: [box.writestr(name, b"x") for name in SCRIPT]),
+        "TorchScript",
+    ),
+    "Keras": (lambda g: b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+    "Keras 3": (
+        lambda g: packed(lambda box: box.writestr("model.weights.h5", b"x")),
+        "a network of Keras",
+    ),
+    "TensorFlow Lite": (lambda g: b"\x1c\x00\x00\x00TFL3" + bytes(99), "TensorFlow Lite"),
+    "npz": (arrays, "arrays of numpy (.npz)"),
+    "npy": (lambda g: b"\x93NUMPY\x01\x00v\x00" + bytes(99), "one array of numpy"),
+    "a tar": (tarred, "a tar archive. Unpack it"),
+    "gzip": (lambda g: gzip.compress(saved(g)), "packed by gzip. Unpack it"),
+    "a zip around it": (
+        lambda g: packed(lambda box: box.writestr("best/model.pth", saved(g))),
+        "a zip with best/model.pth inside. Unpack it",
+    ),
+    "a zip of others": (
+        lambda g: packed(lambda box: box.writestr("readme.txt", b"hello")),
+        "a zip of readme.txt",
+    ),
+    "a picture": (lambda g: b"\x89PNG\r\n\x1a\n" + bytes(99), "a picture"),
+    "GGUF": (lambda g: b"GGUF\x03" + bytes(99), "language model"),
+    "code": (lambda g: saved({"state_dict": g, "hook": Runs()}), "would run their code"),
+    "code in an old pickle": (
+        lambda g: pickle.dumps({"a": Runs()}, protocol=2),
+        "would run their code",
+    ),
+    "a whole network": (lambda g: saved(torch.nn.Linear(1, 1)), "whole Python objects"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_of_weights(kind, door, good, tmp_path, capsys):
+    write, words = NO_FILES[kind]
+    file = tmp_path / "w.pth"
+    file.write_bytes(write(good))
+    with refused("w.pth", words):
+        DOORS[door](file)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+    assert "it ran" not in capsys.readouterr().out
+
+
+# --- tensors that are none of this network's ----------------------------------------------------
+
+
+def changed(good, key=FIRST, to=None):
+    return good | {key: to(good[key])}
+
+
+def filled(value):
+    "The first tensor with one number in it."
+
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[3] = value
+        return tensor
+
+    return change
+
+
+def half(good):
+    return dict(list(good.items())[len(good) // 2 :])
+
+
+ROW = {"exp_avg": torch.zeros(2), "step": torch.tensor(3.0)}
+OPTIMISER = {"state": {0: ROW, 1: ROW}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]}
+TENSORS = {
+    "half of it": (half, "is missing"),
+    "NaN": (lambda g: changed(g, to=filled(torch.nan)), "is not finite"),
+    "infinity": (lambda g: changed(g, to=filled(-torch.inf)), "is not finite"),
+    "NaN in half precision": (
+        lambda g: changed(g, to=lambda t: filled(torch.nan)(t).half()),
+        "is not finite",
+    ),
+    "too large": (lambda g: changed(g, to=lambda t: filled(1e300)(t.double())), "too large"),
+    "whole numbers": (lambda g: changed(g, to=lambda t: t.to(torch.int8)), "quantised"),
+    "packed": (lambda g: g | {"fc._packed_params.dtype": torch.zeros(1)}, "quantised"),
+    "complex": (lambda g: changed(g, to=lambda t: t.to(torch.complex64)), "complex64"),
+    "eight bits": (lambda g: changed(g, to=lambda t: t.to(torch.float8_e4m3fn)), "float8"),
+    "sparse": (lambda g: changed(g, to=lambda t: t.flatten(1).to_sparse()), "is sparse"),
+    "shapes alone": (lambda g: changed(g, to=lambda t: t.to("meta")), "meta device"),
+    "one number": (lambda g: changed(g, to=lambda t: t.sum()), "(), not"),
+    "turned": (lambda g: changed(g, to=lambda t: t.transpose(0, 1)), "not (16, 3, 7, 7)"),
+    "empty": (lambda g: changed(g, to=lambda t: t[:0]), "(0, 3, 7, 7), not"),
+    "spread": (
+        lambda g: changed(g, to=lambda t: t[:1, :1, :1, :1].expand(2**40, 3, 7, 7)),
+        "declares",
+    ),
+    "numbers for names": (lambda g: dict(enumerate(g.values())), "by int (0), not by name"),
+    "twice": (lambda g: g | {f"module.{FIRST}": g[FIRST]}, "holds conv1.conv.weight twice"),
+    "something more": (lambda g: g | {"gate<b>\n</b>.weight": torch.zeros(3)}, "has no place here"),
+    "an optimiser": (lambda g: OPTIMISER, "the state of an optimiser"),
+    "an optimiser, wrapped": (lambda g: {"optimizer": OPTIMISER, "epoch": 3}, "it holds optimizer"),
+    "a list": (lambda g: list(g.values()), "it holds list"),
+    "one tensor": (lambda g: g[FIRST], "it holds Tensor"),
+    "settings": (lambda g: {"epoch": 3, "lr": 0.1}, "it holds epoch, lr"),
+    "an empty mapping": (lambda g: {}, "it holds nothing"),
+    "two networks": (lambda g: {"net": g, "model": g}, "several networks"),
+    "an array of objects": (lambda g: {FIRST: np.array([None, {}], dtype=object)}, "w.pth"),
+}
+STRANGE = {
+    "another network": ({"layer1.weight": torch.zeros(3)}, "of no family"),
+    "a text model": ({"bert.embeddings.word_embeddings.weight": torch.zeros(3)}, "a model of text"),
+    "a detector": ({"roi_heads.box.weight": torch.zeros(3)}, "a detector"),
+    "an adapter": ({"q.lora_A.weight": torch.zeros(3)}, "LoRA"),
+    "part of a ResNet": ({"base.conv1.weight": torch.zeros(64, 3, 7, 7)}, "no ResNet has 0"),
+    "an odd OSNet": ({"conv5.conv.weight": torch.zeros(77, 3, 1, 1)}, "of 77 channels"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_that_do_not_fit(kind, door, good, tmp_path):
+    change, words = TENSORS[kind]
+    file = tmp_path / "w.pth"
+    torch.save(change(good), file)
+    with pytest.raises(ValueError) as caught:
+        DOORS[door](file)
+    clear(str(caught.value), "w.pth", words)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_whose_file_it_is_not(kind, tmp_path):
+    state, words = STRANGE[kind]
+    torch.save(state, tmp_path / "w.pth")
+    for door in ("recognise", "adopt"):
+        with refused("w.pth", words):
+            DOORS[door](tmp_path / "w.pth")
+    with refused("w.pth", "does not fit OSNet", "Name the backbone"):
+        starting(tmp_path / "w.pth")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["half of it", "too large", "turned", "one number", "something more"]
+)
+def test_a_network_stays_as_it_was(kind, good):
+    "Bits, after a refusal in the middle of a file."
+    model = osnet()
+    before = bits(model)
+    state = {key: value for key, value in TENSORS[kind][0](good).items()}
+    with refused("file"):
+        load_family(model, state, FAMILIES["torchreid"])
+    assert same(model, before)
+
+
+def test_a_backbone_stays_as_it_was(good, tmp_path):
+    net = osnet().backbone
+    before = bits(net)
+    for name, content in {"half": half(good), "whole": TENSORS["infinity"][0](good)}.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        with refused(f"{name}.pth"):
+            load_weight_file(net, str(tmp_path / f"{name}.pth"), [])
+    assert same(net, before)
+
+
+def test_names_that_are_no_files(tmp_path):
+    (tmp_path / "folder.pth").mkdir()
+    for door in DOORS.values():
+        with refused("folder.pth", "is a folder"):
+            door(tmp_path / "folder.pth")
+        with refused("nowhere.pth"):
+            door(tmp_path / "nowhere.pth")
+
+
+# --- files that are right, however they were saved ------------------------------------------------
+
+
+def as_safetensors(state):
+    from safetensors.torch import save
+
+    return save({key: value.contiguous() for key, value in state.items()})
+
+
+ROUND = {"half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
+RIGHT = {
+    **{
+        name: lambda g, kind=kind: saved(
+            {k: v.to(kind) if v.is_floating_point() else v for k, v in g.items()}
+        )
+        for name, kind in ROUND.items()
+    },
+    "numpy": lambda g: saved({"model": {k: v.numpy() for k, v in g.items()}}),
+    "numpy beside": lambda g: saved({"state_dict": g, "rank1": np.float64(0.9), "epoch": 3}),
+    "arguments beside": lambda g: saved({"teacher": g, "args": argparse.Namespace(lr=0.1)}),
+    "parallel": lambda g: saved({f"module.{k}": v for k, v in g.items()}),
+    "parameters": lambda g: saved(
+        {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in g.items()}
+    ),
+    "the old way": lambda g: saved(g, _use_new_zipfile_serialization=False),
+    "without counters": lambda g: saved({k: v for k, v in g.items() if "num_batches" not in k}),
+    "shared storages": lambda g: saved(shared(g)),
+    "safetensors": as_safetensors,
+}
+
+
+def shared(state):
+    "All tensors as views of one storage."
+    whole = torch.cat([v.double().flatten() for v in state.values()])
+    sizes = [v.numel() for v in state.values()]
+    parts = zip(state.items(), whole.split(sizes), strict=True)
+    return {key: part.view(value.shape) for (key, value), part in parts}
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_a_right_file_however_it_was_saved(kind, good, tmp_path):
+    file = tmp_path / "w.pth"  # told by its content, not by its ending
+    file.write_bytes(RIGHT[kind](good))
+    model, report = foreign_network(read_foreign(file))
+    kind_there = ROUND.get(kind, torch.float32)
+    expected = {k: v.to(kind_there).to(v.dtype) for k, v in good.items()}
+    ours = baseline_state(model, "torchreid")
+    told = {k for k in expected if k in report.loaded.values()}
+    assert len(told) >= 480 and not report.left
+    assert all(torch.equal(ours[k], expected[k]) for k in told)
+    net = starting(file).backbone.state_dict()
+    assert torch.equal(net[FIRST], expected[FIRST])
+
+
+def test_people_of_another_number(good, tmp_path):
+    "A file of five people becomes a run of five, and a start for three."
+    torch.save(good, tmp_path / "w.pth")
+    folder, report = adopt(tmp_path / "w.pth", Recipe(), "new", root=tmp_path)
+    assert not report.left and not report.fresh
+    assert folder.recipe.data.height == 256 and folder.metrics()["origin"]["sha256"]
+    model = osnet(n_pids=3)
+    report = load_family(model, good, FAMILIES["torchreid"])
+    assert report.fresh == {
+        "head.classifier.weight": "(5, 512) there, (3, 512) here",
+        "head.classifier.bias": "(5,) there, (3,) here",
+    }
+    assert report.left.keys() == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("family", ["strong", "lite"])
+def test_a_family_reads_what_its_dictionary_wrote(family):
+    "Two tables of names, one from ours and one from theirs: the same tensors, the same account."
+    striped = ({"bn": {"embedding": 4}}, {"pcb": {"stripes": 3, "global_branch": 6}})
+    neck, head = {"strong": ("bnneck", "linear"), "lite": striped}[family]
+    build = lambda: build_model("resnet18", neck=neck, head=head, n_pids=4)
+    seed_all(0)
+    state = baseline_state(build(), family)
+    one, two = build(), build()
+    told = {"stem_relu": True, "last_stride": 1, "pool": "avg"}
+    report, other = (
+        load_family(one, state, FAMILIES[family], told),
+        load_baseline(two, state, family),
+    )
+    assert (report.loaded, report.left, report.fresh) == (other.loaded, other.left, other.fresh)
+    assert same(one, bits(two))
+
+
+def test_a_resnet_of_two_projects(tmp_path):
+    "Keys of reid-strong-baseline and of TransReID's ResNet are the same; another stem is refused."
+    seed_all(0)
+    state = baseline_state(build_model("resnet18", n_pids=4), "strong")
+    torch.save(state, tmp_path / "w.pth")
+    told = {"stem_relu": False, "last_stride": 1, "pool": "avg"}
+    with refused("pools 2x2"):
+        adopt(tmp_path / "w.pth", Recipe(), "new", root=tmp_path, stem_pool="2x2", **told)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_of_another_backbone_names_it(good, tmp_path):
+    torch.save(good, tmp_path / "w.pth")
+    net = {"small_cnn": {"weights": str(tmp_path / "w.pth")}}
+    with refused("w.pth", "torchreid", "osnet_published", "small_cnn"):
+        build_network(validated("heir", {"model": {"backbone": net}}), 3)
