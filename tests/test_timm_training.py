@@ -3,20 +3,32 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from reidlab.models.cost import count_macs
+from reidlab.models.depth import depths
 from reidlab.training.optim import build_optimizer, parameter_groups, set_rate
 
-NAMES = {  # of each family: a small network, and the size at which it was made
-    "resnet50": {},
-    "convnext_tiny": {},
-    "vit_small_patch16_224": {"img_size": (256, 128)},
-    "vit_small_patch16_dinov3": {},
-    "eva02_small_patch14_224": {"img_size": (252, 126)},
-    "swin_tiny_patch4_window7_224": {"img_size": (256, 128)},
-    "mobilenetv4_conv_small": {},
-    "efficientnet_lite0": {},
+SIZED = {"img_size": (256, 128)}
+NAMES = {  # of each family: how it is made, its layers, multiply-accumulates at 256×128
+    "resnet50": ({}, 17, 2_669_150_208),
+    "convnext_tiny": ({}, 20, 2_909_233_152),
+    "convnextv2_nano": ({}, 16, 1_596_661_760),
+    "vit_small_patch16_224": (SIZED, 13, 2_930_254_848),
+    "vit_base_patch16_224": (SIZED, 13, 11_338_795_008),
+    "vit_base_patch16_clip_quickgelu_224": (SIZED, 13, 11_338_795_008),
+    "vit_small_patch14_reg4_dinov2": (SIZED, 13, 3_839_625_216),
+    "vit_small_patch16_dinov3": ({}, 13, 3_024_847_872),
+    "eva02_small_patch14_224": (SIZED, 14, 3_742_525_440),
+    "swin_tiny_patch4_window7_224": (SIZED, 13, 3_781_665_792),
+    "mobilenetv4_conv_small": ({}, 19, 121_063_424),
+    "efficientnet_lite0": ({}, 17, 250_715_136),
+    "tiny_vit_5m_224": ({}, 14, 1_174_077_440),
+    "resnet50_clip": ({}, 18, 3_924_824_064),
+    "repvit_m1": ({}, 21, 533_305_344),
+    "fastvit_t8": ({}, 12, 344_727_552),
 }
 
 
@@ -40,8 +52,9 @@ class Held(nn.Module):
 @pytest.mark.parametrize("name", NAMES)
 def test_layer_decay_is_timms_own(name):
     with torch.device("meta"):
-        model = Held(made(name, **NAMES[name]))
+        model = Held(made(name, **NAMES[name][0]))
     net = model.backbone.net
+    assert max(depths(model.backbone).values()) + 1 == NAMES[name][1]
     listed = getattr(net, "no_weight_decay", set)()
     expected = {}
     for group in param_groups_layer_decay(net, 0.05, no_weight_decay_list=listed, layer_decay=0.75):
@@ -69,3 +82,64 @@ def test_layer_decay_moves_a_transformer():
     steps = [float((w.detach() - b).abs().max()) for w, b in zip(watched, before, strict=True)]
     expected = [1e-2 * 0.75**d for d in range(12, -1, -1)] + [1e-2]
     torch.testing.assert_close(steps, expected, rtol=1e-2, atol=0)  # Adam's first step is its rate
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cost_is_the_published_one(name):
+    with torch.device("meta"):
+        net = made(name, **NAMES[name][0])
+    assert count_macs(net, (1, 3, 256, 128)) == NAMES[name][2]
+
+
+def counted_by_hooks(net, size, monkeypatch):
+    "Multiply-accumulates by what passes layers: hooks on convolutions, a word at each function."
+    total, linear, attention = [], F.linear, F.scaled_dot_product_attention
+
+    def on_linear(x, weight, bias=None):
+        total.append(x[..., 0].numel() * weight.numel())
+        return linear(x, weight, bias)
+
+    def on_attention(q, k, v, **options):
+        total.append(2 * q.numel() * k.shape[-2])
+        return attention(q, k, v, **options)
+
+    def on_conv(layer, given, output):
+        total.append(output.numel() * layer.weight[0].numel())
+
+    monkeypatch.setattr(F, "linear", on_linear)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", on_attention)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(on_conv)
+        if type(layer).__name__ == "WindowAttention":  # two products, between them a dropout
+            width = layer.qkv.in_features // layer.num_heads
+            on_weights = lambda drop, given, w, width=width: total.append(2 * w.numel() * width)
+            layer.attn_drop.register_forward_hook(on_weights)
+    with torch.no_grad():
+        net.eval()(torch.zeros(size))
+    return sum(total)
+
+
+TINY = {  # a small network of each family, at 64×32
+    "test_resnet": {},
+    "test_convnext": {},
+    "test_vit": {"img_size": (64, 32)},
+    "test_vit3": {"img_size": (64, 32)},
+    "eva02_tiny_patch14_224": {"img_size": (56, 28), "depth": 2, "embed_dim": 48, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": (64, 32),
+        "embed_dim": 12,
+        "depths": (1, 2),
+        "num_heads": (1, 2),
+    },
+    "test_efficientnet": {},
+    "mobilenetv4_conv_small": {},
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_cost_by_hooks(name, monkeypatch):
+    net, size = made(name, **TINY[name]), (1, 3, *TINY[name].get("img_size", (64, 32)))
+    computed = count_macs(net, size, device="cpu")  # fused attention is counted by its own rule
+    assert computed == count_macs(net, size)
+    assert abs(computed / counted_by_hooks(net, size, monkeypatch) - 1) < 0.02
