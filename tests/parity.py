@@ -20,6 +20,7 @@ FILE = ROOT / "results" / "parity.json"
 DARTS, PC, GDAS, AUTO = "DARTS", "PC-DARTS", "GDAS", "Auto-ReID"
 BASE, CDNET = "re-ID baselines", "CDNet"
 TRANSREID = "TransReID family"
+SOLIDER = "SOLIDER"
 SOURCES = {  # whose code → what was run, once, to have numbers to compare with
     DARTS: "rules, rates and gradients of the public DARTS code",
     PC: "channel shuffle and edge weights of the public PC-DARTS code",
@@ -28,6 +29,7 @@ SOURCES = {  # whose code → what was run, once, to have numbers to compare wit
     BASE: "pytorch-reid-lite, reid_baseline_with_syncbn, reid-strong-baseline",
     CDNET: "the authors' solicucu/ReID",
     TRANSREID: "the authors' TransReID, PASS and PersonViT",
+    SOLIDER: "the authors' tinyvision/SOLIDER-REID",
 }
 CHECKS = {  # file → test → (whose code, what is compared)
     "test_golden_autoreid": {
@@ -98,6 +100,13 @@ CHECKS = {  # file → test → (whose code, what is compared)
     "test_golden_transreid": {
         "test_embeddings": (TRANSREID, "embeddings before and after the neck"),
         "test_position_tables_on_other_grids": (TRANSREID, "position tables, and timm's"),
+    },
+    "test_golden_solider": {
+        "test_embeddings": (SOLIDER, "embeddings before and after the neck"),
+        "test_every_tensor_has_a_place_and_the_costs_are_the_published_ones": (
+            SOLIDER,
+            "names, parameters and MACs",
+        ),
     },
     "test_rerank": {
         "test_published_distances": (BASE, "k-reciprocal re-ranking"),

@@ -33,6 +33,7 @@ from .osnet import fc, osnet_published
 from .pooling import AvgPool, GeM, MaxPool
 from .regularise import FeatureErasing, maskable_bn
 from .reid import ReIDModel
+from .semantic_swin import solider_swin
 from .small_networks import gdasnet, mobilenetv2, osnet
 from .spectral import SpectralHead
 from .squeeze_excite import SQUEEZED, se_resnet
@@ -70,6 +71,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": mobilenetv2,
     "gdasnet": gdasnet,
     "transreid_vit": transreid_vit,
+    "solider_swin": solider_swin,
 }
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #bd78e416
