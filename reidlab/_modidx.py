@@ -2882,6 +2882,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'reidlab/models/small_networks.py'),
                                                'reidlab.models.small_networks.mobilenetv2': ( '02_models/small_networks.html#mobilenetv2',
                                                                                               'reidlab/models/small_networks.py'),
+                                               'reidlab.models.small_networks.norm_gaps': ( '02_models/small_networks.html#norm_gaps',
+                                                                                            'reidlab/models/small_networks.py'),
                                                'reidlab.models.small_networks.os_block': ( '02_models/small_networks.html#os_block',
                                                                                            'reidlab/models/small_networks.py'),
                                                'reidlab.models.small_networks.osnet': ( '02_models/small_networks.html#osnet',

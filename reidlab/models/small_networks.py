@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['OSNET_KERNELS', 'SHORT', 'GDAS_CELLS', 'GDAS_REDUCE', 'os_block', 'osnet', 'flat_name', 'MobileNetV2', 'mobilenetv2',
-           'gdas_genotype', 'gdas_stem', 'GDASNet', 'gdasnet']
+           'norm_gaps', 'gdas_genotype', 'gdas_stem', 'GDASNet', 'gdasnet']
 
 # %% ../../nbs/02_models/18_small_networks.ipynb #7ab851fe
 import re
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..core.names import unknown
@@ -104,6 +105,29 @@ def mobilenetv2(
     net = MobileNetV2(width, last)
     files = ["mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth"]  # torchvision's
     return load_weight_file(net, weights, files) if weights else net
+
+# %% ../../nbs/02_models/18_small_networks.ipynb #5e920e39
+def norm_gaps(
+    net: nn.Module,  # with batch norms that have been trained; stays as it is
+    images: Tensor,  # (B, 3, H, W) normalised in some way
+) -> list[float]:  # a norm after the other, in doublings; 0: as in training
+    "How far the variances of photos lie above those that batch norms keep, in the median over channels."
+    gaps: list[float] = []
+
+    def compare(norm: nn.BatchNorm2d, given: tuple[Tensor, ...], out: Tensor) -> None:
+        seen, kept = given[0].var((0, 2, 3)), norm.running_var
+        gaps.append(((seen + norm.eps) / (kept + norm.eps)).log2().median().item())
+
+    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    held, training = [norm.register_forward_hook(compare) for norm in norms], net.training
+    try:
+        with torch.no_grad():
+            net.eval()(images)
+    finally:
+        net.train(training)
+        for hook in held:
+            hook.remove()
+    return gaps
 
 # %% ../../nbs/02_models/18_small_networks.ipynb #8780e4de
 SHORT = {
