@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLD', 'VERBS', 'COLUMNS', 'PLAIN', 'Verb', 'run_line', 'trained_line', 'tested_line', 'sweep_line', 'set_line',
            'options', 'typed', 'as_typed', 'finished', 'job_command', 'new_folder', 'open_lab', 'explain_place',
-           'export_weights', 'list_runs', 'sets_app', 'reidlab_app', 'check_words', 'main']
+           'export_weights', 'import_file', 'list_runs', 'sets_app', 'reidlab_app', 'check_words', 'main']
 
 # %% ../../nbs/10_jobs/16_command.ipynb #7b9798fd
 import html
@@ -238,6 +238,25 @@ def export_weights(
     finished(lambda: str(export()(run, form, out, checkpoint)))
 
 
+def import_file(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(help="settings or weights of another project")],
+    run: Annotated[str, typer.Option(help="weights: name of the run; empty: the file's")] = "",
+    recipe: Annotated[
+        str, typer.Option(help="settings: name of the recipe; weights: whose photos and rules")
+    ] = "",
+    family: Annotated[str, typer.Option(help="whose file it is, where its keys do not say")] = "",
+) -> None:
+    "Bring in another project's file: settings become a recipe, weights a run; -p NAME VALUE tells the rest."
+    home = "reidlab.jobs.bring_in"
+
+    def work() -> str:
+        told = resolve_name(f"{home}:told_words")(context.args)
+        return str(resolve_name(f"{home}:bring_in")(file, run, recipe, family=family, **told))
+
+    finished(work)
+
+
 COLUMNS = ("verb", "recipe", "seed", "state", "dataset", "mAP", "R1", "top1", "val_mAP", "val_top1")
 
 
@@ -289,6 +308,8 @@ def reidlab_app(
     weights.callback()(lambda: None)
     weights.command("export")(export_weights)
     app.add_typer(weights, name="weights", help="Weights of a run, for other tools.")
+    told = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command("import", context_settings=told)(import_file)
     app.command("explain")(explain_place)
     app.command("runs")(list_runs)
     return app

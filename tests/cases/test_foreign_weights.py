@@ -13,11 +13,13 @@ import pytest
 import torch
 from test_bad_input import clear, refused
 
-from reidlab.core.recipe import Recipe, validated
+from reidlab.core.recipe import Recipe, load_recipe, validated
 from reidlab.core.seed import seed_all
 from reidlab.interchange.baseline_weights import baseline_state, load_baseline
 from reidlab.interchange.families import FAMILIES, foreign_network, read_foreign
 from reidlab.interchange.key_rules import load_family
+from reidlab.jobs.bring_in import bring_in
+from reidlab.jobs.command import main
 from reidlab.models.backbones import load_weight_file
 from reidlab.models.catalogue import build_model
 from reidlab.training.adopt import adopt
@@ -56,9 +58,22 @@ def starting(file):
 
 DOORS = {
     "recognise": lambda file: foreign_network(read_foreign(file)),
-    "adopt": lambda file: adopt(file, Recipe(), "new", root=file.parent),
+    "import": lambda file: bring_in(file, run="new"),
     "weights": starting,
 }
+
+
+@pytest.fixture(autouse=True)
+def bench(tmp_path_factory, monkeypatch):
+    "A workbench where runs and recipes would lie, away from the files."
+    place = tmp_path_factory.mktemp("bench")
+    monkeypatch.setenv("REIDLAB_ROOT", str(place))
+    return place
+
+
+def left(folder):
+    "Whatever lies anywhere below a folder."
+    return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
 # --- files that are none ------------------------------------------------------------------------
@@ -177,13 +192,13 @@ NO_FILES = {
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_no_file_of_weights(kind, door, good, tmp_path, capsys):
+def test_what_is_no_file_of_weights(kind, door, good, tmp_path, bench, capsys):
     write, words = NO_FILES[kind]
     file = tmp_path / "w.pth"
     file.write_bytes(write(good))
     with refused("w.pth", words):
         DOORS[door](file)
-    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+    assert left(tmp_path) == ["w.pth"] and not left(bench)
     assert "it ran" not in capsys.readouterr().out
 
 
@@ -257,21 +272,21 @@ STRANGE = {
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensors_that_do_not_fit(kind, door, good, tmp_path):
+def test_tensors_that_do_not_fit(kind, door, good, tmp_path, bench):
     change, words = TENSORS[kind]
     file = tmp_path / "w.pth"
     torch.save(change(good), file)
     with pytest.raises(ValueError) as caught:
         DOORS[door](file)
     clear(str(caught.value), "w.pth", words)
-    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+    assert left(tmp_path) == ["w.pth"] and not left(bench)
 
 
 @pytest.mark.parametrize("kind", STRANGE)
 def test_whose_file_it_is_not(kind, tmp_path):
     state, words = STRANGE[kind]
     torch.save(state, tmp_path / "w.pth")
-    for door in ("recognise", "adopt"):
+    for door in ("recognise", "import"):
         with refused("w.pth", words):
             DOORS[door](tmp_path / "w.pth")
     with refused("w.pth", "does not fit OSNet", "Name the backbone"):
@@ -414,3 +429,95 @@ def test_a_file_of_another_backbone_names_it(good, tmp_path):
     net = {"small_cnn": {"weights": str(tmp_path / "w.pth")}}
     with refused("w.pth", "torchreid", "osnet_published", "small_cnn"):
         build_network(validated("heir", {"model": {"backbone": net}}), 3)
+
+
+# --- settings: told from weights by what they hold ------------------------------------------------
+
+STRONG_TEXT = """
+MODEL:
+  PRETRAIN_CHOICE: 'imagenet'
+  LAST_STRIDE: 1
+  NAME: 'resnet50_ibn_a'
+SOLVER:
+  MAX_EPOCHS: 60   # of 120
+  STEPS: [20, 40]
+  NOTHING_OF_THE_KIND: 3
+DATASETS:
+  NAMES: ('market1501')
+"""
+AUTOREID_TEXT = "MODEL: {model_name: Darts_normal}\nTRAIN: {w_lr: 0.05}\n"
+SETTINGS_FILES = {
+    "Baseline.txt": (STRONG_TEXT, {"family": "strong", "stem_relu": False}, "resnet50_ibn"),
+    "params": ('{"tri_loss_params": {"margin": 0.4}, "epochs": 5}', {}, "tri_loss_params.margin"),
+    "search.cfg": (AUTOREID_TEXT, {"data.name": "market1501"}, "search.optimizer.sgd.lr"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS_FILES)
+def test_settings_become_a_recipe(name, tmp_path, bench):
+    text, told, words = SETTINGS_FILES[name]
+    (tmp_path / name).write_text(text)
+    made = bring_in(tmp_path / name, recipe="theirs", **told)
+    assert made.kind == "recipe" and left(bench) == ["theirs.yaml"]
+    assert words in str(made) + made.path.read_text()
+    recipe = load_recipe("theirs")
+    assert recipe.data.name == told.get("data.name", recipe.data.name)
+    refused_keys = [line.key for line in made.account if line.status == "refused"]
+    assert ("SOLVER.NOTHING_OF_THE_KIND" in refused_keys) == (name == "Baseline.txt")
+    before = made.path.read_bytes()
+    with refused("'theirs' is there already"):
+        bring_in(tmp_path / name, recipe="theirs", **told)
+    assert made.path.read_bytes() == before
+
+
+BAD_SETTINGS = {
+    "of nobody": ("w.yml", "layer: 3\n", {}, "of no project"),
+    "of TransReID": (
+        "w.yml",
+        "MODEL: {TRANSFORMER_TYPE: vit}\nSOLVER: {}\n",
+        {},
+        "TransReID's family",
+    ),
+    "of fast-reid": ("w.yml", "MODEL: {META_ARCHITECTURE: Baseline}\n", {}, "fast-reid"),
+    "no YAML": ("w.yml", "MODEL: {a: [}\n", {}, "is not YAML"),
+    "no JSON": ("w.json", '{"epochs": }', {}, "is not JSON"),
+    "twice": ("w.json", '{"epochs": 1, "epochs": 2}', {}, "stands twice"),
+    "untold": ("w.yml", STRONG_TEXT, {}, "does not say family, stem_relu"),
+    "too much told": ("w.yml", STRONG_TEXT, {"colour": 1}, "colour is nothing"),
+    "a bad value": (
+        "w.json",
+        '{"epochs": 5, "model_params": {}}',
+        {"train.epochs": -1},
+        "train.epochs",
+    ),
+    "an odd name": ("§§.json", '{"model_params": {}}', {}, "makes no name"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SETTINGS)
+def test_settings_that_are_none(kind, tmp_path, bench):
+    name, text, told, words = BAD_SETTINGS[kind]
+    (tmp_path / name).write_text(text)
+    with refused(words):
+        bring_in(tmp_path / name, **told)
+    assert not left(bench)
+
+
+def test_the_line_brings_in_and_says_what_it_did(good, tmp_path, bench, capsys):
+    torch.save({"state_dict": good}, tmp_path / "osnet.pth.tar")
+    size = ["-p", "data.height", "64", "--data.width=32"]
+    assert main(["import", str(tmp_path / "osnet.pth.tar"), *size]) == 0
+    assert "567 tensors loaded" in (said := capsys.readouterr().out), said
+    assert (bench / "runs" / "osnet" / "checkpoints" / "best.pt").is_file()
+    for more, words in {
+        (): "run 'osnet' is there already",
+        ("--run", "b", "-p", "colour", "red"): "colour is nothing",
+        ("--run", "b", "--family", "lite"): "is no file of pytorch-reid-lite",
+        ("--run", "b", "--family", "fastreid9"): "family of weights 'fastreid9'",
+        ("--run", "../b"): "plain folder name",
+        ("--run", "b", "--recipe", "nowhere"): "recipe 'nowhere' not found",
+        ("--run", "b", "-p", "data.height", "-4"): "data.height",
+    }.items():
+        assert main(["import", str(tmp_path / "osnet.pth.tar"), *more]) == 1
+        clear(capsys.readouterr().err, words)
+    assert [path.name for path in (bench / "runs").iterdir()] == ["osnet"]
