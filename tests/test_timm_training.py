@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from reidlab.core.parts import build
+from reidlab.models.catalogue import as_part
 from reidlab.models.cost import count_macs
 from reidlab.models.depth import depths
 from reidlab.training.optim import build_optimizer, parameter_groups, set_rate
@@ -66,6 +68,48 @@ def test_layer_decay_is_timms_own(name):
         seen |= {id(weight): about for weight in group["params"]}
     assert seen.pop(id(model.head.weight)) == (1.0, 0.05)
     assert seen == expected
+
+
+SMALL_VIT = {"dim": 32, "depth": 4, "heads": 2, "photo": (64, 32)}
+BESIDE = {  # what re-ID adds to a network, and where it stands: backbone, layers, stages, depths
+    "jigsaw": (
+        {"transreid_vit": SMALL_VIT | {"jigsaw": True, "cameras": 6}},
+        (4, 4),
+        {"cameras.": 0, "net.pos_embed": 0, "net.blocks.2.": 3, "jigsaw.global_branch.": 4},
+    ),
+    "part tokens": (
+        {"transreid_vit": SMALL_VIT | {"part_tokens": 3, "stem": "ics"}},
+        (4, 4),
+        {"net.reg_token": 0, "net.patch_embed.conv.": 0, "net.blocks.3.": 4, "net.norm.": 4},
+    ),
+    "non-local": (
+        {"resnet_fastreid": {"non_local": "half"}},
+        (16, 4),
+        {"bn1.": 0, "layer2.3.": 7, "NL_2.": 7, "layer3.0.": 8, "NL_3.": 13, "layer4.2.": 16},
+    ),
+    "cells": (
+        {"derived": {"genotype": "auto_reid"}},
+        (8, 4),
+        {"stack.stem.": 0, "stack.cells.7.": 8},
+    ),
+    "AIN": (
+        {"osnet_published": {"norm": "ain"}},
+        (9, 4),
+        {"pool2.": 3, "conv3.0.": 4, "conv5.": 9},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_was_added_lies_where_it_acts(case):
+    said, counts, places = BESIDE[case]
+    tokens = {"tokens": True} if "transreid_vit" in said else {}
+    with torch.device("meta"):
+        net = build("model.backbone", as_part("backbone", said), **tokens)
+    deep = depths(net)
+    assert (max(deep.values()), max(depths(net, coarse=True).values())) == counts
+    for begin, depth in places.items():
+        assert {d for name, d in deep.items() if name.startswith(begin)} == {depth}, begin
 
 
 def test_layer_decay_moves_a_transformer():

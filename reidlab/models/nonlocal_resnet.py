@@ -7,7 +7,7 @@ __all__ = ['StemPool', 'STEM_POOLS', 'NonLocals', 'LAST_BLOCKS', 'stem_pool', 'N
            'add_non_local', 'resnet_fastreid']
 
 # %% ../../nbs/02_models/34_nonlocal_resnet.ipynb #nlr00002
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,14 @@ class FastReIDResNet(ResNet):
                 x = block(x)
                 x = mixers[i - first](x) if i >= first else x
         return self.layer4(x)
+
+    def group_matcher(
+        self,
+        coarse: bool = False,  # True: stages; False: blocks
+    ) -> dict[str, Any]:  # in timm's form
+        "How deep its weights lie: non-local blocks with the last block of their stage."
+        fine = [(r"^layer(\d+)\.(\d+)", None), (r"^NL_(\d)", (99, 99999))]
+        return {"stem": r"^conv1|bn1", "stages": r"^(?:layer|NL_)(\d)" if coarse else fine}
 
 # %% ../../nbs/02_models/34_nonlocal_resnet.ipynb #nlr00017
 def add_non_local(
