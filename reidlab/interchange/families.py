@@ -32,6 +32,7 @@ from reidlab.interchange.key_rules import (
     rename_state,
     told_of,
 )
+from .solider import SOLIDER
 from .transreid import TRANSREID_FAMILY, VIT_FAMILY
 from ..models.catalogue import WHOLE_FILES, build_model
 from ..models.cdnet import KeyReport
@@ -204,6 +205,7 @@ FAMILIES: dict[str, Family] = {
     "torchvision": TORCHVISION_FAMILY,
     "transreid": TRANSREID_FAMILY,
     "vit": VIT_FAMILY,
+    "solider": SOLIDER,
 }
 
 
