@@ -1526,6 +1526,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'reidlab/interchange/families.py'),
                                               'reidlab.interchange.families._counted': ( '05_interchange/families.html#_counted',
                                                                                          'reidlab/interchange/families.py'),
+                                              'reidlab.interchange.families._mobilenet_facts': ( '05_interchange/families.html#_mobilenet_facts',
+                                                                                                 'reidlab/interchange/families.py'),
                                               'reidlab.interchange.families._resnet_parts': ( '05_interchange/families.html#_resnet_parts',
                                                                                               'reidlab/interchange/families.py'),
                                               'reidlab.interchange.families._stranger': ( '05_interchange/families.html#_stranger',

@@ -6,6 +6,7 @@ from torchvision.models import mobilenet_v2
 
 from reidlab.core.recipe import load_recipe
 from reidlab.core.settings import settings
+from reidlab.interchange.families import foreign_network, read_foreign
 from reidlab.models.backbones import key_account
 from reidlab.models.small_networks import flat_name, mobilenetv2
 from reidlab.models.squeeze_excite import se_resnet
@@ -67,6 +68,23 @@ def test_a_published_file_gives_its_network(kind, zipped, theirs, tmp_path):
     assert len(account["loaded"]) in (312, 260)  # 52 norms count their batches, or do not
     assert all("classifier" in k or k == "fc.weight" for k in account["left"])
     assert all("num_batches_tracked" in k for k in account["missing"])
+
+
+@pytest.mark.parametrize(("kind", "width"), [("torchvision", 0.5), ("counted", 1.4)])
+def test_a_published_file_is_recognised_and_read_whole(kind, width, tmp_path):
+    theirs = mobilenet_v2(width_mult=width, num_classes=7).eval()
+    torch.save(KINDS[kind](theirs), tmp_path / "mobile.pth")
+    found = read_foreign(tmp_path / "mobile.pth")
+    model, report = foreign_network(found)
+    assert (found.name, found.facts["width"], found.facts["last"]) == ("mobilenetv2", width, 1280)
+    assert not report.left and set(report.fresh) <= {
+        "head.classifier.weight",
+        "head.classifier.bias",
+    }
+    assert ("head.classifier.weight" in report.loaded) == (kind == "torchvision")
+    with torch.no_grad():
+        pooled = theirs.features(PHOTO).mean((2, 3))
+        torch.testing.assert_close(model.eval()(PHOTO), pooled)
 
 
 def test_our_own_file_keeps_its_names(tmp_path):

