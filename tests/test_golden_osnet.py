@@ -5,6 +5,8 @@ Outputs lie in data/golden_osnet.npz, copied from the golden data of the interch
 
 import json
 import math
+import os
+import re
 from functools import cache
 from pathlib import Path
 from zlib import crc32
@@ -16,11 +18,15 @@ from test_golden_cdnet import MASK, fill, hashed, waves
 from torch.testing import assert_close
 
 from reidlab.interchange.baseline_weights import (
+    Layer,
     baseline_facts,
     baseline_key,
     baseline_parts,
     baseline_state,
     load_baseline,
+    onnx_module,
+    read_state,
+    unfolded,
 )
 from reidlab.models.catalogue import build_model
 
@@ -106,3 +112,73 @@ def test_a_file_shows_its_network_and_half_a_file_is_refused(norm):
     with pytest.raises(ValueError, match=r"conv4\.1\.gate\.fc2\.bias is missing"):
         load_baseline(model, state, "torchreid")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def folded(state):
+    "A network's layers as an exporter leaves them: batch norms gone into the convolutions before them."
+    layers = []
+    for key in [k for k in state if k.endswith(".weight") and not re.search(r"bn\.|fc\.1\.", k)]:
+        module, weight = key.removesuffix(".weight"), state[key]
+        norm = f"{module.rpartition('.')[0]}.bn"
+        if state[key].ndim < 4 or ".gate." in module or f"{norm}.weight" not in state:
+            layers.append(Layer("Conv", module, (weight, state[f"{module}.bias"])))
+        elif re.search(r"\.conv1$", module) and f"{module.removesuffix('1')}2.weight" in state:
+            layers.append(Layer("Conv", module, (weight,)))  # of a light unit, which has no norm
+        else:
+            gamma, beta, mean, var = (
+                state[f"{norm}.{n}"] for n in ("weight", "bias", "running_mean", "running_var")
+            )
+            scale = gamma / (var + 1e-5).sqrt()
+            tensors = weight * scale[:, None, None, None], beta - mean * scale
+            layers.append(Layer("Conv", module, tensors))
+    last = [state[f"fc.1.{n}"] for n in ("weight", "bias", "running_mean", "running_var")]
+    layers = [x._replace(op="Gemm") if x.module.startswith("fc.") else x for x in layers]
+    return [x for x in layers if not x.module.startswith("classifier")] + [
+        Layer("BatchNormalization", "fc.1", tuple(last))
+    ]
+
+
+def test_a_folded_network_embeds_as_it_did():
+    model = filled(0.25, "bn")
+    state = unfolded(folded(baseline_state(model, "torchreid")))
+    assert baseline_facts(state)["n_pids"] == 0
+    back = build_model(**baseline_parts(baseline_facts(state)), n_pids=3).double().eval()
+    assert set(load_baseline(back, state, "torchreid").fresh.values()) == {
+        "not there",
+        "a counter that older files lack",
+    }
+    with torch.no_grad():
+        expected, seen = model(photos(1, 3, 64, 32)), back(photos(1, 3, 64, 32))
+    assert_close(seen, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("node", "module"),
+    [
+        ("/conv1/conv/Conv", "conv1.conv"),
+        ("/conv2/conv2.0/conv2a/conv1/Conv", "conv2.0.conv2a.conv1"),
+        ("/conv3/conv3.1/conv2d/conv2d.3/conv2/Conv_7", "conv3.1.conv2d.3.conv2"),
+        ("/conv2/conv2.2/conv2.2.0/conv/Conv", "conv2.2.0.conv"),
+        ("/conv4/conv4.1/gate/fc2_3/Conv", "conv4.1.gate.fc2"),
+        ("/fc/fc.0/Gemm", "fc.0"),
+        ("Conv_12", ""),
+    ],
+)
+def test_a_node_names_its_place(node, module):
+    assert onnx_module(node) == module
+
+
+@shared
+def test_the_public_onnx_file():
+    pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
+    file = os.environ.get("OSNET_ONNX", "")
+    if not file:
+        pytest.skip("needs the public osnet_x0_25_msmt17.onnx at OSNET_ONNX")
+    state = read_state(file)
+    model = build_model(**baseline_parts(baseline_facts(state)), n_pids=3).eval()
+    load_baseline(model, state, "torchreid")
+    with np.load(GOLDEN / "onnx_osnet_x0_25_msmt17.npz", allow_pickle=False) as stored:
+        expected = torch.tensor(stored["output"])
+    with torch.no_grad():
+        seen = model(photos(2, 3, 256, 128).float())
+    assert_close(seen, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
