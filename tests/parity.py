@@ -21,6 +21,7 @@ DARTS, PC, GDAS, AUTO = "DARTS", "PC-DARTS", "GDAS", "Auto-ReID"
 BASE, CDNET = "re-ID baselines", "CDNet"
 TRANSREID = "TransReID family"
 SOLIDER = "SOLIDER"
+OSNET = "torchreid"
 SOURCES = {  # whose code → what was run, once, to have numbers to compare with
     DARTS: "rules, rates and gradients of the public DARTS code",
     PC: "channel shuffle and edge weights of the public PC-DARTS code",
@@ -28,6 +29,7 @@ SOURCES = {  # whose code → what was run, once, to have numbers to compare wit
     AUTO: "the authors' part-aware operation and genotypes, the networks of the public re-implementation",
     BASE: "pytorch-reid-lite, reid_baseline_with_syncbn, reid-strong-baseline",
     CDNET: "the authors' solicucu/ReID",
+    OSNET: "the authors' OSNets, as torchreid publishes them",
     TRANSREID: "the authors' TransReID, PASS and PersonViT",
     SOLIDER: "the authors' tinyvision/SOLIDER-REID",
 }
@@ -96,6 +98,14 @@ CHECKS = {  # file → test → (whose code, what is compared)
         "test_stripes_in_evaluation": (BASE, "stripes of PCB"),
         "test_stripes_in_training_without_dropout": (BASE, "stripes of PCB"),
         "test_spectral_transform": (BASE, "spectral transform"),
+    },
+    "test_golden_osnet": {
+        "test_embeddings": (OSNET, "embeddings, at two sizes"),
+        "test_logits": (OSNET, "logits"),
+        "test_names_and_shapes_are_those_of_a_published_file": (
+            OSNET,
+            "names and shapes of the released weights",
+        ),
     },
     "test_golden_transreid": {
         "test_embeddings": (TRANSREID, "embeddings before and after the neck"),

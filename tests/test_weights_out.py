@@ -21,6 +21,7 @@ from reidlab.interchange.baseline_weights import (
     load_baseline,
     read_state,
 )
+from reidlab.interchange.families import foreign_network, read_foreign
 from reidlab.interchange.weights_out import outward, write_weights
 from reidlab.jobs.command import main
 from reidlab.jobs.weights import export_weights
@@ -204,9 +205,8 @@ def test_a_file_of_torchs_own_onnx_exporter_is_read(tmp_path, monkeypatch):
     theirs, images = their_network("osnet_x0_25", 6, monkeypatch).eval(), torch.randn(1, 3, 64, 32)
     place = str(tmp_path / "osnet.onnx")
     torch.onnx.export(theirs, (images,), place, opset_version=11, dynamo=False)
-    state = read_state(place)  # its equal biases are kept once
-    model = build_model(**baseline_parts(baseline_facts(state)), n_pids=6).eval()
-    load_baseline(model, state, "torchreid")
+    model, report = foreign_network(read_foreign(place))  # its equal biases are kept once
+    assert not report.left and model.eval()
     with torch.no_grad():
         torch.testing.assert_close(theirs(images), model(images), rtol=1e-4, atol=1e-5)
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "osnet.onnx").read_bytes()[:5000])

@@ -22,7 +22,7 @@ from ..core.names import unknown
 from ..core.parts import Part
 from ..core.reading import at_home, is_file, shown
 from ..core.settings import settings
-from .baseline_weights import DEPTHS, baseline_facts, baseline_parts
+from .baseline_weights import DEPTHS, baseline_facts, baseline_parts, onnx_state
 from reidlab.interchange.key_rules import (
     TOLD,
     Facts,
@@ -333,7 +333,8 @@ def read_foreign(
 ) -> Foreign:
     "Open a file of another project and say whose it is."
     path = Path(path)
-    state, about = weights_of(path)
+    graph = path.suffix == ".onnx"  # of an OSNet
+    state, about = (onnx_state(path), {}) if graph else weights_of(path)
     if about:
         raise ValueError(
             f"{shown(path.name)} is a checkpoint of reidlab, not of another project. Name it as the "
