@@ -23,6 +23,7 @@ from ..core.parts import Part
 from ..core.reading import at_home, is_file, shown
 from ..core.settings import settings
 from .baseline_weights import DEPTHS, baseline_facts, baseline_parts, onnx_state
+from .fast_reid import FAST_REID_FAMILY
 from reidlab.interchange.key_rules import (
     TOLD,
     Facts,
@@ -253,6 +254,7 @@ FAMILIES: dict[str, Family] = {
     "lite": LITE_FAMILY,
     "torchvision": TORCHVISION_FAMILY,
     "mobilenetv2": MOBILENET_FAMILY,
+    "fastreid": FAST_REID_FAMILY,
     "transreid": TRANSREID_FAMILY,
     "vit": VIT_FAMILY,
     "solider": SOLIDER,
