@@ -32,6 +32,7 @@ class KeyRules(NamedTuple):
     scale: Sequence[Scaled] = ()  # rows that another project multiplies later
     # our name → axis, and the names that lie along it, in order
     concat: Mapping[str, tuple[int, Sequence[str]]] = {}
+    copies: Sequence[tuple[str, Sequence[str]]] = ()  # pattern of our name, and what stands for it
     zeros: Sequence[str] = ()  # our names that are zero in such a network
     fresh: Mapping[str, str] = {}  # pattern of our name → why it may stay as it was built
     # pattern of our name, and what makes a tensor of another shape fit: (the file's, ours)
@@ -94,6 +95,15 @@ def _joined(found: Renamed, rules: KeyRules) -> None:
             found.state[key], found.origin[key] = whole, names
 
 
+def _copied(found: Renamed, rules: KeyRules) -> None:
+    "Put tensors under several names instead of one, in place."
+    for pattern, names in rules.copies:
+        for key in [key for key in found.state if re.search(pattern, key)]:
+            tensor, origin = found.state.pop(key), found.origin.pop(key)
+            for own in (re.sub(pattern, name, key) for name in names):
+                found.state[own], found.origin[own] = tensor, origin
+
+
 def rename_state(
     state: Mapping[str, Tensor],  # of a file, by plain names
     rules: KeyRules,  # of its family
@@ -111,6 +121,7 @@ def rename_state(
             )
         found.state[key], found.origin[key] = _reordered(name, key, tensor, rules), name
     _joined(found, rules)
+    _copied(found, rules)
     return found
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.parts import Given
 from ..core.values import Count, OpenShare, Pixels, Weight, Width
+from .backbones import load_weight_file
 from .ibn import IBN
 from .pooling import gem
 from .reid import Seen
@@ -167,9 +168,7 @@ class JigsawBranches(nn.Module):
     def forward(
         self,
         z: Tensor,  # (B, 1 + N, D): class token and patches before the last block
-    ) -> tuple[
-        Tensor, list[Tensor]
-    ]:  # (B, 1 + N, D) of the global branch; local tokens, each (B, D)
+    ) -> tuple[Tensor, list[Tensor]]:  # (B, 1 + N, D) of the global branch; local tokens, each (B, D)
         first, patches = z[:, :1], z[:, 1:]
         each = patches.shape[1] // self.divisions
         if self.shuffle:
@@ -297,9 +296,7 @@ VIT_SIZES = {
 }
 
 
-def _of_timm(
-    size: ViTSize, photo: tuple[int, int], part_tokens: int, drop_path: float
-) -> nn.Module:
+def _of_timm(size: ViTSize, photo: tuple[int, int], part_tokens: int, drop_path: float) -> nn.Module:
     "timm's transformer, its patches cut with a stride of 16."
     from timm.models.vision_transformer import VisionTransformer
 
@@ -357,6 +354,7 @@ def transreid_vit(
     shuffle: bool = True,  # False: local tokens of patches as they lie
     gem: bool = False,  # a generalised mean of the patches, added to the class token
     drop_path: OpenShare = 0.0,  # share of photos that skip the last block; linear from 0
+    weights: str = "",  # a local file; empty: random, from torch's global seed
     tokens: Given[bool] = False,  # True: forward gives Seen
 ) -> ReIDTransformer:
     "A vision transformer for re-ID: TransReID, TransReID-SSL, PASS, PersonViT."
@@ -378,4 +376,5 @@ def transreid_vit(
         if cameras
         else None
     )
-    return ReIDTransformer(net, photo, grid, side, branches, gem, tokens)
+    made = ReIDTransformer(net, photo, grid, side, branches, gem, tokens)
+    return load_weight_file(made, weights, []) if weights else made
