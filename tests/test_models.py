@@ -14,6 +14,8 @@ from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS
 from reidlab.models.cdnet import cdnet, reference_key, strip_training_layers
 from reidlab.models.cost import count_macs, count_parameters
 from reidlab.models.fblneck import BALANCED
+from reidlab.models.token_heads import TOKEN_HEADS, TOKEN_NECK
+from reidlab.models.token_pool import TOKEN_POOLS
 from reidlab.training.checks import check_model
 
 LITE = {"backbone": "resnet50", "neck": "bn", "embedding": 256, "dropout": 0.5}
@@ -75,10 +77,18 @@ def strides(backbone):
     return [1, 2] if "last_stride" in inspect.signature(BACKBONES[backbone]).parameters else [1]
 
 
+def for_photos(backbone, height, width):
+    "A backbone as a recipe says it; a transformer is built for photos of one size."
+    few = {"dim": 24, "depth": 2, "heads": 2} if backbone == "transreid_vit" else {}
+    takes = inspect.signature(BACKBONES[backbone]).parameters
+    return {backbone: few | {"photo": [height, width]}} if "photo" in takes else backbone
+
+
 @pytest.mark.parametrize(("backbone", "stride"), [(b, s) for b in BACKBONES for s in strides(b)])
 def test_every_backbone_keeps_its_promises(backbone, stride):
     own = {"genotype": "auto_reid"} if backbone == "derived" else {}
-    model = on_paper(backbone=backbone, last_stride=stride, n_pids=5, **own)
+    said = for_photos(backbone, 64, 32)
+    model = on_paper(backbone=said, last_stride=stride, n_pids=5, **own)
     maps = model.backbone(torch.zeros(2, 3, 64, 32, device="meta"))
     assert maps.dim() == 4 and maps.shape[1] == model.backbone.out_channels
     assert model.feature_dim == model.backbone.out_channels
@@ -87,11 +97,15 @@ def test_every_backbone_keeps_its_promises(backbone, stride):
     assert branch.logits.shape == (2, 5) and branch.feat.shape == (2, model.feature_dim)
 
 
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("neck", [n for n in NECKS if n not in BALANCED])
-@pytest.mark.parametrize("head", [h for h in HEADS if h != "pcb"])
+@pytest.mark.parametrize("pool", [p for p in POOLS if p not in TOKEN_POOLS])
+@pytest.mark.parametrize("neck", [n for n in NECKS if n not in (*BALANCED, TOKEN_NECK)])
+@pytest.mark.parametrize("head", [h for h in HEADS if h not in ("pcb", *TOKEN_HEADS)])
 @pytest.mark.parametrize("embedding", [0, 16])
 def test_every_combination_trains_and_answers(pool, neck, head, embedding):
+    if neck == "fc" and not embedding:
+        with pytest.raises(ValueError, match="greater than or equal to 1"):
+            from_facts(pool=pool, neck=neck, head=head, embedding=embedding)
+        return
     seed_all(0)
     model = from_facts(pool=pool, neck=neck, head=head, embedding=embedding, n_pids=4)
     branches = model(torch.randn(4, 3, 48, 48))
@@ -169,7 +183,8 @@ def test_balanced_necks_train_and_answer(backbone, neck):
         with pytest.raises(ValueError, match="looks at the maps of two stages"):
             from_facts(backbone, neck=neck, n_pids=4, **own)
         return
-    model = from_facts(backbone, neck=neck, n_pids=4, dropout=0.1, **own)
+    said = for_photos(backbone, 64, 48)
+    model = from_facts(said, neck=neck, n_pids=4, dropout=0.1, **own)
     branches = model(torch.randn(4, 3, 64, 48))
     assert len(branches) == (2 if neck == "fblneck" else 1)
     loss = sum(

@@ -1,6 +1,7 @@
 """Transformers that learn cameras and jigsaws: through training, resume, evaluation and bad input."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from reidlab.data.synthetic import write_synthetic
 from reidlab.evaluation.embed import embed
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.models.catalogue import build_model
+from reidlab.models.finetune import take_weights
 from reidlab.models.vit import CameraEmbedding
 from reidlab.training.checks import check_batches, check_model
 from reidlab.training.fit import fit_from_recipe
+from reidlab.training.network import build_network
 from reidlab.training.step import Trainer
 from reidlab.training.trained import load_model
 
@@ -151,6 +154,61 @@ def test_a_camera_is_added_where_it_says(at):
     rows = side.vectors[2].detach().expand(3, 6).clone()
     rows[1:] *= at == "tokens"
     torch.testing.assert_close(added, rows)
+
+
+STARTS = {  # what a file holds; where its last block and its norm go
+    "plain": ({"cameras": 0}, ["jigsaw.global_branch", "jigsaw.local_branch"]),
+    "cameras": ({"cameras": 5}, ["jigsaw.global_branch", "jigsaw.local_branch"]),
+    "jigsaw": ({"cameras": 3, "jigsaw": True, "shift": 2}, ["net"]),
+}
+
+
+@pytest.mark.parametrize("held", STARTS)
+def test_weights_of_another_form_start_a_network(held, tmp_path):
+    about, places = STARTS[held]
+    file, wanted = tmp_path / "vit.pth", places != ["net"]
+    photo = {"photo": [32, 32] if held == "plain" else [32, 16]}
+    parts = WHOLE if "jigsaw" in about else {"pool": "token"}
+    there = build_model({"transreid_vit": SMALL | about | photo}, **parts, n_pids=4)
+    names = ((r"^net\.", "base."), (r"^jigsaw\.global_branch\.block\.", "b1.0."))
+    names += (
+        (r"^jigsaw\.global_branch\.norm\.", "b1.1."),
+        (r"^cameras\.vectors", "base.sie_embed"),
+    )
+    names += (
+        (r"^jigsaw\.local_branch\.block\.", "b2.0."),
+        (r"^jigsaw\.local_branch\.norm\.", "b2.1."),
+    )
+    state = {}
+    for key, tensor in there.backbone.state_dict().items():
+        for ours, theirs in names:
+            key = re.sub(ours, theirs, key)
+        state[key] = tensor
+    state.pop("cameras.seen", None)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, file)
+    said = SMALL | {"jigsaw": wanted, "shift": 2, "weights": str(file)}
+    r = recipe(said, **({} if wanted else {"neck": "bnneck", "head": "linear"}))
+    net = build_network(r, 6).backbone
+    last = "base.blocks.1" if held != "jigsaw" else "b1.0"
+    for place in places:
+        block = net.get_submodule(f"{place}.block" if wanted else f"{place}.blocks.1")
+        assert torch.equal(block.mlp.fc1.weight, state[f"{last}.mlp.fc1.weight"])
+    assert torch.equal(net.net.blocks[0].attn.qkv.bias, state["base.blocks.0.attn.qkv.bias"])
+    same = torch.equal(net.cameras.vectors, state.get("base.sie_embed", torch.zeros(0)))
+    assert same == (about["cameras"] == 3)
+
+
+def test_a_run_starts_from_one_with_other_cameras():
+    parts = {"pool": "token", "n_pids": 4}
+    one, other = (build_model({"transreid_vit": SMALL | {"cameras": n}}, **parts) for n in (3, 5))
+    vectors = other.backbone.cameras.vectors.clone()
+    report = take_weights(other, one.state_dict(), one.architecture)
+    assert {k for k in report.fresh if "classifier" not in k} == {
+        "backbone.cameras.vectors",
+        "backbone.cameras.seen",
+    }
+    assert torch.equal(other.backbone.cameras.vectors, vectors)
+    assert torch.equal(other.backbone.net.pos_embed, one.backbone.net.pos_embed)
 
 
 def test_gradients_reach_every_weight_of_jigsaw_and_cameras():

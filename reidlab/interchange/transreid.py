@@ -50,18 +50,20 @@ def transreid_facts(
     shape = lambda name: tuple(state[f"{at}{name}"].shape)
     parts, patches = _count(state, rf"{at}part_token(\d+)$"), shape("pos_embed")[1]
     neck = state.get("bottleneck.weight")
+    jigsaw = "b1.0.norm1.weight" in state
+    blocks = _count(state, rf"{re.escape(at)}blocks\.(\d+)\.")
     dim = shape("cls_token")[-1]
     return {
         "kind": "unlabelled" if at == "" and neck is not None else KINDS[at],
         "dim": dim,
-        "depth": _count(state, rf"{re.escape(at)}blocks\.(\d+)\."),
+        "depth": blocks + (jigsaw and f"{at}norm.weight" not in state),  # dead weight was taken out
         "mlp_ratio": shape("blocks.0.mlp.fc1.weight")[0] / dim,
         "qkv_bias": f"{at}blocks.0.attn.qkv.bias" in state,
         "patches": patches if parts else patches - 1,
         "part_tokens": parts,
         "stem": "ics" if f"{at}patch_embed.conv.0.weight" in state else "patch",
         "cameras": shape("sie_embed")[0] if f"{at}sie_embed" in state else 0,
-        "jigsaw": "b1.0.norm1.weight" in state,
+        "jigsaw": jigsaw,
         "neck": 0 if neck is None else neck.shape[0],
         "reduced": "fcneck.weight" in state,
         "n_pids": state["classifier.weight"].shape[0] if "classifier.weight" in state else 0,
@@ -80,9 +82,7 @@ def photo_of(
     "For which photos a file's position table was made."
     said = tuple(told["photo"]) or (told["height"], told["width"])
     sizes = [said] if all(said) else SIDES
-    strides = (
-        [told["stride"]] if told["stride"] else STRIDES if facts["stem"] == "patch" else STRIDES[:1]
-    )
+    strides = [told["stride"]] if told["stride"] else STRIDES if facts["stem"] == "patch" else STRIDES[:1]
     for size in sizes:
         for stride in strides:
             if math.prod(patch_grid(*size, stride)) == facts["patches"]:
@@ -100,9 +100,7 @@ def _heads(facts: Facts, told: Facts) -> int:
     if told["heads"]:
         return told["heads"]
     if facts["dim"] % 64:
-        raise ValueError(
-            f"a transformer of {facts['dim']} numbers does not show its heads. Say heads."
-        )
+        raise ValueError(f"a transformer of {facts['dim']} numbers does not show its heads. Say heads.")
     return facts["dim"] // (64 if facts["qkv_bias"] else 96)
 
 
@@ -147,12 +145,7 @@ def transreid_parts(
         neck, head = "token_bnneck", {"fused_tokens": {"fusion": told["fusion"], "neck_feat": side}}
     elif facts["reduced"]:
         neck = {"bnneck": {"embedding": facts["neck"]}}
-    return {
-        "backbone": transreid_backbone(facts, told),
-        "pool": "token",
-        "neck": neck,
-        "head": head,
-    }
+    return {"backbone": transreid_backbone(facts, told), "pool": "token", "neck": neck, "head": head}
 
 # %% ../../nbs/05_interchange/08_transreid.ipynb #trf00015
 DEAD = "dead weight: the jigsaw's branches have replaced it"
@@ -308,11 +301,7 @@ def transreid_data(
     return found | {"evaluate.metric": "euclidean", "evaluate.normalise": True}
 
 
-OTHERS = (
-    "norm_pre.weight",
-    "blocks.0.ls1.gamma",
-    "reg_token",
-)  # of CLIP, DINOv2: others read these
+OTHERS = ("norm_pre.weight", "blocks.0.ls1.gamma", "reg_token")  # of CLIP, DINOv2: others read these
 
 
 def _seen(*kinds: str) -> Callable[[Mapping[str, Tensor]], bool]:
