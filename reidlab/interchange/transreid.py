@@ -82,7 +82,9 @@ def photo_of(
     "For which photos a file's position table was made."
     said = tuple(told["photo"]) or (told["height"], told["width"])
     sizes = [said] if all(said) else SIDES
-    strides = [told["stride"]] if told["stride"] else STRIDES if facts["stem"] == "patch" else STRIDES[:1]
+    strides = (
+        [told["stride"]] if told["stride"] else STRIDES if facts["stem"] == "patch" else STRIDES[:1]
+    )
     for size in sizes:
         for stride in strides:
             if math.prod(patch_grid(*size, stride)) == facts["patches"]:
@@ -100,7 +102,9 @@ def _heads(facts: Facts, told: Facts) -> int:
     if told["heads"]:
         return told["heads"]
     if facts["dim"] % 64:
-        raise ValueError(f"a transformer of {facts['dim']} numbers does not show its heads. Say heads.")
+        raise ValueError(
+            f"a transformer of {facts['dim']} numbers does not show its heads. Say heads."
+        )
     return facts["dim"] // (64 if facts["qkv_bias"] else 96)
 
 
@@ -145,7 +149,12 @@ def transreid_parts(
         neck, head = "token_bnneck", {"fused_tokens": {"fusion": told["fusion"], "neck_feat": side}}
     elif facts["reduced"]:
         neck = {"bnneck": {"embedding": facts["neck"]}}
-    return {"backbone": transreid_backbone(facts, told), "pool": "token", "neck": neck, "head": head}
+    return {
+        "backbone": transreid_backbone(facts, told),
+        "pool": "token",
+        "neck": neck,
+        "head": head,
+    }
 
 # %% ../../nbs/05_interchange/08_transreid.ipynb #trf00015
 DEAD = "dead weight: the jigsaw's branches have replaced it"
@@ -301,7 +310,11 @@ def transreid_data(
     return found | {"evaluate.metric": "euclidean", "evaluate.normalise": True}
 
 
-OTHERS = ("norm_pre.weight", "blocks.0.ls1.gamma", "reg_token")  # of CLIP, DINOv2: others read these
+OTHERS = (
+    "norm_pre.weight",
+    "blocks.0.ls1.gamma",
+    "reg_token",
+)  # of CLIP, DINOv2: others read these
 
 
 def _seen(*kinds: str) -> Callable[[Mapping[str, Tensor]], bool]:
