@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['MOST_WEIGHTS', 'AGAIN', 'UNPACK', 'OTHER_KIND', 'BEGINNINGS', 'LATER', 'OBJECTS', 'SAVED', 'WEIGHTS', 'SCRIPT',
-           'HARMLESS', 'MOST_HEADER', 'MOST_SPREAD', 'TRAINED', 'AVERAGED', 'OTHER', 'MOST_WRAPPERS', 'WRAPPERS',
-           'COUNTERS', 'NUMBERS', 'WHOLE', 'LEARNED', 'QUANTISED', 'read_content', 'plain_key', 'Weights', 'state_of',
-           'weights_of', 'home_of']
+           'HARMLESS', 'MOST_HEADER', 'MOST_SPREAD', 'STORED', 'READ', 'TRAINED', 'AVERAGED', 'OTHER', 'MOST_WRAPPERS',
+           'WRAPPERS', 'COUNTERS', 'NUMBERS', 'WHOLE', 'LEARNED', 'QUANTISED', 'script_tensors', 'read_content',
+           'plain_key', 'Weights', 'state_of', 'weights_of', 'home_of']
 
 # %% ../../nbs/02_models/01_weight_files.ipynb #463658de
+import pickle
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter, warn
 from zipfile import BadZipFile, ZipFile
@@ -162,7 +165,96 @@ def _check_spread(content: Any, name: str) -> None:
                     "Save the network again with torch.save(net.state_dict(), path)."
                 )
 
+# %% ../../nbs/02_models/01_weight_files.ipynb #0355c18f
+class _Part:
+    "Any object of a TorchScript archive: what it holds, and nothing that it does."
 
+    held: Mapping = MappingProxyType({})
+
+    def __setstate__(self, state: Any) -> None:
+        self.held = state if isinstance(state, Mapping) else {}
+
+
+STORED = {
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "BoolStorage": torch.bool,
+}
+
+
+def _placed(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+    "A tensor in its storage; torch refuses one that lies beyond its end."
+    return storage.as_strided(tuple(size), tuple(stride), offset)
+
+
+READ = {
+    ("torch._utils", "_rebuild_tensor_v2"): _placed,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *rest: tensor,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch.jit._pickle", "restore_type_tag"): lambda value, *rest: value,
+    **{
+        ("torch.jit._pickle", f"build_{kind}list"): lambda *rest: None
+        for kind in ("int", "double", "bool", "tensor")
+    },
+}
+
+
+class _TensorsAlone(pickle.Unpickler):
+    "A reader of a TorchScript archive's objects to which no name but those above means anything."
+
+    def __init__(self, box: ZipFile, name: str):
+        super().__init__(box.open(name))
+        self.box, self.root = box, name.removesuffix("data.pkl")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "__torch__":
+            return _Part
+        if module == "torch" and name in STORED:
+            return STORED[name]
+        if (module, name) not in READ:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return READ[module, name]
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, kind, key, *_ = pid
+        content = bytearray(self.box.read(f"{self.root}data/{key}"))
+        return torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
+
+
+def _named(part: _Part, front: str = "", depth: int = 40) -> dict[str, Tensor]:
+    "The tensors of a part and of the parts in it, by dotted names."
+    found = {}
+    for name, value in part.held.items() if depth else ():
+        if isinstance(value, _Part):
+            found |= _named(value, f"{front}{name}.", depth - 1)
+        elif isinstance(value, Tensor):
+            found[f"{front}{name}"] = value
+    return found
+
+
+def script_tensors(
+    path: Path,  # of any file
+    device: str = "cpu",  # where the tensors go
+) -> dict[str, Tensor]:  # empty: no TorchScript archive that can be read
+    "The tensors of a TorchScript archive, without its code."
+    try:
+        with ZipFile(path) as box:
+            names = box.namelist()
+            first = next(name for name in names if name.endswith("/data.pkl"))
+            scripted = first.replace("data.pkl", "constants.pkl") in names
+            data = [i for i in box.infolist() if "/code/" not in i.filename]
+            if not scripted or any(i.compress_type for i in data):  # as torch never writes it
+                return {}
+            whole = _TensorsAlone(box, first).load()
+        return {key: value.to(device) for key, value in _named(whole).items()}
+    except Exception:  # of pickle's, zipfile's or torch's own
+        return {}
+
+# %% ../../nbs/02_models/01_weight_files.ipynb #6c847e75
 def _torch_load(path: Path, device: str) -> Any:
     "What torch saved, without its remarks about it."
     with safe_globals(HARMLESS), catch_warnings():
@@ -182,10 +274,12 @@ def read_content(
     try:
         content = _torch_load(path, device)
     except Exception as wrong:  # of torch's, zipfile's or pickle's own
-        raise ValueError(
-            f"{shown(path.name)} in {shown(path.parent.name)}/ is no file of plain tensors: "
-            f"it is {_instead(path, str(wrong))}"
-        ) from None
+        content = script_tensors(path, device)
+        if not content:
+            raise ValueError(
+                f"{shown(path.name)} in {shown(path.parent.name)}/ is no file of plain tensors: "
+                f"it is {_instead(path, str(wrong))}"
+            ) from None
     if device != "meta":  # where there are no bits to compare
         _check_spread(content, shown(path.name))
         check_content(content, path, "checkpoint")

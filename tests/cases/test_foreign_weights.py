@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -22,6 +23,7 @@ from reidlab.jobs.bring_in import bring_in
 from reidlab.jobs.command import main
 from reidlab.models.backbones import load_weight_file
 from reidlab.models.catalogue import build_model
+from reidlab.models.weight_files import weights_of
 from reidlab.training.adopt import adopt
 from reidlab.training.network import build_network
 
@@ -159,6 +161,12 @@ NO_FILES = {
     "ONNX": (lambda g: ONNX + bytes(99), "ONNX"),
     "TorchScript": (
         lambda g: packed(lambda box: [box.writestr(name, b"x") for name in SCRIPT]),
+        "TorchScript",
+    ),
+    "code in TorchScript": (
+        lambda g: packed(
+            lambda box: [box.writestr(n, pickle.dumps({"a": Runs()})) for n in SCRIPT]
+        ),
         "TorchScript",
     ),
     "Keras": (lambda g: b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
@@ -355,6 +363,18 @@ RIGHT = {
     "shared storages": lambda g: saved(shared(g)),
     "safetensors": as_safetensors,
 }
+
+
+def test_a_script_gives_its_tensors_and_runs_nothing(tmp_path):
+    "CLIP's own files are of this kind, in half precision."
+    seed_all(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).half().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(net).save(tmp_path / "w.pt")
+    state = weights_of(tmp_path / "w.pt").state
+    assert state.keys() == net.state_dict().keys() and state["0.weight"].dtype == torch.float32
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in net.state_dict().items())
 
 
 def shared(state):
