@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from ..core.reading import check_file, shown
+from ..core.reading import check_file, json_values, shown
 from ..core.sealed import check_content, check_whole
 
 # %% ../../nbs/02_models/01_weight_files.ipynb #023df910
@@ -121,10 +121,10 @@ def _is_safetensors(path: Path) -> bool:
     return head[8:] == b"{" and likely
 
 
-def _safe_tensors(path: Path, device: str) -> dict[str, Tensor]:
-    "The tensors of a safetensors file."
+def _safe_tensors(path: Path, device: str) -> dict[str, Any]:
+    "The tensors of a safetensors file; of a network of ours its architecture as well."
     try:
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
     except ImportError:
         raise ValueError(
@@ -132,13 +132,17 @@ def _safe_tensors(path: Path, device: str) -> dict[str, Tensor]:
             'pip install "reidlab[timm]".'
         ) from None
     try:
-        found = load_file(path)
+        found = {key: value.to(device) for key, value in load_file(path).items()}
+        with safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get("architecture", "")
     except (SafetensorError, ValueError, OSError, MemoryError, KeyError) as wrong:
         raise ValueError(
             f"{shown(path.name)} is a safetensors file that is cut off or damaged "
             f"({shown(str(wrong))}). {AGAIN}"
         ) from None
-    return {key: value.to(device) for key, value in found.items()}
+    if said and any(key.startswith("backbone.") for key in found):
+        return {"model": found, "architecture": json_values(said, shown(path.name))}
+    return found
 
 
 def _every(content: Any) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from test_bad_input import clear, refused
 from reidlab.core.recipe import Recipe, load_recipe, validated
 from reidlab.core.seed import seed_all
 from reidlab.interchange.baseline_weights import baseline_state, load_baseline
-from reidlab.interchange.families import FAMILIES, foreign_network, read_foreign
+from reidlab.interchange.families import FAMILIES, foreign_network, read_foreign, recognise
 from reidlab.interchange.key_rules import load_family
 from reidlab.jobs.bring_in import bring_in
 from reidlab.jobs.command import main
@@ -28,6 +29,7 @@ from reidlab.training.adopt import adopt
 from reidlab.training.network import build_network
 
 OSNET = {"osnet_published": {"width": 0.25, "norm": "bn"}}
+DATA = Path(__file__).parents[1] / "data"
 FIRST = "conv1.conv.weight"
 
 
@@ -375,6 +377,61 @@ def test_a_script_gives_its_tensors_and_runs_nothing(tmp_path):
     state = weights_of(tmp_path / "w.pt").state
     assert state.keys() == net.state_dict().keys() and state["0.weight"].dtype == torch.float32
     assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in net.state_dict().items())
+
+
+def test_a_network_of_ours_in_safetensors_starts_another(tmp_path):
+    "As `weights export` writes it; with another backbone it is refused, as a checkpoint is."
+    from safetensors.torch import save_file
+
+    seed_all(0)
+    source = build_model("small_cnn", n_pids=9)
+    told = {"architecture": json.dumps(source.architecture), "run": "first"}
+    state = {key: value.contiguous() for key, value in source.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors", metadata=told)
+    start = {"weights": str(tmp_path / "w.safetensors")}
+    heir = build_network(validated("heir", {"model": {"backbone": {"small_cnn": start}}}), 3)
+    ours = bits(source)
+    assert all(torch.equal(v, ours[k]) for k, v in heir.state_dict().items() if "classif" not in k)
+    with refused("another backbone", "small_cnn", "osnet"):
+        build_network(validated("heir", {"model": {"backbone": {"osnet": start}}}), 3)
+    with refused("w.safetensors", "is a checkpoint of reidlab"):
+        bring_in(tmp_path / "w.safetensors")
+
+
+# every file is of one family or of none, by its names alone
+STORED = json.loads(gzip.decompress((DATA / "golden_keymaps.json.gz").read_bytes()))["keys"]
+OF_FAMILY = {
+    "transreid_reduced_s16": "transreid",
+    "transreid_reduced_s16_jpm": "transreid",
+    "transreid_reduced_s16_sie_cam": "transreid",
+    "pass_reduced": "transreid",
+    "solider_reduced_128x64": "solider",
+    "fastreid_bot_r50": "fastreid",
+}
+
+
+@pytest.mark.parametrize("case", OF_FAMILY)
+def test_a_file_is_of_one_family(case):
+    state = {key: torch.empty(shape, device="meta") for key, shape in STORED[case].items()}
+    assert recognise(state) == [OF_FAMILY[case]]
+
+
+NETS = {
+    "vit_tiny_patch16_224": ["vit"],
+    "resnet18": ["torchvision"],
+    "vit_small_patch14_dinov2": [],
+    "convnext_atto": [],
+    "swin_tiny_patch4_window7_224": [],
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_of_timm_is_of_one_family_at_most(name):
+    from timm import create_model
+
+    with torch.device("meta"):
+        net = create_model(name, pretrained=False)
+    assert recognise(net.state_dict()) == NETS[name]
 
 
 def shared(state):
