@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import from_facts
 
+from reidlab.core.parts import options_of
 from reidlab.core.recipe import validated
 from reidlab.core.seed import seed_all
 from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS
@@ -80,7 +81,7 @@ def strides(backbone):
 def for_photos(backbone, height, width):
     "A backbone as a recipe says it; a transformer is built for photos of one size."
     few = {"dim": 24, "depth": 2, "heads": 2} if backbone == "transreid_vit" else {}
-    takes = inspect.signature(BACKBONES[backbone]).parameters
+    takes = options_of(BACKBONES[backbone])
     return {backbone: few | {"photo": [height, width]}} if "photo" in takes else backbone
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from ..core.recipe import Recipe
 from ..interchange.families import Foreign, usually
 from ..models.cdnet import KeyReport, load_published
-from ..training.network import model_from_recipe
+from ..models.timm_backbone import tag_words
+from ..training.network import model_from_recipe, without_memory
 from ..training.parts import foreign_weights, weights_report
 
 # %% ../../nbs/10_jobs/03_starting_point.ipynb #30bca341
@@ -65,12 +66,15 @@ def starting_point(
     weights = recipe.model.weights
     if not weights:
         return Start(f"random weights, seed {recipe.seed}")
-    report = weights_report(recipe, n_pids)
+    net = without_memory(recipe, n_pids)
+    report = weights_report(recipe, n_pids, net)
     if report is None:  # a published file, read whole
         bare = recipe.from_scratch()
         report = load_published(model_from_recipe(bare, n_pids), weights)
     found = foreign_weights(recipe)
     lines = foreign_lines(recipe, found, report) if found else []
+    if tag := getattr(net.backbone, "tag", {}):
+        lines += tag_words(tag, recipe.data.mean, recipe.data.std)
     return Start(
         "\n".join([weights, *lines, str(report or "the backbone; all behind it is fresh")])
     )

@@ -39,6 +39,7 @@ from .spectral import SpectralHead
 from .squeeze_excite import SQUEEZED, se_resnet
 from .stages import ForkedResNet, middle_resnet
 from .stripes import pcb_parts
+from .timm_backbone import timm_backbone
 from reidlab.models.token_heads import (
     TOKEN_NECK,
     FusedHead,
@@ -72,6 +73,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "gdasnet": gdasnet,
     "transreid_vit": transreid_vit,
     "solider_swin": solider_swin,
+    "timm": timm_backbone,
 }
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #bd78e416
@@ -147,7 +149,8 @@ EVERYWHERE: dict[str, dict[str, Any]] = {  # what is noted of every network, and
     "neck": {"embedding": 0},
     "head": {"neck_feat": "after", "dropout": 0.0},
 }
-ELSEWHERE = ("weights", "genotype", "auxiliary")  # files and cells speak for themselves
+# files and cells speak for themselves
+ELSEWHERE = ("weights", "genotype", "auxiliary", "position", "input_size")
 
 
 def noted_options(
@@ -252,13 +255,15 @@ WHOLE_FILES = ("cdnet", "cnet", "stdnet")  # their published files hold neck and
 
 
 def _of_backbone(backbone: Part, maps: nn.Module) -> dict[str, Any]:
-    "What is noted of a searched backbone, or of one with a width, beyond its parts."
+    "What is noted of a searched or named backbone, or of one with a width, beyond its parts."
     facts: dict[str, Any] = {}
     if backbone.name == "derived":
         facts = noted_options("backbone", backbone, whole=True)
         facts["genotype"] = find_genotype(backbone.options["genotype"]).plain()
     if backbone.name in WHOLE_FILES:
         facts = {"genotype": maps.genotype.plain(), "stem": backbone.options["stem"] or "reid"}
+    if backbone.name == "timm":  # its tag changes no layer
+        facts["backbone.name"] = maps.tag["architecture"]
     if "width" in backbone.options:
         facts["width"] = backbone.options["width"]
     return facts
@@ -270,6 +275,7 @@ def build_model(
     neck: Any = "bnneck",  # of NECKS
     head: Any = "linear",  # of HEADS
     n_pids: int = 751,  # training identities
+    photo: tuple[int, int] | None = None,  # H, W of the photos, for a network made for one size
 ) -> ReIDModel:
     "Assemble a re-ID model from its parts."
     backbone = as_part("backbone", backbone)
@@ -283,7 +289,7 @@ def build_model(
         "taps": chosen["neck"].name == "fblneck",
         "tokens": chosen["pool"].name in TOKEN_POOLS,
     }
-    maps = build("model.backbone", bare, **wanted)
+    maps = build("model.backbone", bare, **wanted | ({"photo": photo} if photo else {}))
     check_tokens(chosen["pool"].name, backbone.name, maps)
     facts = noted_facts(n_pids, backbone=backbone, **chosen) | _of_backbone(backbone, maps)
     model = assemble(maps, facts, **chosen, n_pids=n_pids)

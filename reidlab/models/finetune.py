@@ -51,7 +51,7 @@ def run_checkpoint(
 # %% ../../nbs/02_models/25_finetune.ipynb #57804961
 FACTS = (  # of a backbone; last_stride changes no weight
     *("backbone", "stem_relu", "genotype", "stem", "width", "macro", "init_channels"),
-    *("cells_per_stage", "layers", "pool_norm"),
+    *("cells_per_stage", "layers", "pool_norm", "backbone.name"),
 )
 CAMERAS = "backbone.cameras."  # of one data set: another has others
 

@@ -41,7 +41,9 @@ def _filled(backbone: Part, parts: dict[str, Any], n_pids: int) -> nn.Module:
         return model
     try:
         return build_model(backbone, **parts, n_pids=n_pids)
-    except ValueError:
+    except ValueError as wrong:
+        if backbone.name == "timm":  # which reads files of many projects by timm's own rules
+            raise ValueError(f"{wrong} It looks like a file of {found.family.title}.") from None
         held = backbone_of(found, backbone.options)[0]
         raise ValueError(
             f"{shown(found.path.name)} is a file of {found.family.title}: it holds {held}, and the "
@@ -61,6 +63,7 @@ def build_network(
     if genotype:
         backbone = backbone.changed(genotype=genotype)
     parts = {"pool": model.pool, "neck": model.neck, "head": model.head}
+    parts["photo"] = (recipe.data.height, recipe.data.width)
     return _filled(backbone, parts, n_pids)
 
 

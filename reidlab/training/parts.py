@@ -68,9 +68,13 @@ def weights_report(
         return _without_tower(start_from(net, source))
     if recipe.model.backbone.name in WHOLE_FILES:
         return None
-    keys = key_account(net.backbone, weights)
     own = [k for k in net.state_dict() if not k.startswith(("backbone.", TOWER))]
-    fresh = dict.fromkeys(keys["missing"], "not there") | dict.fromkeys(own, "behind the backbone")
+    behind = dict.fromkeys(own, "behind the backbone")
+    if hasattr(net.backbone, "key_report"):  # a backbone that reads files in its own way
+        told = net.backbone.key_report(weights)
+        return replace(told, fresh=told.fresh | behind)
+    keys = key_account(net.backbone, weights)
+    fresh = dict.fromkeys(keys["missing"], "not there") | behind
     left = dict.fromkeys(keys["left"], "not of the backbone")
     return KeyReport({key: key for key in keys["loaded"]}, left, fresh)
 
@@ -83,6 +87,8 @@ def note_weights(
     "Write down how many tensors of the named weights were taken, which stayed behind, which are fresh."
     if process_rank() == 0 and (keys := weights_report(recipe, 0, net)):
         told = {"loaded": len(keys.loaded), "left": list(keys.left), "fresh": list(keys.fresh)}
+        if tag := getattr(net.backbone, "tag", {}):  # with the licence of timm's own weights
+            told["timm"] = tag
         run.log("weights", file=Path(recipe.model.weights).name, **told)
 
 # %% ../../nbs/06_training/10_parts.ipynb #8d4b7d73
