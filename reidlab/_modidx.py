@@ -3220,6 +3220,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'reidlab/models/weight_files.py'),
                                              'reidlab.models.weight_files._as_tensor': ( '02_models/weight_files.html#_as_tensor',
                                                                                          'reidlab/models/weight_files.py'),
+                                             'reidlab.models.weight_files._check_packed': ( '02_models/weight_files.html#_check_packed',
+                                                                                            'reidlab/models/weight_files.py'),
                                              'reidlab.models.weight_files._check_spread': ( '02_models/weight_files.html#_check_spread',
                                                                                             'reidlab/models/weight_files.py'),
                                              'reidlab.models.weight_files._checked': ( '02_models/weight_files.html#_checked',

@@ -31,7 +31,7 @@ def shown(
 ) -> str:  # one line
     "A value as a message quotes it: on one line, and cut off where it is long."
     text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

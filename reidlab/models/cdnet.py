@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.names import unknown
+from ..core.reading import shown
 from .backbones import find_weights, load_weight_file
 from .fblneck import BALANCED, balanced_parts
 from .genotype import LayerGenotype
@@ -138,7 +139,9 @@ class KeyReport:
 
     def __str__(self) -> str:
         "Three lines for the page."
-        tell = lambda part: "; ".join(f"{key}: {why}" for key, why in part.items()) or "none"
+        tell = lambda part: (
+            "; ".join(f"{shown(k, 120)}: {why}" for k, why in part.items()) or "none"
+        )
         return (
             f"{len(self.loaded)} tensors loaded\n"
             f"{len(self.left)} left in the file: {tell(self.left)}\n"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_WEIGHTS', 'AGAIN', 'UNPACK', 'OTHER_KIND', 'BEGINNINGS', 'LATER', 'OBJECTS', 'SAVED', 'WEIGHTS', 'SCRIPT',
-           'HARMLESS', 'MOST_HEADER', 'MOST_SPREAD', 'STORED', 'READ', 'TRAINED', 'AVERAGED', 'OTHER', 'MOST_WRAPPERS',
-           'WRAPPERS', 'COUNTERS', 'NUMBERS', 'WHOLE', 'LEARNED', 'QUANTISED', 'script_tensors', 'read_content',
-           'plain_key', 'Weights', 'state_of', 'weights_of', 'home_of']
+           'HARMLESS', 'MOST_HEADER', 'MOST_PACKED', 'MOST_SPREAD', 'STORED', 'READ', 'TRAINED', 'AVERAGED', 'OTHER',
+           'MOST_WRAPPERS', 'WRAPPERS', 'COUNTERS', 'NUMBERS', 'WHOLE', 'LEARNED', 'QUANTISED', 'script_tensors',
+           'read_content', 'plain_key', 'Weights', 'state_of', 'weights_of', 'home_of']
 
 # %% ../../nbs/02_models/01_weight_files.ipynb #463658de
 import pickle
@@ -110,6 +110,7 @@ HARMLESS += [
 ]
 HARMLESS += [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
 MOST_HEADER = 10**8  # bytes, of a safetensors file
+MOST_PACKED = 20  # times a file's bytes, in what it unpacks to
 MOST_SPREAD = 2**24  # numbers that a tensor may declare beyond those that are there
 
 
@@ -259,6 +260,20 @@ def script_tensors(
         return {}
 
 # %% ../../nbs/02_models/01_weight_files.ipynb #6c847e75
+def _check_packed(path: Path) -> None:
+    "Refuse an archive that unpacks to far more than it is; torch packs nothing."
+    try:
+        with ZipFile(path) as box:
+            whole = sum(info.file_size for info in box.infolist())
+    except (BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the old way of saving, or no archive at all
+    if whole > max(MOST_PACKED * path.stat().st_size, MOST_SPREAD):
+        raise ValueError(
+            f"{shown(path.name)} has {path.stat().st_size} bytes and unpacks to {whole}. torch packs "
+            f"nothing: {AGAIN}"
+        )
+
+
 def _torch_load(path: Path, device: str) -> Any:
     "What torch saved, without its remarks about it."
     with safe_globals(HARMLESS), catch_warnings():
@@ -275,6 +290,7 @@ def read_content(
     check_whole(path, "checkpoint")
     if _is_safetensors(path):
         return _safe_tensors(path, device)
+    _check_packed(path)
     try:
         content = _torch_load(path, device)
     except Exception as wrong:  # of torch's, zipfile's or pickle's own

@@ -91,6 +91,12 @@ def packed(write):
     return held.getvalue()
 
 
+def bomb(box):
+    "An archive as torch's, of nothing but zeros, packed small."
+    box.writestr("w/data.pkl", pickle.dumps({}), zipfile.ZIP_DEFLATED)
+    box.writestr("w/data/0", bytes(2**25), zipfile.ZIP_DEFLATED)
+
+
 def saved(content, **how):
     held = io.BytesIO()
     torch.save(content, held, **how)
@@ -185,6 +191,7 @@ NO_FILES = {
         lambda g: packed(lambda box: box.writestr("best/model.pth", saved(g))),
         "a zip with best/model.pth inside. Unpack it",
     ),
+    "a bomb": (lambda g: packed(bomb), "unpacks to"),
     "a zip of others": (
         lambda g: packed(lambda box: box.writestr("readme.txt", b"hello")),
         "a zip of readme.txt",
@@ -470,6 +477,14 @@ def test_people_of_another_number(good, tmp_path):
         "head.classifier.bias": "(5,) there, (3,) here",
     }
     assert report.left.keys() == {"classifier.weight", "classifier.bias"}
+
+
+def test_odd_names_stay_on_their_line(good):
+    "A name of a file is not to be trusted with a line, or with a terminal."
+    told = "classifier.<b>\n\x1b[2J</b>"
+    report = load_family(osnet(), good | {told: torch.zeros(3)}, FAMILIES["torchreid"])
+    assert told in report.left
+    assert "\x1b" not in str(report) and len(str(report).splitlines()) == 3
 
 
 @pytest.mark.parametrize("family", ["strong", "lite"])
