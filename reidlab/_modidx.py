@@ -1806,6 +1806,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'reidlab/interchange/weights_out.py'),
                                                  'reidlab.interchange.weights_out.public_name': ( '05_interchange/weights_out.html#public_name',
                                                                                                   'reidlab/interchange/weights_out.py'),
+                                                 'reidlab.interchange.weights_out.timm_call': ( '05_interchange/weights_out.html#timm_call',
+                                                                                                'reidlab/interchange/weights_out.py'),
                                                  'reidlab.interchange.weights_out.unsaid': ( '05_interchange/weights_out.html#unsaid',
                                                                                              'reidlab/interchange/weights_out.py'),
                                                  'reidlab.interchange.weights_out.write_weights': ( '05_interchange/weights_out.html#write_weights',

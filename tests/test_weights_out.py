@@ -22,7 +22,7 @@ from reidlab.interchange.baseline_weights import (
     read_state,
 )
 from reidlab.interchange.families import foreign_network, read_foreign
-from reidlab.interchange.weights_out import outward, write_weights
+from reidlab.interchange.weights_out import outward, timm_call, write_weights
 from reidlab.jobs.command import main
 from reidlab.jobs.weights import export_weights
 from reidlab.models.catalogue import build_model
@@ -198,6 +198,36 @@ def test_timm_reads_the_backbone_of_a_resnet(tmp_path):
             torch.testing.assert_close(
                 there.eval()(images), model.backbone(images).mean((2, 3)), rtol=1e-5, atol=1e-5
             )
+
+
+slow = pytest.mark.slow
+NETWORKS = [
+    ("vit_tiny_patch16_224", (64, 32)),
+    ("mobilenetv3_small_050", (64, 32)),
+    pytest.param("convnext_atto", (64, 32), marks=slow),
+    pytest.param("swin_tiny_patch4_window7_224", (64, 32), marks=slow),
+    pytest.param("vit_small_patch14_reg4_dinov2", (56, 28), marks=slow),
+    pytest.param("eva02_tiny_patch14_224", (56, 28), marks=slow),
+]
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+def test_timm_reads_its_own_by_the_call_that_is_told(name, size, tmp_path):
+    timm = pytest.importorskip("timm", reason="needs timm: pip install reidlab[timm]")
+    model = build_model({"timm": {"name": name}}, neck="bnneck", n_pids=3, photo=size).eval()
+    gone = outward(model, "timm")
+    path = write_weights(tmp_path / "net.safetensors", "timm", gone.tensors)
+    there = eval(timm_call(model, path), {"timm": timm}).eval()
+    own = there.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in gone.tensors.items())
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = model.backbone.net.forward_features(images)
+        assert torch.equal(there.forward_features(images), expected)
+    back = build_model(
+        {"timm": {"name": name, "weights": str(path)}}, neck="bnneck", n_pids=3, photo=size
+    )
+    assert same(back.backbone.state_dict(), model.backbone.state_dict())
 
 
 def test_a_file_of_torchs_own_onnx_exporter_is_read(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESNETS', 'HOLDS', 'TORCH', 'SAFE', 'FORMS', 'ALWAYS', 'ASKED', 'check_form', 'Outward', 'of_baseline', 'of_backbone',
-           'of_all', 'Form', 'outward', 'unsaid', 'public_name', 'file_name', 'check_place', 'write_weights']
+           'of_all', 'Form', 'outward', 'timm_call', 'unsaid', 'public_name', 'file_name', 'check_place',
+           'write_weights']
 
 # %% ../../nbs/05_interchange/12_weights_out.ipynb #wout0002
 import io
@@ -22,6 +23,7 @@ from ..core.files import writing
 from ..core.names import unknown
 from ..core.reading import shown
 from .baseline_weights import baseline_state
+from ..models.timm_backbone import TimmBackbone, plan_of
 from ..models.weight_files import state_of
 
 # %% ../../nbs/05_interchange/12_weights_out.ipynb #wout0005
@@ -124,6 +126,23 @@ def outward(
     "A network's tensors as a form has them, or the part that it has no place for."
     check_form(form, model.architecture)
     return FORMS[form].named(model)
+
+# %% ../../nbs/05_interchange/12_weights_out.ipynb #wout0019
+def timm_call(
+    model: nn.Module,  # its backbone is timm's or a ResNet
+    path: str | Path,  # of the file
+) -> str:  # Python
+    "How timm reads a backbone that was written for it."
+    maps = model.backbone
+    ours = isinstance(maps, TimmBackbone)
+    name = maps.name if ours else model.architecture["backbone"]
+    options = plan_of(maps.name, maps.size).options if ours else {}
+    sizes = {k: v for k, v in options.items() if k in ("img_size", "dynamic_img_size")}
+    overlay = {"file": str(path), "custom_load": False}
+    overlay |= {"input_size": (3, *maps.size)} if "img_size" in sizes else {}
+    asked = {"pretrained": True, "num_classes": 0, **sizes, "pretrained_cfg_overlay": overlay}
+    said = ", ".join(f"{key}={value!r}" for key, value in asked.items())
+    return f"timm.create_model({name!r}, {said})"
 
 # %% ../../nbs/05_interchange/12_weights_out.ipynb #wout0011
 ALWAYS = ("size", "mean", "std", "metric", "normalise")

@@ -17,6 +17,7 @@ from reidlab.interchange.weights_out import (
     check_place,
     file_name,
     outward,
+    timm_call,
     unsaid,
     write_weights,
 )
@@ -30,6 +31,7 @@ class Exported(NamedTuple):
     tensors: int  # in the file
     left: tuple[str, ...]  # names of ours that the form has no place for
     unsaid: str  # what a reader has to be told besides
+    call: str = ""  # how timm reads it
 
     def __str__(self) -> str:
         "The line that the command says."
@@ -40,6 +42,7 @@ class Exported(NamedTuple):
         words = [f"{self.path}: {self.tensors} tensors"]
         words += [f"Left behind: {behind}"] if behind else []
         words += [f"Not in the file: {self.unsaid}"] if self.unsaid else []
+        words += [f"Read it with {self.call}"] if self.call else []
         return ". ".join(words)
 
 
@@ -76,4 +79,5 @@ def export_weights(
     facts, gone = content["architecture"], outward(model, form)
     path = Path(out) if out else found.path / "weights" / file_name(form, facts, found.name)
     write_weights(path, form, gone.tensors, said_of(found, content))
-    return Exported(path, len(gone.tensors), gone.left, unsaid(form, facts))
+    call = timm_call(model, path) if form == "timm" else ""
+    return Exported(path, len(gone.tensors), gone.left, unsaid=unsaid(form, facts), call=call)
