@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Renames', 'IMAGENET', 'AS_BUILT', 'CLASSIFIER', 'STRONG_NAMES', 'LITE_NAMES', 'OSNET_NAMES', 'ASKED', 'RESTRICTED',
            'STRONG_FAMILY', 'LITE_FAMILY', 'SIZE', 'TORCHREID_FAMILY', 'TORCHVISION_FAMILY', 'COUNTED', 'COUNTED_NAMES',
-           'MOBILENET_NAMES', 'NARROW', 'MOBILENET_FAMILY', 'FAMILIES', 'STRANGERS', 'sized', 'recognise', 'family_of',
-           'Foreign', 'read_foreign', 'foreign_network', 'usually', 'backbone_of', 'foreign_start', 'holds_backbone',
-           'fill_backbone']
+           'MOBILENET_NAMES', 'NARROW', 'MOBILENET_FAMILY', 'FAMILIES', 'TIMM', 'OURS', 'STRANGERS', 'sized',
+           'recognise', 'family_of', 'Foreign', 'read_foreign', 'foreign_network', 'usually', 'backbone_of',
+           'foreign_start', 'holds_backbone', 'fill_backbone']
 
 # %% ../../nbs/05_interchange/11_families.ipynb #84f1d2d2
 import hashlib
@@ -268,7 +268,12 @@ def recognise(
     return [name for name, family in FAMILIES.items() if family.seen(state)]
 
 # %% ../../nbs/05_interchange/11_families.ipynb #eb8062e3
+TIMM = "a network of timm, which model.backbone {timm: {name: …, weights: FILE}} reads"
+OURS = "a network of reidlab without its architecture, which weights of the same backbone reads"
 STRANGERS = {  # sign → what it is of
+    r"^(stages\.\d+\.(blocks|downsample)|conv_stem|patch_embed\.proj|cls_token|stem\.conv)\b": TIMM,
+    r"^(layers\.\d+\.blocks\.\d+\.attn|blocks\.\d+\.(attn|\d+\.conv_pw))\.": TIMM,
+    r"^head\.classifiers?\.": OURS,
     r"^(rpn|roi_heads|bbox_head|neck\.lateral_convs)\.": "a detector",
     r"^model\.\d+\.(conv|cv1|m\.0)\.": "a detector of the YOLO family",
     r"(word_embeddings|token_embedding|embed_tokens)\.weight$": "a model of text",

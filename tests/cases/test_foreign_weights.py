@@ -18,7 +18,13 @@ from test_bad_input import clear, refused
 from reidlab.core.recipe import Recipe, load_recipe, validated
 from reidlab.core.seed import seed_all
 from reidlab.interchange.baseline_weights import baseline_state, load_baseline
-from reidlab.interchange.families import FAMILIES, foreign_network, read_foreign, recognise
+from reidlab.interchange.families import (
+    FAMILIES,
+    family_of,
+    foreign_network,
+    read_foreign,
+    recognise,
+)
 from reidlab.interchange.key_rules import load_family
 from reidlab.jobs.bring_in import bring_in
 from reidlab.jobs.command import main
@@ -427,6 +433,11 @@ NETS = {
     "vit_tiny_patch16_224": ["vit"],
     "resnet18": ["torchvision"],
     "vit_small_patch14_dinov2": [],
+    "mobilenetv4_conv_small": [],
+    "tiny_vit_5m_224": [],
+    "fastvit_t8": [],
+    "repvit_m1": [],
+    "eva02_tiny_patch14_224": [],
     "convnext_atto": [],
     "swin_tiny_patch4_window7_224": [],
 }
@@ -439,6 +450,9 @@ def test_a_network_of_timm_is_of_one_family_at_most(name):
     with torch.device("meta"):
         net = create_model(name, pretrained=False)
     assert recognise(net.state_dict()) == NETS[name]
+    if not NETS[name]:
+        with refused("of no family", "a network of timm, which model.backbone"):
+            family_of(net.state_dict())
 
 
 def shared(state):
