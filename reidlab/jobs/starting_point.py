@@ -67,11 +67,11 @@ def starting_point(
     if not weights:
         return Start(f"random weights, seed {recipe.seed}")
     net = without_memory(recipe, n_pids)
-    report = weights_report(recipe, n_pids, net)
+    found = foreign_weights(recipe)
+    report = weights_report(recipe, n_pids, net, found=found)
     if report is None:  # a published file, read whole
         bare = recipe.from_scratch()
         report = load_published(model_from_recipe(bare, n_pids), weights)
-    found = foreign_weights(recipe)
     lines = foreign_lines(recipe, found, report) if found else []
     if tag := getattr(net.backbone, "tag", {}):
         lines += tag_words(tag, recipe.data.mean, recipe.data.std)

@@ -55,13 +55,14 @@ def weights_report(
     recipe: Recipe,  # of the run
     n_pids: int,  # identities or classes of the classifier
     net: nn.Module | None = None,  # the recipe's network, where there is one
+    found: Foreign | None = None,  # from foreign_weights; None: read here
 ) -> KeyReport | None:  # None: random weights, or a published file that is read whole
     "Where each tensor of the weights that a recipe names goes."
     weights = recipe.model.weights
     if not weights:
         return None
     net = without_memory(recipe, n_pids) if net is None else net
-    if found := foreign_weights(recipe):
+    if found := found or foreign_weights(recipe):
         return _without_tower(fill_backbone(net, found, recipe.model.backbone.options))
     source = run_checkpoint(weights)
     if source is not None:
@@ -85,8 +86,13 @@ def note_weights(
     net: nn.Module,  # the recipe's, built
 ) -> None:
     "Write down how many tensors of the named weights were taken, which stayed behind, which are fresh."
-    if process_rank() == 0 and (keys := weights_report(recipe, 0, net)):
+    if process_rank():
+        return
+    found = foreign_weights(recipe)
+    if keys := weights_report(recipe, 0, net, found=found):
         told = {"loaded": len(keys.loaded), "left": list(keys.left), "fresh": list(keys.fresh)}
+        if found:
+            told |= {"family": found.family.title, "licence": found.family.licence}
         if tag := getattr(net.backbone, "tag", {}):  # with the licence of timm's own weights
             told["timm"] = tag
         run.log("weights", file=Path(recipe.model.weights).name, **told)

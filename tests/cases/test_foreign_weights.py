@@ -16,6 +16,7 @@ import torch
 from test_bad_input import clear, refused
 
 from reidlab.core.recipe import Recipe, load_recipe, validated
+from reidlab.core.run import open_run
 from reidlab.core.seed import seed_all
 from reidlab.interchange.baseline_weights import baseline_state, load_baseline
 from reidlab.interchange.families import (
@@ -28,11 +29,13 @@ from reidlab.interchange.families import (
 from reidlab.interchange.key_rules import load_family
 from reidlab.jobs.bring_in import bring_in
 from reidlab.jobs.command import main
+from reidlab.jobs.starting_point import starting_point
 from reidlab.models.backbones import load_weight_file
 from reidlab.models.catalogue import build_model
 from reidlab.models.weight_files import weights_of
 from reidlab.training.adopt import adopt
 from reidlab.training.network import build_network
+from reidlab.training.parts import note_weights
 
 OSNET = {"osnet_published": {"width": 0.25, "norm": "bn"}}
 DATA = Path(__file__).parents[1] / "data"
@@ -476,6 +479,19 @@ def test_a_right_file_however_it_was_saved(kind, good, tmp_path):
     assert all(torch.equal(ours[k], expected[k]) for k in told)
     net = starting(file).backbone.state_dict()
     assert torch.equal(net[FIRST], expected[FIRST])
+
+
+def test_a_run_notes_whose_weights_it_began_with(good, tmp_path):
+    torch.save(good, tmp_path / "w.pth")
+    net = {"osnet_published": OSNET["osnet_published"] | {"weights": str(tmp_path / "w.pth")}}
+    recipe = validated("heir", {"model": {"backbone": net}})
+    run = open_run("heir", recipe, verb="train", root=tmp_path)
+    note_weights(run, recipe, build_network(recipe, 3))
+    (told,) = run.events("weights")
+    assert told["loaded"] == 558 and told["family"] == "torchreid (OSNet)" and told["licence"]
+    assert "head.classifier.weight" in told["fresh"] and "fc.0.weight" in told["left"]
+    card = starting_point(recipe, 3)
+    assert "558 of the backbone's 558" in card and "WARNING" in card and "licence: Code MIT" in card
 
 
 def test_people_of_another_number(good, tmp_path):
