@@ -22,6 +22,7 @@ BASE, CDNET = "re-ID baselines", "CDNet"
 TRANSREID = "TransReID family"
 SOLIDER = "SOLIDER"
 OSNET = "torchreid"
+FAST = "fast-reid"
 SOURCES = {  # whose code → what was run, once, to have numbers to compare with
     DARTS: "rules, rates and gradients of the public DARTS code",
     PC: "channel shuffle and edge weights of the public PC-DARTS code",
@@ -30,6 +31,7 @@ SOURCES = {  # whose code → what was run, once, to have numbers to compare wit
     BASE: "pytorch-reid-lite, reid_baseline_with_syncbn, reid-strong-baseline",
     CDNET: "the authors' solicucu/ReID",
     OSNET: "the authors' OSNets, as torchreid publishes them",
+    FAST: "the authors' fast-reid: BoT R50 and R50-IBN, its photos, counts of AGW and SBS",
     TRANSREID: "the authors' TransReID, PASS and PersonViT",
     SOLIDER: "the authors' tinyvision/SOLIDER-REID",
 }
@@ -106,6 +108,12 @@ CHECKS = {  # file → test → (whose code, what is compared)
             OSNET,
             "names and shapes of the released weights",
         ),
+    },
+    "test_golden_fastreid": {
+        "test_bicubic_is_pillows_to_the_bit": (FAST, "photos resized"),
+        "test_the_networks_see_what_theirs_saw": (FAST, "photos as the network sees them"),
+        "test_embeddings_and_every_stage_of_the_way": (FAST, "embeddings, and every stage"),
+        "test_parameters_and_multiply_accumulates": (FAST, "parameters and MACs"),
     },
     "test_golden_transreid": {
         "test_embeddings": (TRANSREID, "embeddings before and after the neck"),

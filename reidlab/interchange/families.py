@@ -35,7 +35,7 @@ from reidlab.interchange.key_rules import (
     told_of,
 )
 from .solider import SOLIDER
-from .transreid import TRANSREID_FAMILY, VIT_FAMILY
+from .transreid import FAST_REID_VIT_FAMILY, TRANSREID_FAMILY, VIT_FAMILY
 from ..models.catalogue import WHOLE_FILES, build_model
 from ..models.cdnet import KeyReport
 from ..models.finetune import run_checkpoint
@@ -256,6 +256,7 @@ FAMILIES: dict[str, Family] = {
     "mobilenetv2": MOBILENET_FAMILY,
     "fastreid": FAST_REID_FAMILY,
     "transreid": TRANSREID_FAMILY,
+    "fastreid_vit": FAST_REID_VIT_FAMILY,
     "vit": VIT_FAMILY,
     "solider": SOLIDER,
 }

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ATTENTION', 'SIDES', 'STRIDES', 'UNTOLD', 'DEAD', 'PRETRAINING', 'IMAGENET', 'NET', 'BRANCH',
-           'TRANSREID_ASKS', 'OTHERS', 'TRANSREID_FAMILY', 'VIT_FAMILY', 'home', 'transreid_facts', 'photo_of',
-           'with_jigsaw', 'transreid_backbone', 'transreid_parts', 'old_grid', 'fitted_positions', 'transreid_rules',
-           'transreid_data']
+           'TRANSREID_ASKS', 'OTHERS', 'TRANSREID_FAMILY', 'VIT_FAMILY', 'FAST_REID_NAMES', 'FAST_REID_VIT_FAMILY',
+           'home', 'transreid_facts', 'photo_of', 'with_jigsaw', 'transreid_backbone', 'transreid_parts', 'old_grid',
+           'fitted_positions', 'transreid_rules', 'transreid_data']
 
 # %% ../../nbs/05_interchange/08_transreid.ipynb #trf00003
 import math
@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .fast_reid import FAST_REID_FAMILY, SIGN, TRANSFORMER
 from .key_rules import Facts, Family, KeyRules
 from ..models.timm_backbone import resized_positions
 from ..models.vit import PATCH, VIT_SIZES, patch_grid
@@ -349,4 +350,49 @@ VIT_FAMILY = TRANSREID_FAMILY._replace(
     title="vision transformers (timm, DeiT)",
     seen=_seen("plain"),
     licence="Each model of timm has its own licence; see its card. Photos with mean and deviation 0.5.",
+)
+
+# %% ../../nbs/05_interchange/08_transreid.ipynb #trf00032
+FAST_REID_NAMES = (
+    (r"^backbone\.", "base."),
+    (r"^heads\.(?:bnneck|bottleneck\.0)\.", "bottleneck."),
+    (r"^heads\.(?:classifier\.)?weight$", "classifier.weight"),
+)
+
+
+def _under_base(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "fast-reid's transformer under TransReID's names."
+    found = {}
+    for key, value in state.items():
+        for theirs, here in FAST_REID_NAMES:
+            key = re.sub(theirs, here, key)
+        found[key] = value
+    return found
+
+
+def _fast_reid_rules(facts: Facts, told: Facts) -> KeyRules:
+    "The table above, behind fast-reid's own names."
+    rules, left = (
+        transreid_rules(facts, told),
+        {r"^pixel_(mean|std)$": "said by data.mean, data.std"},
+    )
+    left |= {r"^heads\.(classifier\.)?weight$": "the classifier, of other people"}
+    left |= {key.replace(r"^base\.", r"^backbone\."): why for key, why in rules.drop.items()}
+    return rules._replace(drop=left, rename=[*FAST_REID_NAMES, *rules.rename])
+
+
+FAST_REID_VIT_FAMILY = TRANSREID_FAMILY._replace(
+    title="fast-reid (ViT)",
+    seen=lambda state: TRANSFORMER in state and any(re.match(SIGN, key) for key in state),
+    facts=lambda state: transreid_facts(_under_base(state)),
+    asks=TRANSREID_ASKS | {"neck_feat": "after"},
+    data=lambda facts, told: {
+        **transreid_data(facts, told),
+        "data.interpolation": "bicubic",
+        "evaluate.metric": "cosine",
+    },
+    rules=_fast_reid_rules,
+    licence=FAST_REID_FAMILY.licence.replace(
+        "ImageNet's mean and deviation", "mean and deviation 0.5"
+    ),
 )
