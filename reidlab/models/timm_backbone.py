@@ -122,14 +122,20 @@ def as_seen(
     return Seen(out[:, first:].transpose(1, 2).unflatten(2, grid), tokens)
 
 # %% ../../nbs/02_models/32_timm_backbone.ipynb #tmm00016
+def _by_root(norm: nn.Module) -> bool:
+    "Whether a norm divides by the root mean square alone, without subtracting a mean."
+    return type(norm).__name__.lower().startswith("rmsnorm")
+
+
 def late_norm(
     net: nn.Module,  # of timm
-) -> nn.LayerNorm | None:
-    "The LayerNorm that a network applies to its pooled vector; None: it has none."
-    if isinstance(found := getattr(net, "fc_norm", None), nn.LayerNorm):
+) -> nn.Module | None:
+    "The layer or root-mean-square norm of a network's pooled vector; None: it has none."
+    known = lambda layer: isinstance(layer, nn.LayerNorm) or _by_root(layer)
+    if known(found := getattr(net, "fc_norm", None)):
         return found
     for name, layer in getattr(net, "head", nn.Identity()).named_children():
-        if name == "norm" and isinstance(layer, nn.LayerNorm):
+        if name == "norm" and known(layer):
             return layer
         if any(True for _ in layer.parameters()):  # a layer of the classifier's
             return None
@@ -138,18 +144,19 @@ def late_norm(
 
 def normed_map(
     maps: Tensor,  # (B, C, h, w)
-    norm: nn.LayerNorm,  # of a pooled vector, (B, C)
+    norm: nn.Module,  # from late_norm: of a pooled vector, (B, C)
 ) -> Tensor:  # (B, C, h, w) float32 or wider; its mean over the places is norm(mean)
     "A map by the mean and spread of its average, so that pooling and norming change places."
     with no_autocast(maps):
         maps = at_least_float32(maps)
-        pooled = maps.mean((2, 3))
-        centre = pooled.mean(1)[:, None, None, None]
-        spread = (pooled.var(1, correction=0) + norm.eps).rsqrt()[:, None, None, None]
+        pooled = maps.mean((2, 3))[:, :, None, None]
+        centre = 0 if _by_root(norm) else pooled.mean(1, keepdim=True)
+        spread = ((pooled - centre).square().mean(1, keepdim=True) + norm.eps).rsqrt()
         out = (maps - centre) * spread
         if norm.weight is not None:
             out = out * norm.weight[:, None, None]
-        return out if norm.bias is None else out + norm.bias[:, None, None]
+        bias = getattr(norm, "bias", None)
+        return out if bias is None else out + bias[:, None, None]
 
 # %% ../../nbs/02_models/32_timm_backbone.ipynb #tmm00019
 class Plan(NamedTuple):
@@ -232,7 +239,7 @@ def _tried(net: nn.Module, size: tuple[int, int]) -> tuple[Tensor, Seen]:
     return out, _normed(as_seen(net, out, size), late_norm(net))
 
 
-def _normed(seen: Seen, norm: nn.LayerNorm | None) -> Seen:
+def _normed(seen: Seen, norm: nn.Module | None) -> Seen:
     "Map and tokens behind the norm of the pooled vector, where there is one."
     if norm is None:
         return seen
@@ -388,27 +395,29 @@ def resized_positions(
 # %% ../../nbs/02_models/32_timm_backbone.ipynb #tmm00034
 def _old_grid(
     rows: int, new: tuple[int, int], told: Sequence[int], step: tuple[float, float]
-) -> tuple[int, int]:
+) -> tuple[int, int] | None:  # None: such a table has no such number of rows
     "The grid of a table's rows: as told, ours if it is as large, else a square."
     if told:
         if len(told) != 2:
             raise ValueError(f"input_size needs a height and a width, got {list(told)}")
         old = (int(told[0] / step[0]), int(told[1] / step[1]))
-        if old[0] * old[1] != rows:
-            raise ValueError(
-                f"input_size {told[0]}×{told[1]} is {old[0]}×{old[1]} patches, and its table of "
-                f"positions has {rows}"
-            )
-        return old
-    side = round(rows**0.5)
-    if rows == new[0] * new[1]:
-        return new
-    if side * side != rows:
-        raise ValueError(
-            f"its table of positions has {rows} patches, which is no square. Say the height and "
-            "width of its photos: input_size: [384, 128]"
-        )
-    return side, side
+        return old if old[0] * old[1] == rows else None
+    side = round(max(rows, 0) ** 0.5)
+    return new if rows == new[0] * new[1] else (side, side) if side * side == rows else None
+
+
+def _table(
+    table: Tensor, prefix: int, new: tuple[int, int], told: Sequence[int], step: tuple[float, float]
+) -> tuple[int, tuple[int, int]]:
+    "How many rows of a file's table are of no patch (DINOv2's own files have one more), and its grid."
+    for first in (prefix, prefix + 1):
+        if old := _old_grid(table.shape[1] - first, new, told, step=step):
+            return first, old
+    size = f"which photos of {told[0]}×{told[1]} have not" if told else "which is no square"
+    raise ValueError(
+        f"its table of positions has {table.shape[1] - prefix} patches, {size}. Say the height and "
+        "width of the photos it was made for, as input_size: [384, 128]"
+    )
 
 
 def _check_patches(net: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -437,8 +446,8 @@ def _positions(
     _check_patches(backbone.net, state)
     prefix = own.shape[1] - grid[0] * grid[1]
     step = (backbone.size[0] / grid[0], backbone.size[1] / grid[1])
-    old = _old_grid(table.shape[1] - prefix, grid, input_size, step=step)
-    return state | {"pos_embed": resized_positions(table, old, grid, prefix, rule=position)}
+    first, old = _table(table, prefix, grid, input_size, step=step)
+    return state | {"pos_embed": resized_positions(table, old, grid, first, rule=position)}
 
 # %% ../../nbs/02_models/32_timm_backbone.ipynb #tmm00036
 LEFT = ("head", "fc.", "classifier", "pre_logits", "last_linear", "mask_token")  # no map needs them
