@@ -113,6 +113,12 @@ def test_a_teacher_of_the_same_photos_gets_them_to_the_bit():
     assert torch.equal(teacher.seen, batch.images)
 
 
+@pytest.mark.parametrize(("known", "cameras"), [(True, [0, 1, 2, 3]), (False, [-1] * 4)])
+def test_cameras_are_told_to_a_teacher_of_the_same_photos_alone(known, cameras):
+    _, _, teacher = shown(tiny_recipe(**BRIEF), same_cameras=known)
+    assert teacher.cameras.tolist() == cameras
+
+
 REFUSED = {
     "its columns are other people": ({"logits": 1.0}, {}, "classes is 8 there and 10 here"),
     "its branches are others": ({"branches": "each"}, {}, "or say branches: whole"),
