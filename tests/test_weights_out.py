@@ -217,8 +217,10 @@ def test_timm_reads_its_own_by_the_call_that_is_told(name, size, tmp_path):
     model = build_model({"timm": {"name": name}}, neck="bnneck", n_pids=3, photo=size).eval()
     gone = outward(model, "timm")
     path = write_weights(tmp_path / "net.safetensors", "timm", gone.tensors)
-    there = eval(timm_call(model, path), {"timm": timm}).eval()
+    call = timm_call(model, path)
+    there = eval(call, {"timm": timm}).eval()
     own = there.state_dict()
+    assert ("forward_features" in call) == (len(own) > len(gone.tensors))
     assert all(torch.equal(own[key], value) for key, value in gone.tensors.items())
     images = torch.randn(1, 3, *size)
     with torch.no_grad():

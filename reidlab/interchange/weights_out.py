@@ -136,13 +136,16 @@ def timm_call(
     maps = model.backbone
     ours = isinstance(maps, TimmBackbone)
     name = maps.name if ours else model.architecture["backbone"]
-    options = plan_of(maps.name, maps.size).options if ours else {}
+    plan = plan_of(maps.name, maps.size) if ours else None
+    options, unused = (plan.options, plan.unused) if plan else ({}, ())
     sizes = {k: v for k, v in options.items() if k in ("img_size", "dynamic_img_size")}
     overlay = {"file": str(path), "custom_load": False}
     overlay |= {"input_size": (3, *maps.size)} if "img_size" in sizes else {}
     asked = {"pretrained": True, "num_classes": 0, **sizes, "pretrained_cfg_overlay": overlay}
     said = ", ".join(f"{key}={value!r}" for key, value in asked.items())
-    return f"timm.create_model({name!r}, {said})"
+    lost = ", ".join(dict.fromkeys(key.partition(".")[0] for key in unused))
+    note = f"  # and its forward_features: {lost} is not in the file" if lost else ""
+    return f"timm.create_model({name!r}, {said}){note}"
 
 # %% ../../nbs/05_interchange/12_weights_out.ipynb #wout0011
 ALWAYS = ("size", "mean", "std", "metric", "normalise")
@@ -160,7 +163,8 @@ def unsaid(
     "What a reader has to be told besides the file."
     if form == "safetensors":
         return ""
-    rows = {key: facts[key] for key in (*ALWAYS, *ASKED.get(form, ())) if key in facts}
+    asked = () if facts["backbone"] == "timm" else ASKED.get(form, ())
+    rows = {key: facts[key] for key in (*ALWAYS, *asked) if key in facts}
     value = lambda v: "×".join(map(str, v)) if len(v) == 2 else ", ".join(map(str, v))
     return "; ".join(f"{k} {value(v) if isinstance(v, list) else v}" for k, v in rows.items())
 
