@@ -22,6 +22,7 @@ from reidlab.interchange.transreid import TRANSREID_FAMILY
 from reidlab.models.catalogue import build_model
 from reidlab.models.cost import count_macs
 from reidlab.models.timm_backbone import resized_positions
+from reidlab.models.token_heads import side_by_side
 from reidlab.models.vit import jigsaw
 
 DATA = Path(__file__).parent / "data"
@@ -146,7 +147,7 @@ def test_wrong_networks_are_told_from_the_right_one():
         if isinstance(layer, nn.LayerNorm):
             layer.eps = 1e-5
     whole = right()
-    whole.head.local_scale = 1.0
+    whole.head.join = side_by_side
     assert off(right(shift=6)) == pytest.approx(0.19, abs=0.005)  # rotated by one more
     assert off(unshuffled) == pytest.approx(0.10, abs=0.005)
     assert off(coarse) == pytest.approx(3e-4, abs=5e-5)

@@ -2,9 +2,11 @@
 
 import json
 import re
+from argparse import Namespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from reidlab.core.recipe import validated
@@ -14,9 +16,13 @@ from reidlab.data.manifest import write_manifest
 from reidlab.data.synthetic import write_synthetic
 from reidlab.evaluation.embed import embed
 from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.interchange.families import foreign_network, read_foreign
+from reidlab.interchange.key_rules import load_family, told_of
+from reidlab.interchange.transreid import TRANSREID_FAMILY
 from reidlab.models.catalogue import build_model
+from reidlab.models.cdnet import strip_training_layers
 from reidlab.models.finetune import take_weights
-from reidlab.models.vit import CameraEmbedding
+from reidlab.models.vit import CameraEmbedding, transreid_vit
 from reidlab.training.checks import check_batches, check_model
 from reidlab.training.fit import fit_from_recipe
 from reidlab.training.network import build_network
@@ -211,6 +217,25 @@ def test_a_run_starts_from_one_with_other_cameras():
     assert torch.equal(other.backbone.net.pos_embed, one.backbone.net.pos_embed)
 
 
+@pytest.mark.parametrize(
+    ("about", "head"),
+    [
+        ({"jigsaw": True, "shift": 2}, "jigsaw"),
+        ({"part_tokens": 3}, {"fused_tokens": {"fusion": "mean"}}),
+    ],
+)
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_network_without_its_training_layers_embeds_alike(about, head, side):
+    name, options = (head, {}) if isinstance(head, str) else next(iter(head.items()))
+    head = {name: options | {"neck_feat": side}}
+    parts = WHOLE | {"head": head}
+    model = build_model({"transreid_vit": SMALL | about}, **parts, n_pids=5).eval()
+    light, images = strip_training_layers(model), torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        assert torch.equal(light(images), model(images))
+    assert not [k for k in light.state_dict() if "classifier" in k]
+
+
 def test_gradients_reach_every_weight_of_jigsaw_and_cameras():
     model = build_model({"transreid_vit": SMALL | {"jigsaw": True, "shift": 2}}, **WHOLE, n_pids=5)
     branches = model(torch.randn(4, 3, 32, 16), torch.tensor([0, 1, 2, 2]))
@@ -218,3 +243,124 @@ def test_gradients_reach_every_weight_of_jigsaw_and_cameras():
     still = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not still
     assert isinstance(model.neck.norms[0], nn.BatchNorm1d) and len(branches) == 5
+
+
+# --- files of the family, against formulas ---------------------------------------------------
+
+
+def formula(state, images, heads, scale):
+    "A vision transformer written out: the class token after the last norm."
+    g, dim = state.__getitem__, state["cls_token"].shape[-1]
+    norm = lambda x, at: F.layer_norm(x, (dim,), g(f"{at}.weight"), g(f"{at}.bias"), 1e-6)
+    linear = lambda x, at: F.linear(x, g(f"{at}.weight"), state.get(f"{at}.bias"))
+    weight = g("patch_embed.proj.weight")
+    x = F.conv2d(images, weight, g("patch_embed.proj.bias"), stride=weight.shape[-1])
+    x = torch.cat([g("cls_token").expand(len(images), -1, -1), x.flatten(2).transpose(1, 2)], 1)
+    x = x + g("pos_embed")
+    for i in range(2):
+        at = f"blocks.{i}"
+        parts = linear(norm(x, f"{at}.norm1"), f"{at}.attn.qkv").unflatten(2, (3, heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        seen = (q @ k.transpose(2, 3) * scale).softmax(3) @ v
+        x = x + linear(seen.transpose(1, 2).flatten(2), f"{at}.attn.proj")
+        inside = F.gelu(linear(norm(x, f"{at}.norm2"), f"{at}.mlp.fc1"))
+        x = x + linear(inside, f"{at}.mlp.fc2")
+    return norm(x, "norm")[:, 0]
+
+
+def stem_formula(state, images):
+    "The ICS stem written out."
+    x = images
+    for conv, norm, stride, pad in ((0, 1, 2, 3), (3, 4, 1, 1), (6, 7, 1, 1)):
+        at = f"patch_embed.conv.{norm}"
+        x = F.conv2d(x, state[f"patch_embed.conv.{conv}.weight"], stride=stride, padding=pad)
+        bn = lambda x, at: F.batch_norm(
+            x, *(state[f"{at}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
+        )
+        if norm == 7:
+            x = bn(x, at)
+        else:
+            one, other = x[:, :32], x[:, 32:]
+            one = F.instance_norm(one, weight=state[f"{at}.IN.weight"], bias=state[f"{at}.IN.bias"])
+            x = torch.cat([one, bn(other, f"{at}.BN")], 1)
+        x = x.relu()
+    return x
+
+
+def random_file(**options):
+    "Tensors under the names that timm and the family share."
+    torch.manual_seed(1)
+    few = {k: v for k, v in SMALL.items() if k != "cameras"}
+    net = transreid_vit(**few | options).net
+    draw = lambda v: torch.rand(v.shape, dtype=torch.float64) * 0.5 + 0.1
+    return {k: draw(v) for k, v in net.state_dict().items() if v.is_floating_point()}
+
+
+TOLD = {"heads": 2, "height": 32, "width": 16}
+
+
+def embedded(state, family, images, **told):
+    facts, told = family.facts(state), TOLD | told
+    model = build_model(**family.parts(facts, told_of(family, told)), n_pids=3).double()
+    load_family(model, state, family, told)
+    with torch.no_grad():
+        return model.eval()(images)
+
+
+@pytest.mark.parametrize("size", ["small", "transreid_small"])
+def test_the_old_small_network_scales_its_attention_by_its_whole_width(size):
+    state, images = random_file(size=size), torch.randn(2, 3, 32, 16).double()
+    scale = (24 if size == "transreid_small" else 12) ** -0.5
+    file = {f"base.{k}": v for k, v in state.items()}
+    seen = embedded(file, TRANSREID_FAMILY, images)
+    torch.testing.assert_close(seen, formula(state, images, 2, scale))
+
+
+def test_the_stem_of_transreid_ssl_and_its_generalised_mean():
+    state, images = random_file(stem="ics"), torch.randn(2, 3, 32, 16).double()
+    file = {f"base.{k}": v for k, v in state.items()}
+    expected = formula(state, stem_formula(state, images), 2, 12**-0.5)
+    torch.testing.assert_close(embedded(file, TRANSREID_FAMILY, images), expected)
+    model = build_model(
+        **TRANSREID_FAMILY.parts(
+            TRANSREID_FAMILY.facts(file), told_of(TRANSREID_FAMILY, TOLD | {"gem": True})
+        ),
+        n_pids=3,
+    ).double()
+    load_family(model, file, TRANSREID_FAMILY, TOLD)
+    with torch.no_grad():
+        maps, tokens = model.eval().backbone(images)
+    mean = maps.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
+    torch.testing.assert_close(tokens[0], expected + mean)
+
+
+def test_a_file_fine_tuned_without_labels_is_compared_after_its_neck():
+    state, images = random_file(), torch.randn(2, 3, 32, 16).double()
+    neck = {
+        k: torch.rand(24).double() + 0.5 for k in ("weight", "bias", "running_mean", "running_var")
+    }
+    file = state | {f"bottleneck.{k}": v for k, v in neck.items()}
+    before = formula(state, images, 2, 12**-0.5)
+    order = (neck[k] for k in ("running_mean", "running_var", "weight", "bias"))
+    expected = F.batch_norm(before, *order)
+    torch.testing.assert_close(embedded(file, TRANSREID_FAMILY, images), expected)
+    seen = embedded(file, TRANSREID_FAMILY, images, neck_feat="before")
+    torch.testing.assert_close(seen, before)
+
+
+def test_a_file_of_pre_training_is_its_teachers_backbone(tmp_path):
+    state, images = random_file(), torch.randn(2, 3, 32, 16).double()
+    teacher = {f"module.backbone.{k}": v for k, v in state.items()}
+    teacher["module.head.mlp.0.weight"] = torch.ones(2, 24)
+    student = {k: v + 1 for k, v in teacher.items()}
+    content = {"student": student, "teacher": teacher, "epoch": 3, "args": Namespace(arch="vit")}
+    torch.save(content | {"optimizer": {"state": {}, "param_groups": []}}, tmp_path / "ssl.pth")
+    with pytest.warns(UserWarning, match="teacher is read"):
+        found = read_foreign(tmp_path / "ssl.pth")
+    assert found.name == "transreid" and found.facts["kind"] == "pretrained"
+    model, report = foreign_network(found, TOLD)
+    assert list(report.left) == ["head.mlp.0.weight"]
+    assert all(k.startswith(("neck.", "head.")) for k in report.fresh)
+    with torch.no_grad():
+        seen = model.double().eval().backbone(images).tokens[0]
+    torch.testing.assert_close(seen, formula(state, images, 2, 12**-0.5), atol=1e-4, rtol=1e-4)

@@ -9,8 +9,9 @@ __all__ = ['LAYERED_NECKS', 'STEPS', 'BRANCHES', 'cdnet', 'FeatureHead', 'strip_
 # %% ../../nbs/02_models/17_cdnet.ipynb #2f22821c
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,15 +59,17 @@ def cdnet(
 
 # %% ../../nbs/02_models/17_cdnet.ipynb #52cf10ab
 class FeatureHead(nn.Module):
-    "What is left of a head after training: the vectors, end to end."
+    "What is left of a head after training: the vectors as one."
 
     def __init__(
         self,
         feature_dim: int,  # D
         side: str = "before",  # of the neck's norm: before or after
+        join: Callable[[list[Tensor]], Tensor] | None = None,  # of the vectors; None: end to end
     ):
         super().__init__()
         self.feature_dim, self.side = feature_dim, side
+        self.join = join or partial(torch.cat, dim=1)
 
     def forward(
         self,
@@ -79,7 +82,7 @@ class FeatureHead(nn.Module):
                 "or train the model that it was stripped from."
             )
         kept = before if self.side == "before" else after
-        return kept if isinstance(kept, Tensor) else torch.cat(kept, 1)
+        return kept if isinstance(kept, Tensor) else self.join(kept)
 
 
 def strip_training_layers(
@@ -89,7 +92,8 @@ def strip_training_layers(
     head = model.head
     side = getattr(head, "neck_feat", "before")
     light = copy.copy(model)
-    light._modules = dict(model._modules) | {"head": FeatureHead(head.feature_dim, side)}
+    kept = FeatureHead(head.feature_dim, side, getattr(head, "join", None))
+    light._modules = dict(model._modules) | {"head": kept}
     light = copy.deepcopy(light)
     light.architecture["head"] = "stripped"
     return light.eval()

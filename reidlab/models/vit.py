@@ -168,9 +168,7 @@ class JigsawBranches(nn.Module):
     def forward(
         self,
         z: Tensor,  # (B, 1 + N, D): class token and patches before the last block
-    ) -> tuple[
-        Tensor, list[Tensor]
-    ]:  # (B, 1 + N, D) of the global branch; local tokens, each (B, D)
+    ) -> tuple[Tensor, list[Tensor]]:  # (B, 1 + N, D) of the global branch; local tokens, each (B, D)
         first, patches = z[:, :1], z[:, 1:]
         each = patches.shape[1] // self.divisions
         if self.shuffle:
@@ -256,14 +254,6 @@ class ReIDTransformer(nn.Module):
         x = self.net._pos_embed(self.net.patch_embed(images))
         return x if self.cameras is None else self.cameras(x, cameras)
 
-    def group_matcher(
-        self,
-        coarse: bool = False,  # True: stages; a block is one, so it is the same
-    ) -> dict[str, Any]:  # in timm's form
-        "How deep its weights lie: cameras with the stem, the jigsaw's branches as a last block."
-        blocks = [(r"^net\.blocks\.(\d+)", None), (r"^net\.norm", (99999,)), (r"^jigsaw", (999,))]
-        return {"stem": r"^cameras|net\.(?!blocks|norm\.)", "blocks": blocks}
-
     def forward(
         self,
         images: Tensor,  # (B, 3, H, W) normalised
@@ -298,12 +288,12 @@ VIT_SIZES = {
 }
 
 
-def _of_timm(
-    size: ViTSize, photo: tuple[int, int], part_tokens: int, drop_path: float
-) -> nn.Module:
+def _of_timm(size: ViTSize, photo: tuple[int, int], part_tokens: int, drop_path: float) -> nn.Module:
     "timm's transformer, its patches cut with a stride of 16."
-    from timm.models.vision_transformer import VisionTransformer
-
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+    except ImportError:
+        raise ModuleNotFoundError('transreid_vit needs timm: pip install "reidlab[timm]"') from None
     return VisionTransformer(
         img_size=photo,
         patch_size=PATCH,
