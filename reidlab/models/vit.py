@@ -168,7 +168,9 @@ class JigsawBranches(nn.Module):
     def forward(
         self,
         z: Tensor,  # (B, 1 + N, D): class token and patches before the last block
-    ) -> tuple[Tensor, list[Tensor]]:  # (B, 1 + N, D) of the global branch; local tokens, each (B, D)
+    ) -> tuple[
+        Tensor, list[Tensor]
+    ]:  # (B, 1 + N, D) of the global branch; local tokens, each (B, D)
         first, patches = z[:, :1], z[:, 1:]
         each = patches.shape[1] // self.divisions
         if self.shuffle:
@@ -288,7 +290,9 @@ VIT_SIZES = {
 }
 
 
-def _of_timm(size: ViTSize, photo: tuple[int, int], part_tokens: int, drop_path: float) -> nn.Module:
+def _of_timm(
+    size: ViTSize, photo: tuple[int, int], part_tokens: int, drop_path: float
+) -> nn.Module:
     "timm's transformer, its patches cut with a stride of 16."
     try:
         from timm.models.vision_transformer import VisionTransformer
