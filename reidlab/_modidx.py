@@ -1750,6 +1750,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'reidlab/interchange/transreid.py'),
                                                'reidlab.interchange.transreid._count': ( '05_interchange/transreid.html#_count',
                                                                                          'reidlab/interchange/transreid.py'),
+                                               'reidlab.interchange.transreid._cut': ( '05_interchange/transreid.html#_cut',
+                                                                                       'reidlab/interchange/transreid.py'),
                                                'reidlab.interchange.transreid._fast_reid_rules': ( '05_interchange/transreid.html#_fast_reid_rules',
                                                                                                    'reidlab/interchange/transreid.py'),
                                                'reidlab.interchange.transreid._heads': ( '05_interchange/transreid.html#_heads',

@@ -420,6 +420,7 @@ def fill_backbone(
     told: Mapping[str, Any] | None = None,  # options of the backbone
 ) -> KeyReport:  # neck and classifier are fresh, with why
     "Fill a network's backbone from another project's file, and nothing behind it."
+    told = dict(told or {}) | {"photo": getattr(model.backbone, "size", ())}  # as it was built
     name, options = backbone_of(found, told)
     rules = found.family.rules(found.facts, usually(found.family, told))
     try:

@@ -109,6 +109,15 @@ def _heads(facts: Facts, told: Facts) -> int:
     return facts["dim"] // (64 if facts["qkv_bias"] else 96)
 
 
+def _cut(facts: Facts, told: Facts) -> dict[str, Any]:
+    "Photo and stride as options; none where the data will have to say them."
+    try:
+        photo, stride = photo_of(facts, told)
+    except ValueError:
+        return {}
+    return {"photo": list(photo), "stride": stride}
+
+
 def with_jigsaw(
     facts: Facts,
     told: Facts,  # jigsaw: true, false, or empty for as the file
@@ -123,14 +132,13 @@ def transreid_backbone(
 ) -> dict[str, Any]:  # {"transreid_vit": {option: value}}
     "The transformer of a file, as a recipe says it."
     facts = facts | {"jigsaw": with_jigsaw(facts, told)}
-    photo, stride = photo_of(facts, told)
     usual = "small" if facts["qkv_bias"] else "transreid_small"
     found = {"dim": facts["dim"], "depth": facts["depth"], "heads": _heads(facts, told)}
     found |= {"mlp_ratio": facts["mlp_ratio"]}
     for name, size in VIT_SIZES.items():
         if size._asdict() == found | {"qkv_bias": facts["qkv_bias"]}:
             usual, found = name, {}
-    options = {"size": usual} | found | {"photo": list(photo), "stride": stride}
+    options = {"size": usual} | found | _cut(facts, told)
     options |= {k: facts[k] for k in ("stem", "part_tokens", "cameras", "jigsaw") if facts[k]}
     told_of_it = {"cameras": "camera_coefficient", "jigsaw": "shift"}
     options |= {told_name: told[told_name] for fact, told_name in told_of_it.items() if facts[fact]}

@@ -289,7 +289,9 @@ def build_model(
         "taps": chosen["neck"].name == "fblneck",
         "tokens": chosen["pool"].name in TOKEN_POOLS,
     }
-    maps = build("model.backbone", bare, **wanted | ({"photo": photo} if photo else {}))
+    if photo and not backbone.get("photo"):  # one that a recipe says stands
+        wanted["photo"] = photo
+    maps = build("model.backbone", bare, **wanted)
     check_tokens(chosen["pool"].name, backbone.name, maps)
     facts = noted_facts(n_pids, backbone=backbone, **chosen) | _of_backbone(backbone, maps)
     model = assemble(maps, facts, **chosen, n_pids=n_pids)
