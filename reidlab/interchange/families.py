@@ -120,7 +120,8 @@ STRONG_FAMILY = Family(
     rules=lambda facts, told: KeyRules(
         drop={r"^base\.fc\.": "the classifier of ImageNet"}, rename=STRONG_NAMES, fresh=AS_BUILT
     ),
-    licence=f"Code MIT. {RESTRICTED}",
+    licence=f"Code MIT. {RESTRICTED} TransReID's ResNets have the same names and another stem: say stem_pool "
+    "2x2, and they are refused.",
 )
 LITE_FAMILY = Family(
     title="pytorch-reid-lite",

@@ -133,12 +133,14 @@ class BroughtIn(NamedTuple):
     path: Path  # of the recipe's file or the run's folder
     whose: str  # the project
     account: list[FileLine] | KeyReport
+    note: str = ""  # of weights: on what terms, and whose photos they will see
 
     def __str__(self) -> str:
         "The account, and what to type next."
         lines = [f"{self.kind} {self.name} from a file of {self.whose}: {self.path}"]
         if isinstance(self.account, KeyReport):
-            return "\n".join([*lines, str(self.account), f"Next: reidlab evaluate {self.name}"])
+            lines += [self.note, str(self.account), f"Next: reidlab evaluate {self.name}"]
+            return "\n".join(lines)
         said = [line for line in self.account if not line.reason.startswith(UNSAID)]
         for status in ("mapped", "overridden", "ignored", "refused"):
             part = [line for line in said if line.status == status]
@@ -221,8 +223,10 @@ def bring_in(
     name = _usual_name(path, "run", run)
     own = load_recipe(recipe) if recipe else Recipe(name=name)
     folder, report = adopt(path, own, name, family=family, **told)
-    whose = folder.metrics()["origin"]["family"]
-    return BroughtIn("run", folder.name, folder.path, whose, account=report)
+    origin, data = folder.metrics()["origin"], folder.recipe.data
+    note = f"licence: {origin['licence']}\nphotos: {data.name} at {data.height}×{data.width}"
+    note += " (others: --recipe NAME, or -p data.name NAME)"
+    return BroughtIn("run", folder.name, folder.path, origin["family"], report, note)
 
 
 def told_words(
