@@ -4617,6 +4617,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'reidlab/training/network.py'),
                                           'reidlab.training.network.Scores.forward': ( '06_training/network.html#scores.forward',
                                                                                        'reidlab/training/network.py'),
+                                          'reidlab.training.network._another': ( '06_training/network.html#_another',
+                                                                                 'reidlab/training/network.py'),
                                           'reidlab.training.network._filled': ( '06_training/network.html#_filled',
                                                                                 'reidlab/training/network.py'),
                                           'reidlab.training.network.architecture_of': ( '06_training/network.html#architecture_of',

@@ -33,6 +33,7 @@ from reidlab.interchange.key_rules import rename_state
 from reidlab.models.catalogue import build_model
 from reidlab.models.weight_files import state_of
 from reidlab.training.adopt import adopt
+from reidlab.training.network import build_network
 from reidlab.training.trained import load_model
 
 THEIRS = (
@@ -303,3 +304,20 @@ def test_a_pack_made_by_one_rule_is_not_used_by_another(photos, tmp_path, monkey
     assert len(packed_files(tmp_path)) == 2
     both = [open_photos(some, 40, 24, "on", interpolation=r)[1] for r in ("bilinear", "bicubic")]
     assert not torch.equal(*both)
+
+
+def test_a_backbone_begins_with_a_file_and_no_look_alike_does(plain, tmp_path, monkeypatch):
+    monkeypatch.setenv("REIDLAB_WEIGHTS_DIR", str(tmp_path))
+    source, state = plain
+    begun = lambda backbone, **options: build_network(
+        tiny_recipe(model__backbone={backbone: {"weights": "model_final.pth", **options}}), 5
+    )
+    for content in (state, old(state, "heads.bottleneck.0.")):
+        saved(tmp_path, {"model": content})
+        with pytest.raises(
+            ValueError, match="it holds resnet_fastreid, and the recipe's backbone is"
+        ):
+            begun("resnet18")  # whose stem is another, though every name and shape agrees
+        model = begun("resnet_fastreid", depth=18).eval()
+        with torch.no_grad():
+            assert torch.equal(model.backbone(PHOTOS), source.backbone(PHOTOS))
