@@ -21,6 +21,7 @@ DARTS, PC, GDAS, AUTO = "DARTS", "PC-DARTS", "GDAS", "Auto-ReID"
 BASE, CDNET = "re-ID baselines", "CDNet"
 TRANSREID = "TransReID family"
 SOLIDER = "SOLIDER"
+CLIP = "CLIP-ReID"
 OSNET = "torchreid"
 FAST = "fast-reid"
 SOURCES = {  # whose code → what was run, once, to have numbers to compare with
@@ -34,6 +35,7 @@ SOURCES = {  # whose code → what was run, once, to have numbers to compare wit
     FAST: "the authors' fast-reid: BoT R50 and R50-IBN, its photos, counts of AGW and SBS",
     TRANSREID: "the authors' TransReID, PASS and PersonViT",
     SOLIDER: "the authors' tinyvision/SOLIDER-REID",
+    CLIP: "the authors' CLIP-ReID",
 }
 CHECKS = {  # file → test → (whose code, what is compared)
     "test_golden_autoreid": {
@@ -118,6 +120,14 @@ CHECKS = {  # file → test → (whose code, what is compared)
     "test_golden_transreid": {
         "test_embeddings": (TRANSREID, "embeddings before and after the neck"),
         "test_position_tables_on_other_grids": (TRANSREID, "position tables, and timm's"),
+    },
+    "test_golden_clip": {
+        "test_embeddings": (CLIP, "embeddings before and after the necks"),
+        "test_inner_outputs": (CLIP, "statistics of every stage"),
+        "test_every_tensor_has_a_place_and_the_costs_are_the_published_ones": (
+            CLIP,
+            "names, parameters and MACs",
+        ),
     },
     "test_golden_solider": {
         "test_embeddings": (SOLIDER, "embeddings before and after the neck"),

@@ -23,6 +23,7 @@ from ..core.parts import Part
 from ..core.reading import at_home, is_file, shown
 from ..core.settings import settings
 from .baseline_weights import DEPTHS, baseline_facts, baseline_parts, onnx_state
+from .clip import CLIP_FAMILY, CLIP_REID_FAMILY
 from .fast_reid import FAST_REID_FAMILY
 from reidlab.interchange.key_rules import (
     TOLD,
@@ -260,6 +261,8 @@ FAMILIES: dict[str, Family] = {
     "fastreid_vit": FAST_REID_VIT_FAMILY,
     "vit": VIT_FAMILY,
     "solider": SOLIDER,
+    "clip_reid": CLIP_REID_FAMILY,
+    "clip": CLIP_FAMILY,
 }
 
 

@@ -20,6 +20,7 @@ from ..core.values import OpenShare, Positive, Width
 from .auxiliary import with_auxiliary
 from .backbones import resnet, small_cnn
 from .cdnet import load_published
+from .clip_towers import clip_resnet, clip_vit
 from .derived import derived
 from .fblneck import BALANCED, balanced_parts
 from .finetune import run_checkpoint, start_from
@@ -74,6 +75,8 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "transreid_vit": transreid_vit,
     "solider_swin": solider_swin,
     "timm": timm_backbone,
+    "clip_vit": clip_vit,
+    "clip_resnet": clip_resnet,
 }
 
 # %% ../../nbs/02_models/37_catalogue.ipynb #bd78e416
