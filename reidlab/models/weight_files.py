@@ -425,6 +425,10 @@ def _checked(state: Mapping, name: str) -> dict[str, Tensor]:
         raise ValueError(f"{name} holds packed parameters: {QUANTISED}")
     for key, raw in state.items():
         value = _as_tensor(raw)
+        if isinstance(value, np.ndarray):
+            raise ValueError(
+                f"{name}: {shown(str(key))} is an array of {value.dtype}, not of numbers."
+            )
         if not isinstance(value, Tensor) or key in COUNTERS:
             continue
         if not isinstance(key, str):

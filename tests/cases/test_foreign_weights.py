@@ -284,7 +284,10 @@ TENSORS = {
     "settings": (lambda g: {"epoch": 3, "lr": 0.1}, "it holds epoch, lr"),
     "an empty mapping": (lambda g: {}, "it holds nothing"),
     "two networks": (lambda g: {"net": g, "model": g}, "several networks"),
-    "an array of objects": (lambda g: {FIRST: np.array([None, {}], dtype=object)}, "w.pth"),
+    "an array of objects": (
+        lambda g: {FIRST: np.array([None, {}], dtype=object)},
+        "array of object",
+    ),
 }
 STRANGE = {
     "another network": ({"layer1.weight": torch.zeros(3)}, "of no family"),
