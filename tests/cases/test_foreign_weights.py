@@ -36,6 +36,7 @@ from reidlab.models.weight_files import weights_of
 from reidlab.training.adopt import adopt
 from reidlab.training.network import build_network
 from reidlab.training.parts import note_weights
+from reidlab.training.trained import load_model
 
 OSNET = {"osnet_published": {"width": 0.25, "norm": "bn"}}
 DATA = Path(__file__).parents[1] / "data"
@@ -433,6 +434,45 @@ OF_FAMILY = {
 def test_a_file_is_of_one_family(case):
     state = {key: torch.empty(shape, device="meta") for key, shape in STORED[case].items()}
     assert recognise(state) == [OF_FAMILY[case]]
+
+
+SMALL = {"heads": 3, "height": 64, "width": 32}
+BECOMES = {  # case → what is told, width of the embedding
+    "transreid_reduced_s16": (SMALL, 96),
+    "transreid_reduced_s16_jpm": (SMALL, 480),
+    "transreid_reduced_s16_sie_cam": (SMALL, 96),
+    "pass_reduced": (SMALL, 192),
+    "solider_reduced_128x64": ({"height": 128, "width": 64}, 192),
+}
+
+
+def drawn(shapes):
+    "Tensors of these names and shapes, as a file would hold them."
+    whole = ("num_batches_tracked", "index")
+    draw = lambda key, shape: torch.rand(shape) + 1 if "var" in key else torch.rand(shape) * 0.1
+    return {
+        key: torch.zeros(shape, dtype=torch.int64) if key.endswith(whole) else draw(key, shape)
+        for key, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("case", BECOMES)
+def test_a_file_of_any_family_becomes_a_run(case, tmp_path):
+    told, width = BECOMES[case]
+    torch.save({"state_dict": drawn(STORED[case])}, tmp_path / "w.pth")
+    folder, report = adopt(tmp_path / "w.pth", Recipe(), "new", root=tmp_path, **told)
+    named = {
+        name for text in report.loaded.values() for name in text.split(" + ")
+    } | report.left.keys()
+    assert STORED[case].keys() <= named and all(report.left.values())
+    model, content = load_model(folder.path)
+    data = folder.recipe.data
+    with torch.no_grad():
+        seen = model(torch.randn(2, 3, data.height, data.width))
+    assert seen.shape == (2, width) and seen.isfinite().all()
+    assert (data.height, data.width) == (told["height"], told["width"])
+    told_there = content["origin"]["told"]
+    assert told.items() <= told_there.items() and data.mean == (0.5, 0.5, 0.5)
 
 
 NETS = {
