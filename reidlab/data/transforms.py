@@ -10,7 +10,7 @@ __all__ = ['Interpolation', 'read_pixels', 'resize', 'read_photo', 'Draw', 'draw
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..core.names import unknown
 from ..core.seed import rng
 from .pixels import read_rgb
 
@@ -38,8 +39,10 @@ def _in_bytes() -> bool:
     return vectors or platform.machine() in ("aarch64", "arm64")
 
 
-def _by_pillow(photo: Tensor, height: int, width: int) -> Tensor:
+def _by_pillow(photo: Tensor, height: int, width: int, interpolation: str) -> Tensor:
     "Bicubic, to the bit as Pillow does it."
+    if interpolation != "bicubic":
+        raise ValueError(unknown("interpolation", interpolation, get_args(Interpolation)))
     picture = Image.fromarray(photo.permute(1, 2, 0).cpu().numpy())
     resized = np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
     return torch.from_numpy(resized).permute(2, 0, 1).to(photo.device)
@@ -54,8 +57,8 @@ def resize(
     "A photo at another size, antialiased."
     if photo.shape[-2:] == (height, width):
         return photo
-    if interpolation == "bicubic":
-        return _by_pillow(photo, height, width)
+    if interpolation != "bilinear":
+        return _by_pillow(photo, height, width, interpolation)
     batch, bytes_do = photo[None], photo.device.type == "cpu" and _in_bytes()
     if batch.is_contiguous(memory_format=torch.channels_last):  # said in its strides, too
         batch = photo.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
