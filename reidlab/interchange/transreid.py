@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ATTENTION', 'SIDES', 'STRIDES', 'UNTOLD', 'DEAD', 'PRETRAINING', 'IMAGENET', 'NET', 'BRANCH',
-           'TRANSREID_ASKS', 'OTHERS', 'TRANSREID_FAMILY', 'VIT_FAMILY', 'home', 'transreid_facts', 'photo_of',
-           'with_jigsaw', 'transreid_backbone', 'transreid_parts', 'old_grid', 'fitted_positions', 'transreid_rules',
-           'transreid_data']
+           'TRANSREID_ASKS', 'OTHERS', 'TRANSREID_FAMILY', 'VIT_FAMILY', 'FAST_REID_NAMES', 'FAST_REID_VIT_FAMILY',
+           'home', 'transreid_facts', 'photo_of', 'with_jigsaw', 'transreid_backbone', 'transreid_parts', 'old_grid',
+           'fitted_positions', 'transreid_rules', 'transreid_data']
 
 # %% ../../nbs/05_interchange/08_transreid.ipynb #trf00003
 import math
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core.names import unknown
 from ..core.reading import shown
+from .fast_reid import FAST_REID_FAMILY, SIGN, TRANSFORMER
 from .key_rules import Facts, Family, KeyRules
 from ..models.timm_backbone import PositionRule, resized_positions
 from ..models.vit import PATCH, VIT_SIZES, patch_grid
@@ -83,9 +84,13 @@ def _counted(told: Facts) -> None:
     numbers |= {f"photo[{i}]": x for i, x in enumerate(told["photo"])}
     for name, value in numbers.items():
         if type(value) is not int or not 0 <= value <= 4096:
-            raise ValueError(f"{name} needs a whole number from 0 to 4096, got {shown(repr(value))}.")
+            raise ValueError(
+                f"{name} needs a whole number from 0 to 4096, got {shown(repr(value))}."
+            )
     if told["stride"] and not 4 <= told["stride"] <= PATCH:
-        raise ValueError(f"stride needs 4 to {PATCH}, or 0 for the usual one; got {told['stride']}.")
+        raise ValueError(
+            f"stride needs 4 to {PATCH}, or 0 for the usual one; got {told['stride']}."
+        )
     if len(told["photo"]) not in (0, 2):
         raise ValueError(f"photo needs height and width, got {shown(repr(told['photo']))}.")
 
@@ -98,7 +103,9 @@ def photo_of(
     _counted(told)
     said = tuple(told["photo"]) or (told["height"], told["width"])
     sizes = [said] if all(said) else SIDES
-    strides = [told["stride"]] if told["stride"] else STRIDES if facts["stem"] == "patch" else STRIDES[:1]
+    strides = (
+        [told["stride"]] if told["stride"] else STRIDES if facts["stem"] == "patch" else STRIDES[:1]
+    )
     for size in sizes:
         for stride in strides:
             if math.prod(patch_grid(*size, stride)) == facts["patches"]:
@@ -116,7 +123,9 @@ def _heads(facts: Facts, told: Facts) -> int:
     if told["heads"]:
         return told["heads"]
     if facts["dim"] % 64:
-        raise ValueError(f"a transformer of {facts['dim']} numbers does not show its heads. Say heads.")
+        raise ValueError(
+            f"a transformer of {facts['dim']} numbers does not show its heads. Say heads."
+        )
     return facts["dim"] // (64 if facts["qkv_bias"] else 96)
 
 
@@ -172,7 +181,12 @@ def transreid_parts(
         neck, head = "token_bnneck", {"fused_tokens": {"fusion": told["fusion"], "neck_feat": side}}
     elif facts["reduced"]:
         neck = {"bnneck": {"embedding": facts["neck"]}}
-    return {"backbone": transreid_backbone(facts, told), "pool": "token", "neck": neck, "head": head}
+    return {
+        "backbone": transreid_backbone(facts, told),
+        "pool": "token",
+        "neck": neck,
+        "head": head,
+    }
 
 # %% ../../nbs/05_interchange/08_transreid.ipynb #trf00015
 DEAD = "dead weight: the jigsaw's branches have replaced it"
@@ -330,7 +344,11 @@ def transreid_data(
     return found | {"evaluate.metric": "euclidean", "evaluate.normalise": True}
 
 
-OTHERS = ("norm_pre.weight", "blocks.0.ls1.gamma", "reg_token")  # of CLIP, DINOv2: others read these
+OTHERS = (
+    "norm_pre.weight",
+    "blocks.0.ls1.gamma",
+    "reg_token",
+)  # of CLIP, DINOv2: others read these
 
 
 def _seen(*kinds: str) -> Callable[[Mapping[str, Tensor]], bool]:
@@ -365,4 +383,49 @@ VIT_FAMILY = TRANSREID_FAMILY._replace(
     title="vision transformers (timm, DeiT)",
     seen=_seen("plain"),
     licence="Each model of timm has its own licence; see its card. Photos with mean and deviation 0.5.",
+)
+
+# %% ../../nbs/05_interchange/08_transreid.ipynb #trf00032
+FAST_REID_NAMES = (
+    (r"^backbone\.", "base."),
+    (r"^heads\.(?:bnneck|bottleneck\.0)\.", "bottleneck."),
+    (r"^heads\.(?:classifier\.)?weight$", "classifier.weight"),
+)
+
+
+def _under_base(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "fast-reid's transformer under TransReID's names."
+    found = {}
+    for key, value in state.items():
+        for theirs, here in FAST_REID_NAMES:
+            key = re.sub(theirs, here, key)
+        found[key] = value
+    return found
+
+
+def _fast_reid_rules(facts: Facts, told: Facts) -> KeyRules:
+    "The table above, behind fast-reid's own names."
+    rules, left = (
+        transreid_rules(facts, told),
+        {r"^pixel_(mean|std)$": "said by data.mean, data.std"},
+    )
+    left |= {r"^heads\.(classifier\.)?weight$": "the classifier, of other people"}
+    left |= {key.replace(r"^base\.", r"^backbone\."): why for key, why in rules.drop.items()}
+    return rules._replace(drop=left, rename=[*FAST_REID_NAMES, *rules.rename])
+
+
+FAST_REID_VIT_FAMILY = TRANSREID_FAMILY._replace(
+    title="fast-reid (ViT)",
+    seen=lambda state: TRANSFORMER in state and any(re.match(SIGN, key) for key in state),
+    facts=lambda state: transreid_facts(_under_base(state)),
+    asks=TRANSREID_ASKS | {"neck_feat": "after"},
+    data=lambda facts, told: {
+        **transreid_data(facts, told),
+        "data.interpolation": "bicubic",
+        "evaluate.metric": "cosine",
+    },
+    rules=_fast_reid_rules,
+    licence=FAST_REID_FAMILY.licence.replace(
+        "ImageNet's mean and deviation", "mean and deviation 0.5"
+    ),
 )

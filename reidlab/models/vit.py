@@ -257,6 +257,14 @@ class ReIDTransformer(nn.Module):
         x = self.net._pos_embed(self.net.patch_embed(images))
         return x if self.cameras is None else self.cameras(x, cameras)
 
+    def group_matcher(
+        self,
+        coarse: bool = False,  # True: stages; a block is one, so it is the same
+    ) -> dict[str, Any]:  # in timm's form
+        "How deep its weights lie: cameras with the stem, the jigsaw's branches as a last block."
+        blocks = [(r"^net\.blocks\.(\d+)", None), (r"^net\.norm", (99999,)), (r"^jigsaw", (999,))]
+        return {"stem": r"^cameras|net\.(?!blocks|norm\.)", "blocks": blocks}
+
     def forward(
         self,
         images: Tensor,  # (B, 3, H, W) normalised
