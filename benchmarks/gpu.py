@@ -1,6 +1,6 @@
 """Training speed and peak memory of a re-ID network on this GPU, with input from memory.
 
-    python benchmarks/gpu.py                      # about 7 minutes, prints its two tables last
+    python benchmarks/gpu.py                      # about 8 minutes, prints its three tables last
     python benchmarks/gpu.py --out results.csv    # appends to a table; .json keeps everything
     python benchmarks/gpu.py --tiny               # seconds on a CPU: does the script still run?
 
@@ -8,7 +8,7 @@ One step is what the trainer does: forward, label-smoothed cross-entropy plus ba
 backward, Adam. Photos are random numbers that already lie on the device, so neither disk nor
 decoder is measured. Needs torch, torchvision, numpy and pydantic (a part
 checks its options with it), and of reidlab only models and losses; the rows of the search supernet
-also pandas, and say so where it is missing.
+also pandas, those of the transformers timm, and say so where it is missing.
 """
 
 import argparse
@@ -37,6 +37,8 @@ from reidlab.models.catalogue import as_part, assemble, build_model  # noqa: E40
 
 TERMS = {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}
 N_PIDS = 751  # training identities of Market-1501
+TRANSFORMERS = ("vit_small_patch16_224", "vit_base_patch16_224")  # of timm
+SEARCHED = "cdnet"  # a searched network, by its published list of layers
 SUPERNET = "supernet "  # a model's name begins so; then plain, or a level of nas.lean
 COLUMNS = ["model", "size", "stride", "precision", "layout", "compiled"]
 COLUMNS += ["images/s", "peak MiB", "ratio"]
@@ -51,7 +53,7 @@ class Case:
     model: str
     height: int
     width: int
-    stride: int  # of the backbone's last stage
+    stride: int  # of the backbone's last stage; 0: it has no such option
     precision: str  # fp32 (TF32 off), tf32 (fp32 with TF32 on), bf16 (autocast)
     layout: str  # nchw, or nhwc (channels_last)
     compiled: str  # "no", or the backend of torch.compile
@@ -109,10 +111,32 @@ def supernet_cases(tiny: bool) -> list[Case]:
     return [Case(*shape, *variant) for shape, *variant in rows]
 
 
+def network_cases(tiny: bool) -> list[Case]:
+    "Rows of timm's ViT-S and ViT-B and of a searched network, at 256×128."
+    size, names = (256, 128), (*TRANSFORMERS, SEARCHED)
+    variants = [("fp32", "nchw", "no"), ("bf16", "nchw", "no")]
+    if tiny:
+        size, names = (64, 32), ("test_vit", SEARCHED)
+    else:
+        variants.append(("bf16", "nchw", "inductor"))
+    return [Case(name, *size, 0, *variant) for name in names for variant in variants]
+
+
+def backbone_of(case: Case) -> dict[str, dict]:
+    "The backbone of a row, as a recipe says it."
+    if case.stride:
+        return {case.model: {"last_stride": case.stride}}
+    if case.model == SEARCHED:
+        return {SEARCHED: {"width": 0.25 if case.height < 128 else 1.0}}
+    import timm  # noqa: F401  so that a missing one is named
+
+    return {"timm": {"name": case.model}}
+
+
 def build_net(case: Case) -> torch.nn.Module:
     "The network of a row."
     if not case.model.startswith(SUPERNET):
-        return build_model({case.model: {"last_stride": case.stride}}, n_pids=N_PIDS)
+        return build_model(backbone_of(case), n_pids=N_PIDS, photo=(case.height, case.width))
     from reidlab.models.ops import SPACES
     from reidlab.nas.lean import make_lean
     from reidlab.nas.supernet import Supernet
@@ -303,7 +327,7 @@ def table_lines(rows: list[Case], results: dict[Case, Result]) -> list[str]:
             [
                 case.model,
                 f"{case.height}×{case.width}",
-                str(case.stride),
+                str(case.stride or "–"),
                 case.precision,
                 case.layout,
                 case.compiled,
@@ -350,8 +374,11 @@ def write_out(path: Path, about: dict, rows: list[Case], results: dict[Case, Res
         if new:
             out.writeheader()
         for case in rows:
-            name = f"{case.model} {case.height}x{case.width} stride {case.stride} {case.precision}"
-            name += f" {case.layout}" + ("" if case.compiled == "no" else f" {case.compiled}")
+            name = f"{case.model} {case.height}x{case.width} "
+            name += f"stride {case.stride} " if case.stride else ""
+            name += f"{case.precision} {case.layout}" + (
+                "" if case.compiled == "no" else f" {case.compiled}"
+            )
             shared = {key: about[key] for key in RESULTS if key in about} | {"case": name}
             found, times = results[case], ratio(case, results)
             if found.images_per_s:
@@ -372,7 +399,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, help="write the numbers here too: .json or .csv (appends)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=440, help="time budget; what is left is skipped"
+        "--seconds", type=float, default=520, help="time budget; what is left is skipped"
     )
     parser.add_argument(
         "--steps", type=int, default=40, help="timed steps a row, at most 12 s of them"
@@ -399,14 +426,15 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     rows, about = cases(args.tiny), provenance(device)
     began, how = time.monotonic(), {"warmup": warmup, "steps": steps}
-    searched = supernet_cases(args.tiny)
+    searched, networks = supernet_cases(args.tiny), network_cases(args.tiny)
     half = {"p": max(p // 2, 2), "k": k}  # 32 photos, the least that a search wants
-    third = args.seconds / 3
-    results = run_all(searched, third, device, **half, **how | {"warmup": 2}, limit=5.0)
+    share = args.seconds / 4
+    results = run_all(searched, share, device, **half, **how | {"warmup": 2}, limit=5.0)
+    results |= run_all(networks, share, device, p=p, k=k, **how, limit=8.0)
     left = args.seconds - (time.monotonic() - began)
     results |= run_all(rows, left, device, p=p, k=k, **how, limit=12.0)
     if args.out:
-        write_out(args.out, about, [*searched, *rows], results)
+        write_out(args.out, about, [*searched, *networks, *rows], results)
     skipped = sum(bool(result.note) for result in results.values())
     print()
     print(", ".join(f"{key} {value}" for key, value in about.items() if value))
@@ -420,6 +448,9 @@ def main() -> None:
     print()
     print(f"search supernet, darts macro, reid operations, batch {half['p']}×{half['k']}:")
     print("\n".join(table_lines(searched, results)))
+    print()
+    print("transformers and a searched network:")
+    print("\n".join(table_lines(networks, results)))
     print()
     print("\n".join(table_lines(rows, results)))
 

@@ -46,7 +46,10 @@ def test_tiny_ends_with_its_table(tmp_path, gpu):
     with (tmp_path / "out.csv").open() as file:
         kept = list(csv.DictReader(file))
     searched = [line for line in kept if line["case"].startswith(gpu.SUPERNET)]
-    assert list(kept[0]) == gpu.RESULTS and len(kept) - len(searched) == 4
+    networks = [line for line in kept if line["case"].startswith(("test_vit ", "cdnet "))]
+    assert len(networks) == len(gpu.network_cases(tiny=True)) == 4
+    assert all(float(line["value"]) > 0 and "stride" not in line["case"] for line in networks)
+    assert list(kept[0]) == gpu.RESULTS and len(kept) - len(searched) - len(networks) == 4
     assert len(searched) == len(gpu.supernet_cases(tiny=True)) == 11
     assert all(float(line["value"]) > 0 for line in searched)
     assert done.stdout.count("| supernet ") == 11
@@ -77,6 +80,18 @@ def test_all_rows_are_there_and_the_costly_ones_run_last(gpu):
     order = gpu.in_running_order(rows)
     assert [c.compiled for c in order] == ["no"] * 16 + ["inductor"] * 4
     assert [c.stride for c in order[16:]] == [1, 1, 2, 2]
+
+
+def test_transformers_and_a_searched_network_are_there(gpu):
+    rows = gpu.network_cases(tiny=False)
+    assert len(rows) == len(set(rows)) == 9 and {(c.height, c.width) for c in rows} == {(256, 128)}
+    assert {c.model for c in rows} == {"vit_small_patch16_224", "vit_base_patch16_224", "cdnet"}
+    assert [c.model for c in rows if c.plain] == list(dict.fromkeys(c.model for c in rows))
+    with torch.device("meta"):
+        nets = {c.model: gpu.build_net(c) for c in rows if c.plain}
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
+    assert sizes["cdnet"] < 3e6 < 21e6 < sizes["vit_small_patch16_224"] < 23e6
+    assert 85e6 < sizes["vit_base_patch16_224"] < 88e6
 
 
 def test_the_supernet_is_there_at_every_level(gpu):
