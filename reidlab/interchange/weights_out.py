@@ -148,7 +148,7 @@ def timm_call(
     return f"timm.create_model({name!r}, {said}){note}"
 
 # %% ../../nbs/05_interchange/12_weights_out.ipynb #wout0011
-ALWAYS = ("size", "mean", "std", "metric", "normalise")
+ALWAYS = ("size", "interpolation", "mean", "std", "metric", "normalise")
 ASKED = {
     "strong": ("last_stride", "stem_relu", "neck_feat"),
     "lite": ("last_stride", "stem_relu", "neck_feat", "pool"),

@@ -54,7 +54,7 @@ def said_of(
     facts = content["architecture"]
     return {
         "architecture": facts,
-        **{key: facts[key] for key in ("size", "mean", "std") if key in facts},
+        **{key: facts[key] for key in ("size", "interpolation", "mean", "std") if key in facts},
         "run": run.name,
         "epoch": content["epoch"],
         "selection": content["selection"],

@@ -30,6 +30,7 @@ from reidlab.interchange.fast_reid import (
     fast_reid_rules,
 )
 from reidlab.interchange.key_rules import rename_state
+from reidlab.interchange.weights_out import unsaid
 from reidlab.models.catalogue import build_model
 from reidlab.models.weight_files import state_of
 from reidlab.training.adopt import adopt
@@ -280,6 +281,9 @@ def test_an_adopted_run_sees_photos_as_fast_reid_did(plain, photos, tmp_path):
     assert run.recipe.evaluate.metric == "cosine"
     model, content = load_model(run.path)
     assert content["architecture"]["interpolation"] == "bicubic"
+    assert "interpolation bicubic" in unsaid(
+        "strong", content["architecture"]
+    )  # if it leaves again
     some = open_data(recipe.data, 0, photos).train.take(np.arange(3))
     seen = next(iter(eval_loader(some, data))).images
     for image, path in zip(seen, some.paths, strict=True):
