@@ -345,3 +345,35 @@ def test_the_card_says_the_licence_and_another_normalisation(trained, saved):
     assert "licence apache-2.0; mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5" in told
     assert "WARNING: the recipe has mean 0.485, 0.456, 0.406" in told
     assert "2 left in the file" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "photo", "token_dims"),
+    [
+        ("vit_small_patch14_reg4_dinov2", (252, 126), (384,)),
+        ("vit_small_patch16_dinov3", (256, 128), (384,)),
+        ("vit_base_patch16_siglip_224", (256, 128), (768,)),  # of its attention pool
+        ("resnet50", (256, 128), ()),
+    ],
+)
+def test_registers_are_no_tokens_and_an_attention_pool_is_one(name, photo, token_dims):
+    assert plan_of(name, photo, tokens=True).token_dims == token_dims
+
+
+@pytest.mark.slow
+def test_a_file_of_dinov2s_authors(saved):
+    name = "vit_small_patch14_reg4_dinov2"  # its table has a row of the class token, timm's has not
+    theirs = timm.create_model(name, num_classes=0, img_size=518).state_dict()
+    file = {k: v for k, v in theirs.items() if k not in ("reg_token", "pos_embed")}
+    file |= {"register_tokens": theirs["reg_token"], "mask_token": torch.zeros(1, 384)}
+    file["pos_embed"] = torch.cat([torch.zeros(1, 1, 384), theirs["pos_embed"]], 1)
+    path = saved(file)
+    net = build_model(
+        {"timm": {"name": name, "weights": path}}, n_pids=4, photo=(252, 126)
+    ).backbone
+    assert torch.equal(net.net.reg_token, theirs["reg_token"])
+    table = resized_positions(theirs["pos_embed"], (37, 37), (18, 9), 0, rule="bicubic")
+    assert_close(net.net.pos_embed, table)
+    report = net.key_report(path)
+    assert list(report.left) == ["mask_token"] and not report.fresh
+    assert report.loaded["net.reg_token"] == "register_tokens"
