@@ -16,6 +16,7 @@ from filling import filled, filled_state, photos
 from torch.testing import assert_close
 
 from reidlab.interchange.clip import CLIP_FAMILY, CLIP_REID_FAMILY
+from reidlab.interchange.families import fill_backbone, read_foreign
 from reidlab.interchange.key_rules import load_family
 from reidlab.models.catalogue import build_model
 from reidlab.models.clip_towers import clip_vit
@@ -312,6 +313,21 @@ def test_clips_own_archive_is_read_as_its_tensors_are(tmp_path):
     plain, _ = read(state, CLIP_FAMILY, height=64, width=32)
     with torch.no_grad():
         assert torch.equal(model(photos(1, 3, 64, 32)), plain(photos(1, 3, 64, 32)))
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_clips_own_tower_starts_a_network_of_another_size(tmp_path, pool):
+    torch.save(clips_own(positions=197), tmp_path / "clip.pt")
+    found = read_foreign(tmp_path / "clip.pt")
+    tower = {"clip_vit": {"dim": 64, "depth": 2, "projected": 32, "photo": [64, 32]}}
+    model = build_model(tower, pool=pool, n_pids=5)
+    report = fill_backbone(model, found)
+    assert found.name == "clip" and all(k.startswith(("neck.", "head.")) for k in report.fresh)
+    assert model.backbone.net.pos_embed.shape == (1, 9, 64)
+    assert model.backbone.net.head.weight.requires_grad == (pool == "token")
+    model(photos(2, 3, 64, 32).float())[0].logits.sum().backward()
+    idle = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
 
 
 def test_the_side_that_reads_stays_behind():

@@ -96,22 +96,30 @@ def clip_photo(
     )
 
 
+def _cut(facts: Facts, told: Facts) -> dict[str, Any]:
+    "Photo and stride as options; none where the data will have to say them."
+    try:
+        photo, stride = clip_photo(facts, told)
+    except ValueError:
+        return {}
+    cut = {"stride": stride} if facts["tower"] == "vit" else {"last_stride": stride // PATCH}
+    return cut | {"photo": list(photo)}
+
+
 def clip_parts(
     facts: Facts,  # from clip_facts
     told: Facts,
 ) -> dict[str, Any]:  # backbone, pool, neck, head
     "The network of a tower's file, as a recipe says it: both tokens, a neck and a classifier each."
-    photo, stride = clip_photo(facts, told)
     if facts["tower"] == "vit":
-        said = {"dim": facts["dim"], "depth": facts["depth"], "stride": stride}
+        said = {"dim": facts["dim"], "depth": facts["depth"]}
         said |= {"heads": told["heads"]} if told["heads"] else {}
         said |= {"activation": told["activation"]}
         if facts["cameras"]:
             said |= {"cameras": facts["cameras"], "camera_coefficient": told["camera_coefficient"]}
     else:
         said = {"width": facts["width"], "depths": facts["depths"]}
-        said |= {"last_stride": stride // PATCH}
-    said |= {"projected": facts["projected"], "photo": list(photo)}
+    said |= {"projected": facts["projected"]} | _cut(facts, told)
     return {
         "backbone": {f"clip_{facts['tower']}": said},
         "pool": "token",
