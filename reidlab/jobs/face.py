@@ -27,6 +27,7 @@ FACE = {  # name: the module that has it
     "train": "jobs.verbs",
     "evaluate": "jobs.verbs",
     "load_runs": "core.run",
+    "Embedder": "deploy.embedder",
     "rank_features": "retrieval.rank",
     "evaluate_rank": "retrieval.metrics",
     "rerank": "retrieval.rerank",
