@@ -23,7 +23,7 @@ from reidlab.viz.links import LINK
 from reidlab.viz.page import write_html
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "nbs" / "09_viz" / "10_explorers.ipynb"
+PAGE = ROOT / "nbs" / "10_viz" / "10_explorers.ipynb"
 pytestmark = needs_browser
 SECOND = 1000  # playwright counts in milliseconds
 
@@ -221,7 +221,7 @@ def kept_pictures(path):
 
 @pytest.mark.parametrize("name", ["08_genotype", "10_explorers", "02_ranking"])
 def test_a_page_shows_its_pictures_without_trust(lab, name):
-    path = f"nbs/09_viz/{name}.ipynb"
+    path = f"nbs/10_viz/{name}.ipynb"
     with browser_page() as page:
         panel = lab.open(page, path)
         wanted = kept_pictures(lab.root / path)
