@@ -1172,6 +1172,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'reidlab/deploy/embedder.py'),
                                          'reidlab.deploy.embedder.Embedder.stream': ( '09_deploy/embedder.html#embedder.stream',
                                                                                       'reidlab/deploy/embedder.py'),
+                                         'reidlab.deploy.embedder.Shots': ('09_deploy/embedder.html#shots', 'reidlab/deploy/embedder.py'),
                                          'reidlab.deploy.embedder._bytes_of': ( '09_deploy/embedder.html#_bytes_of',
                                                                                 'reidlab/deploy/embedder.py'),
                                          'reidlab.deploy.embedder._is_one': ( '09_deploy/embedder.html#_is_one',

@@ -1,0 +1,41 @@
+"""What an embedder says of a photo is what the evaluation of its run ranked, to the bit."""
+
+import numpy as np
+import pytest
+
+from reidlab import Embedder
+from reidlab.core.recipe import Data, Evaluate, Model, Recipe, Synthetic, Train
+from reidlab.core.run import open_run
+from reidlab.data.loaders import open_test
+from reidlab.evaluation.embeddings import load_embeddings
+from reidlab.evaluation.evaluate_run import evaluate_run
+from reidlab.training.fit import fit_from_recipe
+
+VIT = {"transreid_vit": {"dim": 24, "depth": 2, "heads": 2, "cameras": 3}}
+
+
+@pytest.mark.parametrize(
+    ("model", "flip"),
+    [
+        ({"backbone": VIT, "pool": "token"}, True),
+        ({"backbone": {"timm": {"name": "test_vit"}}, "pool": "token_gem"}, False),
+        ({"head": {"pcb": {"stripes": 2}}, "neck": {"bn": {"embedding": 16}}}, False),
+    ],
+    ids=["cameras", "timm", "stripes"],
+)
+def test_vectors_are_those_of_the_evaluation(model, flip, tmp_path):
+    few = Synthetic(train_pids=8, test_pids=4, cameras=3)
+    look = {"height": 64, "width": 32, "interpolation": "bicubic", "std": (0.3, 0.2, 0.2)}
+    about = Data(synthetic=few, **look, sampler={"pk": {"p": 4, "k": 2}})
+    rules = Evaluate(flip=flip, batch_size=16)
+    rate = Train(epochs=1, validate_every=0)
+    recipe = Recipe(name="t", data=about, model=Model(**model), train=rate, evaluate=rules)
+    data = open_test(about, tmp_path)
+    run = open_run("t", recipe, verb="train", data=data.fingerprint, root=tmp_path)
+    fit_from_recipe(recipe, run.path, workers=0, data_dir=tmp_path)
+    evaluate_run(run.path, workers=0, data_dir=tmp_path)
+    kept = load_embeddings(run.path / "evaluate/synthetic/embeddings.npz")
+    photos, embedder = [data.manifest.root / path for path in kept.g_paths], Embedder(run.path)
+    np.testing.assert_array_equal(embedder.embed(photos, cameras=kept.g_camids), kept.g_feats)
+    untold = embedder.embed(photos)
+    assert np.array_equal(untold, kept.g_feats) is ("cameras" not in str(model))
