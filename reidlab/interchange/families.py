@@ -22,7 +22,13 @@ from ..core.names import unknown
 from ..core.parts import Part
 from ..core.reading import at_home, is_file, shown
 from ..core.settings import settings
-from .baseline_weights import DEPTHS, baseline_facts, baseline_parts, onnx_state
+from reidlab.interchange.baseline_weights import (
+    DEPTHS,
+    baseline_facts,
+    baseline_parts,
+    count_names,
+    onnx_state,
+)
 from .clip import CLIP_FAMILY, CLIP_REID_FAMILY
 from .fast_reid import FAST_REID_FAMILY
 from reidlab.interchange.key_rules import (
@@ -170,13 +176,12 @@ TORCHREID_FAMILY = Family(
 )
 
 # %% ../../nbs/05_interchange/11_families.ipynb #fcc0058f
-def _counted(state: Mapping[str, Tensor], pattern: str) -> int:
-    return len({found[1] for key in state if (found := re.match(pattern, key))})
-
-
 def _torchvision_facts(state: Mapping[str, Tensor]) -> Facts:
     "Depth, instance norms and classes of a ResNet without a prefix."
-    blocks, convs = _counted(state, r"layer3\.(\d+)\."), _counted(state, r"layer3\.0\.(conv\d)\.")
+    blocks, convs = (
+        count_names(state, r"layer3\.(\d+)\."),
+        count_names(state, r"layer3\.0\.(conv\d)\."),
+    )
     ibn = "_ibn" if "layer1.0.bn1.IN.weight" in state else ""
     depth = DEPTHS.get((blocks, convs))
     if depth is None or (ibn and depth != 50):

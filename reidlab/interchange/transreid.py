@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core.names import unknown
 from ..core.reading import shown
+from .baseline_weights import count_names
 from .fast_reid import FAST_REID_FAMILY, SIGN, TRANSFORMER
 from .key_rules import Facts, Family, KeyRules
 from ..models.timm_backbone import PositionRule, resized_positions
@@ -40,21 +41,16 @@ def home(
     return next((where for where in KINDS if f"{where}{ATTENTION}" in state), None)
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    "How many different numbers a pattern finds."
-    return len({found[1] for key in state if (found := re.match(pattern, key))})
-
-
 def transreid_facts(
     state: Mapping[str, Tensor],  # of a file, by plain names
 ) -> Facts:
     "What the names and shapes of a file say about its network."
     at = home(state)
     shape = lambda name: tuple(state[f"{at}{name}"].shape)
-    parts, patches = _count(state, rf"{at}part_token(\d+)$"), shape("pos_embed")[1]
+    parts, patches = count_names(state, rf"{at}part_token(\d+)$"), shape("pos_embed")[1]
     neck = state.get("bottleneck.weight")
     jigsaw = "b1.0.norm1.weight" in state
-    blocks = _count(state, rf"{re.escape(at)}blocks\.(\d+)\.")
+    blocks = count_names(state, rf"{re.escape(at)}blocks\.(\d+)\.")
     dim = shape("cls_token")[-1]
     return {
         "kind": "unlabelled" if at == "" and neck is not None else KINDS[at],
