@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reidlab import Embedder
 from reidlab.core.recipe import Data, Evaluate, Model, Recipe, Synthetic, Train
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_test
+from reidlab.deploy.embedder import as_photo
 from reidlab.evaluation.embeddings import load_embeddings
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.training.fit import fit_from_recipe
@@ -39,3 +41,33 @@ def test_vectors_are_those_of_the_evaluation(model, flip, tmp_path):
     np.testing.assert_array_equal(embedder.embed(photos, cameras=kept.g_camids), kept.g_feats)
     untold = embedder.embed(photos)
     assert np.array_equal(untold, kept.g_feats) is ("cameras" not in str(model))
+    for wrong, words in (
+        (0, "a number for each photo"),
+        ([0.5] * len(photos), "a whole number, got 0.5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            embedder.embed(photos, cameras=wrong)
+    with pytest.raises(ValueError, match="more cameras than photos"):
+        embedder.embed(photos[:2], cameras=[0, 1, 1])
+
+
+FORMS = {
+    "of an array": lambda pixels: Image.fromarray(pixels),
+    "a crop": lambda pixels: Image.fromarray(np.pad(pixels, ((3, 3), (2, 2), (0, 0)))).crop(
+        (2, 3, 2 + pixels.shape[1], 3 + pixels.shape[0])
+    ),
+    "pasted": lambda pixels: Image.merge("RGB", Image.fromarray(pixels).split()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_picture_made_in_memory_is_a_picture(form):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype="uint8")
+    assert as_photo(FORMS[form](pixels), 32, 16).equal(as_photo(pixels, 32, 16))
+
+
+def test_a_device_that_is_not_there_is_no_damaged_file(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device in ("cuda", "tpu"):
+        with pytest.raises(ValueError, match=f"device needs cpu, or cuda .* got '{device}'"):
+            Embedder("any", device=device)

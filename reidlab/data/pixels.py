@@ -144,10 +144,11 @@ KINDS_OF_CHANGE = ("turned", "deep", "transparent", "profile", "odd-profile")
 
 
 def to_rgb(
-    image: Image.Image,  # just opened, not loaded yet
+    image: Image.Image,  # just opened, not loaded yet; or made in memory
 ) -> tuple[Image.Image, tuple[str, ...]]:  # RGB with 8 bits; what was done, of KINDS_OF_CHANGE
     "A picture as a viewer shows it, its first frame."
-    raw = image.tile[0].args if image.tile else ""  # how the file packs its pixels
+    tile = getattr(image, "tile", ())  # none in a picture made in memory, as a crop of another is
+    raw = tile[0].args if tile else ""  # how the file packs its pixels
     raw = str(raw[0] if isinstance(raw, tuple) and raw else raw)
     asked, kind = turn_of(image), image.format
     if kind == "TIFF":

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from ..core.reading import shown
@@ -82,6 +83,8 @@ def open_network(
     device: str = "cpu",  # cpu or cuda
 ) -> tuple[nn.Module, Contract]:  # in evaluation mode, and what it expects
     "A run's network, with the rules that it was trained and tested by."
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(f"device needs cpu, or cuda where there is a GPU; got {device!r}.")
     folder = run_of(run)
     data, rules = folder.recipe.data, folder.recipe.evaluate
     checkpoint = checkpoint or rules.checkpoint

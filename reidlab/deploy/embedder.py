@@ -9,7 +9,7 @@ __all__ = ['Picture', 'BYTES', 'Pictures', 'AHEAD', 'QUIET', 'as_photo', 'photos
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..core.reading import shown
+from ..core.reading import at_home, shown
 from ..data.files import walk_tree
 from ..data.pixels import to_rgb
 from ..data.transforms import Interpolation, normalise, read_photo, resize
@@ -38,12 +38,13 @@ BYTES = (
 def _bytes_of(array: np.ndarray | Tensor) -> Tensor:
     "An array or a tensor as (3, h, w); anything that would have to be guessed is refused."
     kind = "tensor" if isinstance(array, Tensor) else "array"
-    pixels = torch.as_tensor(np.ascontiguousarray(array)) if kind == "array" else array
-    planes = pixels.permute(2, 0, 1) if kind == "array" and pixels.ndim == 3 else pixels
-    if planes.dtype != torch.uint8 or planes.ndim != 3 or len(planes) != 3 or not planes.numel():
-        seen = f"{tuple(array.shape)}, {str(array.dtype).removeprefix('torch.')}"
-        raise ValueError(f"a picture came as {kind} {seen}. {BYTES}")
-    return planes
+    shape, numbers = tuple(array.shape), str(array.dtype).removeprefix("torch.")
+    colours = shape[0 if kind == "tensor" else -1] if len(shape) == 3 else 0
+    if numbers != "uint8" or colours != 3 or 0 in shape:
+        raise ValueError(f"a picture came as {kind} {shape}, {numbers}. {BYTES}")
+    if isinstance(array, Tensor):
+        return array
+    return torch.as_tensor(np.ascontiguousarray(array)).permute(2, 0, 1)
 
 
 def as_photo(
@@ -54,7 +55,7 @@ def as_photo(
 ) -> Tensor:  # (3, height, width) uint8, RGB
     "A picture at a network's size, however it was handed over."
     if isinstance(picture, str | Path):
-        return read_photo(picture, height, width, interpolation)
+        return read_photo(at_home(str(picture)), height, width, interpolation)
     if isinstance(picture, Image.Image):
         picture = np.array(to_rgb(picture)[0])
     if not isinstance(picture, np.ndarray | Tensor):
@@ -66,7 +67,7 @@ def photos_in(
     place: str | Path,  # a folder, or one photo
 ) -> list[Path]:
     "The photos that a path stands for, in the order in which they are embedded."
-    place = Path(place)
+    place = at_home(str(place))
     if not place.is_dir():
         return [place]
     found = [place / path for path in walk_tree(place).photos]
@@ -87,6 +88,16 @@ class Shots(NamedTuple):
 
     images: Tensor  # (B, 3, H, W) float32, normalised
     camids: Tensor | None  # (B,) int64; None: not known
+
+
+def _taken(numbers: Iterator[int], photos: int) -> Tensor:  # (B,) int64
+    "The cameras of the next photos."
+    found = np.asarray([*islice(numbers, photos)])
+    if len(found) < photos:
+        raise ValueError("there are fewer cameras than photos. Give one for each.")
+    if found.dtype.kind not in "iu":
+        raise ValueError(f"a camera is a whole number, got {shown(repr(found.tolist()[0]))}.")
+    return torch.from_numpy(found.astype(np.int64))
 
 
 class Embedder:
@@ -144,13 +155,19 @@ class Embedder:
     ) -> Iterator[np.ndarray]:  # (B, D) float32 each
         "Vectors batch by batch, for photos without end."
         size = batch_size or self.contract.batch_size
+        if not isinstance(size, int | np.integer) or size < 0:
+            raise ValueError(f"batch_size needs a whole number, got {shown(repr(size))}.")
+        if not isinstance(cameras, Iterable | None):
+            raise ValueError(
+                f"cameras needs a number for each photo, as [0, 0, 3]; got {cameras!r}."
+            )
         numbers = None if cameras is None else iter(cameras)
         for images in self._images(_several(photos), size):
-            taken = None if numbers is None else torch.tensor([*islice(numbers, len(images))])
-            if taken is not None and len(taken) < len(images):
-                raise ValueError("there are fewer cameras than photos. Give one for each.")
+            taken = None if numbers is None else _taken(numbers, len(images))
             shots = [Shots(images, taken)]
             yield embed(self.model, shots, self.device, flip=self.contract.flip).numpy()
+        if isinstance(cameras, Sized) and next(numbers, None) is not None:
+            raise ValueError("there are more cameras than photos. Give one for each.")
 
     def embed(
         self,
@@ -190,7 +207,7 @@ class Embedder:
 def _is_one(photos: Pictures) -> bool:
     "Whether this is one picture, not several and not a folder of them."
     if isinstance(photos, str | Path):
-        return not Path(photos).is_dir()
+        return not at_home(str(photos)).is_dir()
     return isinstance(photos, Image.Image) or (
         isinstance(photos, np.ndarray | Tensor) and photos.ndim < 4
     )
@@ -200,4 +217,5 @@ def _several(photos: Pictures) -> Iterable[Picture]:
     "Pictures one by one, whatever was handed over."
     if isinstance(photos, str | Path):
         return photos_in(photos)
-    return [photos] if _is_one(photos) else photos
+    alone = _is_one(photos) or not isinstance(photos, Iterable)
+    return [photos] if alone else photos
