@@ -22,7 +22,7 @@ from reidlab.interchange.baseline_weights import (
     read_state,
 )
 from reidlab.interchange.families import foreign_network, read_foreign
-from reidlab.interchange.weights_out import outward, timm_call, write_weights
+from reidlab.interchange.weights_out import check_form, outward, timm_call, write_weights
 from reidlab.jobs.command import main
 from reidlab.jobs.weights import export_weights
 from reidlab.models.catalogue import build_model
@@ -142,7 +142,11 @@ REFUSED = {
         {"backbone": "resnet18", "head": "pcb", "embedding": 4},
         "this one has head pcb",
     ),
-    "no resnet": ("lite", {"backbone": "small_cnn", "neck": "bn"}, "needs a ResNet under"),
+    "no resnet": (
+        "lite",
+        {"backbone": "small_cnn", "neck": "bn"},
+        "resnet50_ibn; this one has backbone small_cnn",
+    ),
     "none of timm's": ("timm", {"backbone": "small_cnn"}, "this one has backbone small_cnn"),
     "a bare stem": ("timm", {"backbone": "resnet18", "stem_relu": False}, "has stem_relu False"),
 }
@@ -155,6 +159,22 @@ def test_what_a_form_cannot_hold_is_named(why):
     with pytest.raises(ValueError, match=told) as wrong:
         outward(from_facts(**usual, **parts, n_pids=3), form)
     assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize("form", ["strong", "lite"])
+@pytest.mark.parametrize("backbone", ["resnet_fastreid", "resnet50_middle"])
+def test_a_resnet_with_another_stem_or_map_is_no_file_of_a_baseline(form, backbone):
+    "Names and shapes are the same, what it sees is not: nothing else would tell its reader."
+    facts = {"backbone": backbone, "pool": "avg", "head": "linear"}
+    with pytest.raises(ValueError, match=f"this one has backbone {backbone}"):
+        check_form(form, facts | {"neck": {"strong": "bnneck", "lite": "bn"}[form]})
+
+
+def test_a_place_may_begin_at_home(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert export_weights("omni", out="~/mine.safetensors").path == tmp_path / "mine.safetensors"
+    with pytest.raises(ValueError, match=r"already\. Name another file"):
+        export_weights("omni", out="~/mine.safetensors")
 
 
 def test_nothing_is_written_over_and_nothing_is_left(trained, tmp_path, monkeypatch):

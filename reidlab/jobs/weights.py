@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..core.identity import file_digest
 from ..core.names import unknown
+from ..core.reading import at_home
 from ..core.run import RunFolder, find_run
 from reidlab.interchange.weights_out import (
     FORMS,
@@ -73,11 +74,12 @@ def export_weights(
     if form not in FORMS:
         raise ValueError(unknown("form of weights", form, FORMS))
     found = find_run(run)
-    if out:
-        check_place(Path(out), form)
+    place = at_home(str(out)) if out else None
+    if place:
+        check_place(place, form)
     model, content = load_model(found.path, checkpoint, task=found.recipe.data.task)
     facts, gone = content["architecture"], outward(model, form)
-    path = Path(out) if out else found.path / "weights" / file_name(form, facts, found.name)
+    path = place or found.path / "weights" / file_name(form, facts, found.name)
     write_weights(path, form, gone.tensors, said_of(found, content))
     call = timm_call(model, path) if form == "timm" else ""
     return Exported(path, len(gone.tensors), gone.left, unsaid=unsaid(form, facts), call=call)
