@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from .key_rules import Facts, Family, KeyRules
-from .transreid import SIDES, STRIDES, old_grid
+from .transreid import SIDES, STRIDES, check_sizes, old_grid
 from ..models.timm_backbone import resized_positions
 from ..models.vit import PATCH, patch_grid
 
@@ -81,6 +81,7 @@ def clip_photo(
     told: Facts,  # height and width, or photo; stride
 ) -> tuple[tuple[int, int], int]:  # height and width of the photos, pixels from a place to the next
     "For which photos a tower is built."
+    check_sizes(told, 2 * PATCH)
     said = (told["height"], told["width"]) if told["height"] else tuple(told["photo"])
     usual = STRIDES if facts["tower"] == "vit" else (PATCH, 2 * PATCH)
     strides = (told["stride"],) if told["stride"] else usual

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'ATTENTION', 'SIDES', 'STRIDES', 'UNTOLD', 'DEAD', 'PRETRAINING', 'IMAGENET', 'NET', 'BRANCH',
            'TRANSREID_ASKS', 'OTHERS', 'TRANSREID_FAMILY', 'VIT_FAMILY', 'FAST_REID_NAMES', 'FAST_REID_VIT_FAMILY',
-           'home', 'transreid_facts', 'photo_of', 'with_jigsaw', 'transreid_backbone', 'transreid_parts', 'old_grid',
-           'fitted_positions', 'transreid_rules', 'transreid_data']
+           'home', 'transreid_facts', 'check_sizes', 'photo_of', 'with_jigsaw', 'transreid_backbone', 'transreid_parts',
+           'old_grid', 'fitted_positions', 'transreid_rules', 'transreid_data']
 
 # %% ../../nbs/05_interchange/08_transreid.ipynb #trf00003
 import math
@@ -74,21 +74,25 @@ STRIDES = (16, 14, 12)
 UNTOLD: Facts = {"photo": (), "height": 0, "width": 0, "stride": 0}
 
 
-def _counted(told: Facts) -> None:
-    "Refuse what is no number of pixels, patches or heads."
+def check_sizes(
+    told: Facts,  # photo, height, width, stride; heads
+    most: int = PATCH,  # the largest stride
+) -> None:
+    "Refuse what is no number of pixels, patches or heads, and half a size."
+    photo = told["photo"]
+    if not isinstance(photo, list | tuple) or len(photo) not in (0, 2):
+        raise ValueError(f"photo needs height and width, got {shown(repr(photo))}.")
     numbers = {k: told[k] for k in ("height", "width", "stride", "heads") if k in told}
-    numbers |= {f"photo[{i}]": x for i, x in enumerate(told["photo"])}
+    numbers |= {f"photo[{i}]": x for i, x in enumerate(photo)}
     for name, value in numbers.items():
         if type(value) is not int or not 0 <= value <= 4096:
             raise ValueError(
                 f"{name} needs a whole number from 0 to 4096, got {shown(repr(value))}."
             )
-    if told["stride"] and not 4 <= told["stride"] <= PATCH:
-        raise ValueError(
-            f"stride needs 4 to {PATCH}, or 0 for the usual one; got {told['stride']}."
-        )
-    if len(told["photo"]) not in (0, 2):
-        raise ValueError(f"photo needs height and width, got {shown(repr(told['photo']))}.")
+    if told["stride"] and not 4 <= told["stride"] <= most:
+        raise ValueError(f"stride needs 4 to {most}, or 0 for the usual one; got {told['stride']}.")
+    if (told["height"] > 0) != (told["width"] > 0):
+        raise ValueError("height and width belong together: say both, or none for the usual ones.")
 
 
 def photo_of(
@@ -96,7 +100,7 @@ def photo_of(
     told: Facts,  # photo, or height and width; stride; 0: not told
 ) -> tuple[tuple[int, int], int]:  # height and width of the photos, the patches' stride
     "For which photos a file's position table was made."
-    _counted(told)
+    check_sizes(told)
     said = tuple(told["photo"]) or (told["height"], told["width"])
     sizes = [said] if all(said) else SIDES
     strides = (
@@ -127,7 +131,7 @@ def _heads(facts: Facts, told: Facts) -> int:
 
 def _cut(facts: Facts, told: Facts) -> dict[str, Any]:
     "Photo and stride as options; none where the data will have to say them."
-    _counted(told)
+    check_sizes(told)
     try:
         photo, stride = photo_of(facts, told)
     except ValueError:

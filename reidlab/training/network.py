@@ -8,7 +8,7 @@ __all__ = ['AnyGenotype', 'LIKE_OTHERS', 'build_network', 'model_from_recipe', '
 
 # %% ../../nbs/06_training/09_network.ipynb #a728461e
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -47,6 +47,14 @@ def _another(found: Foreign, held: str, backbone: Part) -> ValueError:
     )
 
 
+def _held(found: Foreign, backbone: Part) -> str:
+    "The backbone that a file holds, whatever the options of another one mean to it."
+    for told in (backbone.options, {}):
+        with suppress(ValueError):
+            return backbone_of(found, told)[0]
+    return "another network"
+
+
 def _filled(backbone: Part, parts: dict[str, Any], n_pids: int) -> nn.Module:
     "A network whose backbone comes from the file that it names, ours or another project's."
     found = foreign_start(backbone)
@@ -61,9 +69,11 @@ def _filled(backbone: Part, parts: dict[str, Any], n_pids: int) -> nn.Module:
     try:
         return build_model(backbone, **parts, n_pids=n_pids)
     except ValueError as wrong:
+        if shown(found.path.name) not in str(wrong):  # it is not about the file
+            raise
         if backbone.name == "timm":  # which reads files of many projects by timm's own rules
             raise ValueError(f"{wrong} It looks like a file of {found.family.title}.") from None
-        raise _another(found, backbone_of(found, backbone.options)[0], backbone) from None
+        raise _another(found, _held(found, backbone), backbone) from None
 
 
 def build_network(

@@ -19,6 +19,7 @@ from reidlab.core.recipe import Recipe, load_recipe, validated
 from reidlab.core.run import open_run
 from reidlab.core.seed import seed_all
 from reidlab.interchange.baseline_weights import baseline_state, load_baseline
+from reidlab.interchange.clip import clip_photo
 from reidlab.interchange.families import (
     FAMILIES,
     family_of,
@@ -27,7 +28,8 @@ from reidlab.interchange.families import (
     recognise,
 )
 from reidlab.interchange.key_rules import load_family
-from reidlab.jobs.bring_in import bring_in
+from reidlab.interchange.transreid import UNTOLD, photo_of
+from reidlab.jobs.bring_in import bring_in, told_words
 from reidlab.jobs.command import main
 from reidlab.jobs.starting_point import starting_point
 from reidlab.models.backbones import load_weight_file
@@ -648,6 +650,10 @@ BAD_SETTINGS = {
         "TransReID's family",
     ),
     "of fast-reid": ("w.yml", "MODEL: {META_ARCHITECTURE: Baseline}\n", {}, "fast-reid"),
+    "empty": ("w.yml", "", {}, "w.yml holds no settings"),
+    "a list": ("w.yaml", "- MODEL\n- SOLVER\n", {}, "w.yaml holds no settings"),
+    "a word": ("w.json", '"MODEL"', {}, "w.json holds no settings"),
+    "as Windows writes it": ("w.yml", STRONG_TEXT.encode("utf-16"), {}, "is UTF-16 text"),
     "no YAML": ("w.yml", "MODEL: {a: [}\n", {}, "is not YAML"),
     "no JSON": ("w.json", '{"epochs": }', {}, "is not JSON"),
     "twice": ("w.json", '{"epochs": 1, "epochs": 2}', {}, "stands twice"),
@@ -666,10 +672,57 @@ BAD_SETTINGS = {
 @pytest.mark.parametrize("kind", BAD_SETTINGS)
 def test_settings_that_are_none(kind, tmp_path, bench):
     name, text, told, words = BAD_SETTINGS[kind]
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with refused(words):
         bring_in(tmp_path / name, **told)
     assert not left(bench)
+
+
+def test_a_file_may_lie_at_home(tmp_path, bench, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "params.json").write_text('{"model_params": {}, "epochs": 5}')
+    assert bring_in("~/params.json").name == "params"
+
+
+TOLD_WRONG = {
+    "photo": (256, "photo needs height and width, got 256"),
+    "height": ("abc", "height needs a whole number from 0 to 4096, got 'abc'"),
+    "stride": (0.5, "stride needs a whole number from 0 to 4096, got 0.5"),
+    "width": (128, "height and width belong together"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD_WRONG)
+def test_a_size_that_is_told_wrongly_is_named(name):
+    "Of both families that are told a size: CLIP's tower and the transformers."
+    value, words = TOLD_WRONG[name]
+    facts = {"patches": 128, "stem": "patch", "tower": "vit"}
+    for photo in (photo_of, clip_photo):
+        with refused(words):
+            photo(facts, UNTOLD | {name: value})
+
+
+@pytest.mark.parametrize("name", ["file", "run", "recipe", "family", "path", "root"])
+def test_a_word_of_the_job_is_not_told_of_a_file(name):
+    with refused(f"{name} is nothing that a file leaves open"):
+        told_words(["-p", name, "q"])
+
+
+def test_what_is_no_fault_of_the_file_is_not_laid_on_it(tmp_path):
+    "A file of one project, a recipe that is wrong elsewhere: the words are about the recipe."
+    seed_all(0)
+    net = build_model({"timm": {"name": "test_vit"}}, n_pids=3, photo=(64, 32)).backbone.net
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    maps = {"timm": {"name": "test_vit", "weights": str(tmp_path / "w.pth")}}
+    size = {"height": 64, "width": 32}
+    with pytest.raises(ValueError, match="neck 'fblneck' looks at the maps") as wrong:
+        build_network(
+            validated("heir", {"data": size, "model": {"backbone": maps, "neck": "fblneck"}}), 3
+        )
+    assert "looks like a file" not in str(wrong.value)
+    maps = {"solider_swin": {"weights": str(tmp_path / "w.pth")}}
+    with refused("w.pth is a file of vision transformers", "the recipe's backbone is solider_swin"):
+        build_network(validated("heir", {"data": size, "model": {"backbone": maps}}), 3)
 
 
 def test_the_line_brings_in_and_says_what_it_did(good, tmp_path, bench, capsys):
