@@ -12,13 +12,14 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from reidlab.core.parts import build
-from reidlab.core.recipe import Train
+from reidlab.core.recipe import Train, validated
 from reidlab.core.seed import seed_all
 from reidlab.data.loaders import Batch
 from reidlab.models.catalogue import as_part, build_model
 from reidlab.models.cost import count_macs
 from reidlab.models.depth import depths
 from reidlab.training.checkpoint import read_checkpoint, save_checkpoint
+from reidlab.training.checks import check_model
 from reidlab.training.freeze import Rests
 from reidlab.training.network import architecture_of, costs_of, loss_from_recipe, model_from_recipe
 from reidlab.training.optim import build_optimizer, parameter_groups, set_rate
@@ -370,6 +371,13 @@ def test_stages_of_timm_at_rest(name):
     assert rests.begin(3) and all(w.requires_grad for w in net.parameters())
     with pytest.raises(ValueError, match="needs a backbone of as many stages"):
         Rests(model, Train(freeze_stages=99))
+
+
+def test_too_many_stages_at_rest_are_refused_before_there_is_a_folder():
+    said = {"data": {"height": 64, "width": 32}, "train": {"freeze_stages": 99}}
+    for backbone in ("small_cnn", {"timm": {"name": "test_vit"}}):
+        with pytest.raises(ValueError, match="freeze_stages 99 needs a backbone of as many stages"):
+            check_model(validated("few", said | {"model": {"backbone": backbone}}))
 
 
 @pytest.mark.slow  # networks of the usual size, minutes

@@ -19,6 +19,7 @@ from ..data.loaders import DataSet, recipe_sampler
 from ..data.manifest import Photos, labels
 from ..data.variation import steps_of
 from ..losses.catalogue import checked_terms, rehearse
+from .freeze import Rests
 from reidlab.training.network import (
     branches_of,
     build_network,
@@ -55,6 +56,7 @@ def check_model(
     net = made(recipe, n_pids)
     costs_of(net, recipe)  # run once, without memory: a map too small shows here
     loss_from_recipe(recipe, n_pids, net)
+    Rests(net, recipe.train)  # more stages at rest than there are show here
 
 # %% ../../nbs/06_training/11_checks.ipynb #74f54f39
 def _would_do(

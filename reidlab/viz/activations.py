@@ -37,7 +37,7 @@ def stage_maps(
     if not hasattr(net, "taps"):
         raise TypeError(
             f"{type(net).__name__} does not hand out the maps of its stages; "
-            "backbones cdnet, cnet, stdnet, osnet and gdasnet do."
+            "backbones cdnet, cnet, stdnet, osnet, gdasnet and timm do."
         )
     before, net.taps = net.taps, True
     try:
