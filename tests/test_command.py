@@ -114,7 +114,7 @@ def test_a_sweep_is_planned_and_a_key_explained(lab, capsys):
 
 
 NAMES = """load_recipe explain open_data build_model weighted_sum search train evaluate evaluate_rank
-rank_features rerank load_runs triplet_loss derive cdnet load_reference_state hypergradient"""
+rank_features rerank Embedder load_runs triplet_loss derive cdnet load_reference_state hypergradient"""
 
 
 def test_every_name_of_the_face_is_there():

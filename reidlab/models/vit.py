@@ -365,7 +365,7 @@ def transreid_vit(
     weights: str = "",  # a local file; empty: random, from torch's global seed
     tokens: Given[bool] = False,  # True: forward gives Seen
 ) -> ReIDTransformer:
-    "A vision transformer for re-ID: TransReID, TransReID-SSL, PASS, PersonViT."
+    "TransReID (He et al., 2021), and with other options TransReID-SSL, PASS and PersonViT."
     if jigsaw and part_tokens:
         raise ValueError("jigsaw and part_tokens: no published network has both. Switch one off.")
     if jigsaw and not tokens:
