@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
 INLINE = re.findall(r"`((?:papermill|make|reidlab|git clone) [^`]+)`", TEXT)
-OTHER_VERBS = {"new", "lab", "explain", "runs", "prepare"}
+OTHER_VERBS = {"new", "lab", "explain", "runs", "prepare", "import", "weights"}
 
 
 def commands():
