@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -94,6 +95,22 @@ def test_the_command_does_what_the_page_does(stocked, capsys):
     out = capsys.readouterr().out
     assert "mine" in out and "mAP" in out and "finished" in out
     assert reidlab.train(run="mine", overrides=small) == RunFolder(stocked.runs / "mine").metrics()
+
+
+@pytest.mark.parametrize(
+    "part", ["timm", "transreid_vit", "solider_swin", "clip_vit", "clip_resnet"]
+)
+def test_without_timm_a_training_says_so_in_a_line(part, stocked, monkeypatch, capsys):
+    "What a plain install meets first: one line at the command, and no run that keeps its name."
+    monkeypatch.setitem(sys.modules, "timm", None)
+    own = {"name": "test_vit"} if part == "timm" else {}
+    said = json.dumps(TINY | {"model.backbone": {part: own}, "model.pool": "avg"})
+    assert main(["train", "--run", "mine", "--overrides", said]) == 1
+    line = (
+        f'backbone {part!r} needs timm, which is not installed. Run: pip install "reidlab[timm]"\n'
+    )
+    assert capsys.readouterr().err.endswith(f"ValueError: {line}")
+    assert not (stocked.runs / "mine").exists()
 
 
 def test_sets_are_prepared_alike(lab, capsys):

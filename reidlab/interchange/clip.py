@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from .key_rules import Facts, Family, KeyRules
-from .transreid import SIDES, STRIDES, check_sizes, old_grid
+from .transreid import STRIDES, check_sizes, old_grid, photo_of
 from ..models.timm_backbone import resized_positions
 from ..models.vit import PATCH, patch_grid
 
@@ -81,24 +81,13 @@ def clip_photo(
     told: Facts,  # height and width, or photo; stride
 ) -> tuple[tuple[int, int], int]:  # height and width of the photos, pixels from a place to the next
     "For which photos a tower is built."
-    check_sizes(told, 2 * PATCH)
-    said = (told["height"], told["width"]) if told["height"] else tuple(told["photo"])
     usual = STRIDES if facts["tower"] == "vit" else (PATCH, 2 * PATCH)
-    strides = (told["stride"],) if told["stride"] else usual
-    for size in [said] if said else SIDES:
-        for stride in strides:
-            if math.prod(patch_grid(*size, stride)) == facts["patches"]:
-                return size, stride
-    if said:
-        return said, strides[0]
-    raise ValueError(
-        f"a position table of {facts['patches']} places is of no usual size. Say height and width of "
-        "the photos, and stride."
-    )
+    return photo_of(facts, told, usual, most=2 * PATCH)
 
 
 def _cut(facts: Facts, told: Facts) -> dict[str, Any]:
     "Photo and stride as options; none where the data will have to say them."
+    check_sizes(told, 2 * PATCH)
     try:
         photo, stride = clip_photo(facts, told)
     except ValueError:

@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'ATTENTION', 'SIDES', 'STRIDES', 'UNTOLD', 'DEAD', 'PRETRAIN
 # %% ../../nbs/05_interchange/08_transreid.ipynb #trf00003
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -98,14 +98,15 @@ def check_sizes(
 def photo_of(
     facts: Facts,
     told: Facts,  # photo, or height and width; stride; 0: not told
+    usual: Sequence[int] = (),  # strides to try; empty: of this family's files
+    most: int = PATCH,  # the largest stride that may be told
 ) -> tuple[tuple[int, int], int]:  # height and width of the photos, the patches' stride
     "For which photos a file's position table was made."
-    check_sizes(told)
+    check_sizes(told, most)
     said = tuple(told["photo"]) or (told["height"], told["width"])
     sizes = [said] if all(said) else SIDES
-    strides = (
-        [told["stride"]] if told["stride"] else STRIDES if facts["stem"] == "patch" else STRIDES[:1]
-    )
+    usual = usual or (STRIDES if facts["stem"] == "patch" else STRIDES[:1])
+    strides = [told["stride"]] if told["stride"] else usual
     for size in sizes:
         for stride in strides:
             if math.prod(patch_grid(*size, stride)) == facts["patches"]:
@@ -113,7 +114,7 @@ def photo_of(
     if all(said):  # another grid: its table is resized
         return said, strides[0]
     raise ValueError(
-        f"a position table of {facts['patches']} patches is of no usual size. Say height and width of "
+        f"a position table of {facts['patches']} rows is of no usual size. Say height and width of "
         "the photos, and stride."
     )
 

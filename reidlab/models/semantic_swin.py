@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.values import OpenShare, Stages, Whole, Width
 from .backbones import load_weight_file
+from .timm_backbone import timm_library
 
 # %% ../../nbs/02_models/35_semantic_swin.ipynb #sws006
 def attended(
@@ -129,10 +130,9 @@ def solider_swin(
     weights: str = "",  # a local file of ours; empty: random, from torch's global seed
 ) -> SemanticSwin:
     "Swin with a semantic weight, as SOLIDER publishes it (Chen et al., 2023)."
-    try:
-        from timm.models.swin_transformer import SwinTransformer
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('solider_swin needs timm: pip install "reidlab[timm]"') from None
+    timm_library("solider_swin")
+    from timm.models.swin_transformer import SwinTransformer
+
     whole = {"always_partition": True, "dynamic_img_size": True, "num_classes": 0}
     shape = swin_shape(size, dim, depths, heads=heads)
     net = SwinTransformer(**shape, **whole, window_size=window, drop_path_rate=drop_path)

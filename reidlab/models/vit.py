@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATCH', 'VIT_SIZES', 'Photo', 'Stride', 'patch_grid', 'CameraEmbedding', 'meet_cameras', 'camera_embeddings',
-           'without_vector', 'jigsaw', 'JigsawBranches', 'ics_layers', 'PatchStem', 'ReIDTransformer', 'ViTSize',
-           'transreid_vit']
+           'without_vector', 'jigsaw', 'JigsawBranches', 'ics_layers', 'PatchStem', 'check_photo', 'ReIDTransformer',
+           'ViTSize', 'transreid_vit']
 
 # %% ../../nbs/02_models/33_vit.ipynb #vit00003
 import copy
@@ -23,6 +23,7 @@ from .backbones import load_weight_file
 from .ibn import IBN
 from .pooling import gem
 from .reid import Seen
+from .timm_backbone import timm_library
 
 # %% ../../nbs/02_models/33_vit.ipynb #vit00006
 PATCH = 16  # pixels, of a patch's side
@@ -217,6 +218,19 @@ class PatchStem(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 # %% ../../nbs/02_models/33_vit.ipynb #vit00032
+def check_photo(
+    images: Tensor,  # (B, 3, H, W)
+    size: tuple[int, int],  # height and width that a position table was made for
+) -> None:
+    "Refuse photos of another size than the positions are for."
+    seen = tuple(images.shape[2:])
+    if seen != tuple(size):
+        raise ValueError(
+            f"this transformer was built for photos of {size[0]}×{size[1]}, got {seen[0]}×{seen[1]}. Leave "
+            "the backbone's option photo out, or set it to the data's height and width."
+        )
+
+
 class ReIDTransformer(nn.Module):
     "A vision transformer with what re-ID adds to it (He et al., 2021; Zhu et al., 2022)."
 
@@ -248,12 +262,7 @@ class ReIDTransformer(nn.Module):
         cameras: Tensor | None = None,  # (B,) number of each photo's camera
     ) -> Tensor:  # (B, T, D): prefix tokens, then patches
         "Tokens with their positions, and what their camera adds."
-        seen = tuple(images.shape[2:])
-        if seen != self.size:
-            raise ValueError(
-                f"this transformer was built for photos of {self.size[0]}×{self.size[1]}, got "
-                f"{seen[0]}×{seen[1]}. Leave the backbone's option photo out, or set it to the data's height and width."
-            )
+        check_photo(images, self.size)
         x = self.net._pos_embed(self.net.patch_embed(images))
         return x if self.cameras is None else self.cameras(x, cameras)
 
@@ -303,10 +312,9 @@ def _of_timm(
     size: ViTSize, photo: tuple[int, int], part_tokens: int, drop_path: float
 ) -> nn.Module:
     "timm's transformer, its patches cut with a stride of 16."
-    try:
-        from timm.models.vision_transformer import VisionTransformer
-    except ImportError:
-        raise ModuleNotFoundError('transreid_vit needs timm: pip install "reidlab[timm]"') from None
+    timm_library("transreid_vit")
+    from timm.models.vision_transformer import VisionTransformer
+
     return VisionTransformer(
         img_size=photo,
         patch_size=PATCH,
