@@ -19,14 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.reading import at_home, shown
 from ..data.files import walk_tree
 from ..data.pixels import to_rgb
 from ..data.transforms import Interpolation, normalise, read_photo, resize
 from .contract import Contract, open_network
-from .onnx import OnnxNetwork
+from .onnx import is_exported, open_exported
 from ..evaluation.embed import embed
 
 # %% ../../nbs/09_deploy/03_embedder.ipynb #071a4a01
@@ -106,15 +106,15 @@ class Embedder:
 
     def __init__(
         self,
-        run: str | Path,  # a run's name, its folder, or an .onnx file that was made of it
+        run: str | Path,  # a run's name, its folder, or a file that was made of it (.onnx, .xml)
         checkpoint: str = "",  # best or last; empty: the one that the run's rules name
         device: str = "cpu",  # cpu or cuda; a file runs on the processor
         readers: int = 4,  # threads that read photos
         contract: Contract | None = None,  # of a file that does not carry its rules
     ):
         self.source, self.device, self.readers = run, device, readers
-        if str(run).endswith(".onnx"):
-            self.model = OnnxNetwork(at_home(str(run)))
+        if is_exported(run):
+            self.model = open_exported(at_home(str(run)))
             self.contract = contract or self.model.contract
         else:
             self.model, self.contract = open_network(run, checkpoint, device)
@@ -139,7 +139,7 @@ class Embedder:
     def _answer(self, photos: Tensor, camids: Tensor | None) -> Tensor:  # (B, D)
         "Vectors of one batch of bytes."
         rules = self.contract
-        if isinstance(self.model, OnnxNetwork):
+        if not isinstance(self.model, nn.Module):  # a file
             return self.model.embed(photos, rules, camids)
         shots = [Shots(normalise(photos, rules.mean, rules.std), camids)]
         return embed(self.model, shots, self.device, flip=rules.flip)
