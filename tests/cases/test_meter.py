@@ -1,0 +1,117 @@
+"""One meter for every number of milliseconds; its clock is a parameter, and here it is of paper."""
+
+import numpy as np
+import pytest
+import torch
+
+from reidlab.core.meter import REPEATS, UNCOUNTED, Times, measure, measure_in_turn
+
+PHOTOS = torch.zeros(4, 3, 2, 2)
+MS = 1_000_000
+
+
+def clock_of(*spans):
+    "A clock by which one call after the other takes so many milliseconds."
+    moments = iter([t for span in spans for t in (0, round(span * MS))])
+    return lambda: next(moments)
+
+
+def ticking(step=1):
+    "A clock that goes on by a step at every reading."
+    now = iter(range(0, 10**9, step))
+    return lambda: next(now)
+
+
+@pytest.mark.parametrize("spans", [[5] * 9, [1, 2, 3, 4], [7, 1, 1, 1, 90], list(range(1, 41))])
+def test_median_and_late_calls_are_those_of_the_counted_calls(spans):
+    seen = measure(
+        lambda batch: None,
+        PHOTOS,
+        repeats=(len(spans), len(spans)),
+        clock=clock_of(*[1000] * UNCOUNTED, *spans),
+    )
+    assert seen.middle == pytest.approx(np.median(spans))
+    assert seen.slow == pytest.approx(np.percentile(spans, 95))
+    assert seen.rate == pytest.approx(4000 / np.median(spans))
+
+
+@pytest.mark.parametrize(
+    "seconds, repeats, calls",
+    [(0.0, (3, 9), 3), (1.0, (3, 9), 9), (0.05, (3, 9), 5), (0.05, (7, 9), 7), (0.05, (1, 1), 1)],
+)
+def test_it_goes_on_until_time_is_up_within_the_number_of_repeats(seconds, repeats, calls):
+    "Each call takes ten milliseconds."
+    seen = measure(lambda batch: None, PHOTOS, seconds, repeats, clock=clock_of(*[10] * 20))
+    assert len(seen.calls) == calls
+
+
+def test_a_busy_machine_shows():
+    "Thirty milliseconds on the wall, of which the process computed for a third."
+    how = {"repeats": (3, 3), "clock": clock_of(*[10] * 6)}
+    seen = measure(lambda batch: None, PHOTOS, cpu=iter([0, 10 * MS]).__next__, **how)
+    assert seen.busy == pytest.approx(1 / 3)
+    assert len(seen.load) == 2
+
+
+def test_the_same_clock_gives_the_same_times():
+    one, other = (
+        measure(lambda batch: None, PHOTOS, 0, clock=ticking(3), cpu=ticking()) for _ in "ab"
+    )
+    assert (one.calls, one.cpu) == (other.calls, other.cpu) and len(one.calls) == REPEATS[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_are_given_back(fails):
+    before, inside = torch.get_num_threads(), []
+
+    def call(batch):
+        inside.append(torch.get_num_threads())
+        assert not (fails and len(inside) > UNCOUNTED), "out of order"
+        assert not torch.is_grad_enabled()
+
+    def again():
+        return measure(call, PHOTOS, 0, repeats=(2, 2), threads=before + 1)
+
+    if fails:
+        with pytest.raises(AssertionError, match="out of order"):
+            again()
+    else:
+        assert again().threads == before + 1
+    assert set(inside) == {before + 1} and torch.get_num_threads() == before
+
+
+def test_turns_add_up():
+    seen = measure_in_turn(
+        {"a": lambda batch: None, "b": lambda batch: None},
+        PHOTOS,
+        seconds=0.06,
+        turns=2,
+        repeats=(2, 100),
+        clock=clock_of(*([10] * (UNCOUNTED + 3) + [20] * (UNCOUNTED + 2)) * 2),
+        threads=1,
+    )
+    assert seen["a"].calls == (10 * MS,) * 6 and seen["b"].calls == (20 * MS,) * 4
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"batch": PHOTOS[:0]}, "a batch of 0 photos"),
+        ({"threads": 0}, "threads needs .* got 0"),
+        ({"threads": -1}, "threads needs .* got -1"),
+        ({"threads": True}, "threads needs .* got True"),
+        ({"threads": 1.5}, "threads needs .* got 1.5"),
+        ({"repeats": (0, 1)}, "repeats needs"),
+        ({"repeats": (3, 2)}, "repeats needs"),
+        ({"seconds": -1}, "seconds needs 0 or more, got -1"),
+        ({"seconds": float("inf")}, "seconds needs 0 or more, got inf"),
+    ],
+)
+def test_what_has_no_time_is_refused_before_it_is_called(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        measure(lambda batch: pytest.fail("called"), **({"batch": PHOTOS} | wrong))
+
+
+def test_a_call_faster_than_the_clock_has_a_rate():
+    still = Times((0, 0), 0, photos=1, threads=1, load=(0.0, 0.0))
+    assert np.isfinite(still.rate) and still.busy == 0
