@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TURN', 'TRIES', 'FORMAT', 'SEAL', 'writable', 'holder', 'hold', 'let_go', 'holding', 'clear_parts', 'part_of',
-           'put_in_place', 'refuse_folder', 'writing', 'write_bytes', 'page_text', 'seal_of', 'write_json', 'read_json']
+           'put_in_place', 'refuse_folder', 'writing', 'write_bytes', 'page_text', 'seal_of', 'write_json', 'read_json',
+           'clock_of', 'age_of']
 
 # %% ../../nbs/00_core/14_files.ipynb #fc42f0a5
 import errno
@@ -16,6 +17,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -348,3 +350,24 @@ def read_json(
             seen = f"got {values[key]!r}"[:60] if key in values else "there is none"
             raise ValueError(f"{where} needs {key!r}; {seen}. Put back a copy, or move it away.")
     return values
+
+# %% ../../nbs/00_core/14_files.ipynb #d5c8c1c8
+def clock_of(
+    folder: str | Path,  # whose files are to be dated
+) -> float:  # seconds since 1970
+    "The time by the clock that stamps the files of a folder; our own where nothing may be written."
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            os.utime(probe.fileno())
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def age_of(
+    path: str | Path,  # of a file
+    now: float | None = None,  # from `clock_of`, when many are dated; None: asked here
+) -> float:  # seconds, 0 or more
+    "How long ago a file was last written or touched, by the clock that stamps it."
+    written = os.stat(path).st_mtime
+    return max(0.0, (clock_of(Path(path).parent) if now is None else now) - written)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.heartbeat import LONG, alive, busy
+from ..core.heartbeat import LONG, alive, busy, counting_signs
 from ..core.recipe import Recipe, Train
 from ..core.run import RunFolder
 from ..core.seed import deterministic, seed_all
@@ -136,7 +136,7 @@ def carry_out(
         return run.metrics()
     with ExitStack() as stack:
         if process_rank() == 0:
-            stack.enter_context(run.working())
+            stack.enter_context(run.working(stack.enter_context(counting_signs())))
         stack.enter_context(deterministic())
         told = work(run)
         if process_rank() == 0:
