@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JSON', 'RunName', 'SetName', 'SomeSetName', 'Place', 'Gpus', 'Seed', 'Device', 'Job', 'KEEPER', 'Parameters',
            'RecipeJob', 'GenerateJob', 'EvaluateJob', 'SweepJob', 'comments', 'given', 'about_saving',
-           'check_parameters']
+           'read_parameters', 'check_parameters']
 
 # %% ../../nbs/11_jobs/01_parameters.ipynb #b2579697
 import os
@@ -184,14 +184,14 @@ def about_saving() -> str:  # Markdown
     )
 
 # %% ../../nbs/11_jobs/01_parameters.ipynb #769ade95
-def check_parameters(
-    namespace: Mapping[str, Any],  # a page's globals()
+def read_parameters(
+    namespace: Mapping[str, Any],  # a page's globals(), or parameters by name
     schema: type[Job] = RecipeJob,  # the names that this job answers to
 ) -> Job:  # the values, typed
-    "The job's parameters, or one error that names every wrong one."
+    "The job's parameters, whatever this machine has, or one error that names every wrong one."
     known = list(schema.model_fields)
     try:
-        job = schema.model_validate(given(namespace))
+        return schema.model_validate(given(namespace))
     except ValidationError as wrong:
         lines = []
         for error in wrong.errors(include_url=False):
@@ -206,7 +206,15 @@ def check_parameters(
                 seen = "" if ", got " in said else f"; got {shortened(repr(error.get('input')))}"
                 lines.append(f"parameter {name}: {said}{quoted}{seen}.")
         raise ValueError("\n".join(lines)) from None
-    if "gpus" in known:
+
+
+def check_parameters(
+    namespace: Mapping[str, Any],  # a page's globals()
+    schema: type[Job] = RecipeJob,  # the names that this job answers to
+) -> Job:  # the values, typed
+    "The job's parameters, as this machine can have them, or one error that names every wrong one."
+    job = read_parameters(namespace, schema)
+    if "gpus" in schema.model_fields:
         from reidlab.core.devices import check_devices  # torch loads slowly, so only here
 
         check_devices(job.gpus, job.device)
