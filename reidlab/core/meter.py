@@ -43,6 +43,7 @@ class Times:
     photos: int  # B, of one call
     threads: int  # of torch
     load: tuple[float, float]  # programs that wanted to run, before and after; nan: not known
+    first: int = 0  # nanoseconds of the very first call, which does not count
 
     @property
     def middle(self) -> float:
@@ -71,11 +72,11 @@ class Times:
         "Both, as one measurement."
         load = (self.load[0], other.load[1])
         cpu, calls = self.cpu + other.cpu, self.calls + other.calls
-        return Times(calls, cpu, self.photos, self.threads, load)
+        return Times(calls, cpu, self.photos, self.threads, load, self.first)
 
 # %% ../../nbs/00_core/25_meter.ipynb #2a89efa9
 REPEATS = (20, 5000)  # fewest and most calls that count
-UNCOUNTED = 3  # calls before the first that counts
+UNCOUNTED = 3  # calls before the first that counts, if the caller does not say
 
 
 def _load() -> float:
@@ -83,8 +84,10 @@ def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
-def _checked(batch: Tensor, seconds: float, repeats: tuple[int, int]) -> None:
+def _checked(batch: Tensor, seconds: float, repeats: tuple[int, int], uncounted: int) -> None:
     "Refuse what has no time."
+    if uncounted < 1:
+        raise ValueError(f"uncounted needs 1 or more, got {uncounted!r}: a first call is slow.")
     if not len(batch):
         raise ValueError("a batch of 0 photos takes no time worth knowing. Give 1 or more.")
     if not 0 <= seconds < float("inf"):
@@ -108,22 +111,22 @@ def measure(
     seconds: float = 0.5,  # of counted calls, all together
     repeats: tuple[int, int] = REPEATS,  # fewest and most calls that count
     threads: int | None = None,  # of torch; None: as they are
+    uncounted: int = UNCOUNTED,  # calls before the first that counts, 1 or more
     clock: Callable[[], int] = time.perf_counter_ns,  # nanoseconds on the wall
     cpu: Callable[[], int] = time.process_time_ns,  # nanoseconds of this process
 ) -> Times:
     "How long a call takes, again and again until it is known."
-    _checked(batch, seconds, repeats)
+    _checked(batch, seconds, repeats, uncounted)
     wait = torch.cuda.synchronize if batch.is_cuda else lambda: None
     calls: list[int] = []
     with threads_of_torch(threads) as used, torch.no_grad():
-        for _ in range(UNCOUNTED):
-            _one(call, batch, wait, clock)
+        first = [_one(call, batch, wait, clock) for _ in range(uncounted)][0]
         before, began, spent = _load(), cpu(), 0
         while len(calls) < repeats[0] or (len(calls) < repeats[1] and spent < 1e9 * seconds):
             calls.append(_one(call, batch, wait, clock))
             spent += calls[-1]
         worked = cpu() - began
-    return Times(tuple(calls), worked, len(batch), used, (before, _load()))
+    return Times(tuple(calls), worked, len(batch), used, (before, _load()), first)
 
 # %% ../../nbs/00_core/25_meter.ipynb #c047055e
 def measure_in_turn(
@@ -131,7 +134,7 @@ def measure_in_turn(
     batch: Tensor,  # (B, …), the same for all
     seconds: float = 0.5,  # of counted calls, for each of them
     turns: int = 3,  # parts of that time
-    **how: Any,  # what measure takes: repeats, threads, clock
+    **how: Any,  # what measure takes: repeats, threads, uncounted, clock, cpu
 ) -> dict[str, Times]:
     "How long each of several calls takes, on a machine in the same moods."
     if turns < 1:

@@ -101,6 +101,7 @@ def test_turns_add_up():
         ({"threads": -1}, "threads needs .* got -1"),
         ({"threads": True}, "threads needs .* got True"),
         ({"threads": 1.5}, "threads needs .* got 1.5"),
+        ({"uncounted": 0}, "uncounted needs 1 or more"),
         ({"repeats": (0, 1)}, "repeats needs"),
         ({"repeats": (3, 2)}, "repeats needs"),
         ({"seconds": -1}, "seconds needs 0 or more, got -1"),
