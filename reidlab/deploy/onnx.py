@@ -347,7 +347,8 @@ def is_exported(
 
 def open_exported(
     path: str | Path,  # of a file that was made of a run
+    threads: int = 0,  # of the runtime; 0: as many as there are cores
 ) -> Any:  # what runs it: OnnxNetwork, or what has the same parts
     "A file as a function, whichever library runs it."
     module, name = RUNTIMES[Path(path).suffix].split(":")
-    return getattr(import_module(module), name)(path)
+    return getattr(import_module(module), name)(path, threads=threads)
