@@ -120,7 +120,7 @@ def measure(
     wait = torch.cuda.synchronize if batch.is_cuda else lambda: None
     calls: list[int] = []
     with threads_of_torch(threads) as used, torch.no_grad():
-        first = [_one(call, batch, wait, clock) for _ in range(uncounted)][0]
+        first, *_ = [_one(call, batch, wait, clock) for _ in range(uncounted)]
         before, began, spent = _load(), cpu(), 0
         while len(calls) < repeats[0] or (len(calls) < repeats[1] and spent < 1e9 * seconds):
             calls.append(_one(call, batch, wait, clock))
