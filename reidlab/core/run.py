@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'TICK', 'STALLED', 'STALE', 'PULSE', 'STATES', 'LEFT_BY_A_RUN', 'KEPT', 'KEPT_BYTES', 'as_installed',
-           'commit', 'environment', 'RunFolder', 'whereabouts', 'witnessed', 'run_path', 'open_run', 'state_of',
-           'find_run', 'finished_run', 'load_runs', 'provenance', 'keep_run']
+           'commit', 'environment', 'TakenOver', 'RunFolder', 'whereabouts', 'this_process', 'living', 'witnessed',
+           'run_path', 'open_run', 'state_of', 'find_run', 'finished_run', 'load_runs', 'provenance', 'keep_run']
 
 # %% ../../nbs/00_core/18_run.ipynb #1ca0b353
 import json
@@ -31,7 +31,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .files import age_of, clear_parts, hold, let_go, read_json, refuse_folder
+from .files import age_of, clear_parts, hold, is_held, let_go, read_json, refuse_folder
 from .identity import given_files, other_file, same_data
 from .names import plain_name, unknown
 from .recipe import Recipe, first_difference, read_recipe
@@ -172,6 +172,17 @@ def _mark(recipe: str) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+class TakenOver(RuntimeError):
+    "Another process has gone on with this run, since this one was silent for too long."
+
+
+def _taken_over(known: dict, mine: dict) -> bool:
+    "Whether the pulse of a run at which this process works is another's."
+    who = ("host", "pid", "where")
+    other = all(key in known for key in who) and any(known[key] != mine[key] for key in who)
+    return other and known.get("state") in ("new", "running")
+
+
 class RunFolder:
     "One run's files: open it with `open_run`, read it with `RunFolder(path)`."
 
@@ -181,6 +192,7 @@ class RunFolder:
     ):
         self.path = Path(path)
         self.name = self.path.name
+        self.at_work = False  # within `working`
 
     def __repr__(self) -> str:
         status = self.status()
@@ -253,8 +265,12 @@ class RunFolder:
         known = {}
         with suppress(ValueError, OSError):  # a damaged pulse: here is a new one
             known = {k: v for k, v in self.status().items() if k != "format"}
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "began": _began(os.getpid())}
-        mine |= {"place": _place(self.path), "where": whereabouts()}
+        mine = this_process() | {"place": _place(self.path)}
+        if self.at_work and state == "running" and _taken_over(known, mine):
+            raise TakenOver(
+                f"run {self.name!r} was taken over by process {known['pid']} on {known['host']} while "
+                "this one was silent. It ends here; the other goes on."
+            )
         now = {**known, **where, "state": state, **mine, "beat": time.time()}
         write_json(self.path / "status.json", now, sealed=True, lasting=state != "running")
 
@@ -314,8 +330,11 @@ class RunFolder:
         try:
             clear_parts(self.path)
             self.beat("running")
+            self.at_work = True
             with _ticking(self.path / "status.json", on_time):
                 yield
+        except TakenOver:
+            raise  # what there is to say is now the other's
         except KeyboardInterrupt:
             self.beat("stopped")
             raise
@@ -323,6 +342,7 @@ class RunFolder:
             self.beat("crashed", error=f"{type(wrong).__name__}: {wrong}"[:500])
             raise
         finally:
+            self.at_work = False
             let_go(held)
 
     def finish(
@@ -414,11 +434,24 @@ def _silence(folder: RunFolder, status: dict, now: float | None = None) -> float
     return age_of(folder.path / "status.json", now)
 
 
-def _locked(folder: RunFolder) -> bool:
-    "Whether somebody holds a run's lock."
-    if (held := hold(folder.path / ".lock")) is not None:
-        let_go(held)
-    return held is None
+def this_process() -> dict[str, Any]:
+    "How a process says who it is, to those who look for it later."
+    pid = os.getpid()
+    host, where = socket.gethostname(), whereabouts()
+    return {"pid": pid, "host": host, "began": _began(pid), "where": where}
+
+
+def living(
+    who: Mapping[str, Any],  # as `this_process` told
+) -> bool | None:  # None: it is of another machine or container, or from before this one's start
+    "Whether a process lives, as far as this one can see."
+    pid, where = who.get("pid", 0), who.get("where")
+    if who.get("host") != socket.gethostname() or (where and where != whereabouts()):
+        return None
+    if pid <= 0 or not _there(pid):
+        return False
+    known = who.get("began")
+    return not known or _began(pid) == known
 
 
 def witnessed(
@@ -426,16 +459,14 @@ def witnessed(
     status: dict,  # its pulse: running, or new
 ) -> bool | None:  # None: this machine cannot tell
     "Whether the process of a pulse lives, as far as this machine can see."
-    host, pid, where = status.get("host"), status.get("pid", 0), status.get("where")
-    if host != socket.gethostname():
-        return None
-    if where and where != (here := whereabouts()):  # a namesake, or before the last boot
-        return _locked(folder) if where.split()[0] == here.split()[0] else None
-    if pid <= 0 or not _there(pid):
-        return False
-    if known := status.get("began"):
-        return _began(pid) == known
-    return _silence(folder, status) < STALE  # of a time when a pulse did not say which process
+    lives = living(status)
+    if lives is None and status.get("where", "").split()[:1] == whereabouts().split()[:1] != []:
+        return is_held(
+            folder.path / ".lock"
+        )  # in another container of this machine, where locks are shared
+    if lives and not status.get("began"):  # of a time when a pulse did not say which process
+        return _silence(folder, status) < STALE
+    return lives
 
 
 def _copied(folder: RunFolder, status: dict) -> bool:

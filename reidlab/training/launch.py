@@ -24,7 +24,7 @@ from IPython.display import HTML, display
 
 from ..core.devices import check_devices
 from ..core.recipe import Recipe
-from ..core.run import RunFolder, open_run, run_path
+from ..core.run import RunFolder, living, open_run, run_path
 from ..core.settings import settings
 from ..data.readers import readers_named
 from .crew import FOREVER, describe_process, run_crew, watched_afar
@@ -255,7 +255,8 @@ def _state_kept(folder: str | Path | None) -> Iterator[None]:
         yield
     except BaseException as wrong:
         with suppress(OSError, ValueError):
-            if folder is not None and RunFolder(folder).status().get("state") == "running":
+            status = RunFolder(folder).status() if folder is not None else {}
+            if status.get("state") == "running" and living(status) is not None:  # of this machine
                 state = "stopped" if isinstance(wrong, KeyboardInterrupt) else "crashed"
                 RunFolder(folder).beat(state, error=f"{type(wrong).__name__}: {wrong}"[:500])
         raise
