@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'TICK', 'STALLED', 'STALE', 'PULSE', 'STATES', 'LEFT_BY_A_RUN', 'KEPT', 'KEPT_BYTES', 'as_installed',
-           'commit', 'environment', 'TakenOver', 'RunFolder', 'whereabouts', 'this_process', 'living', 'witnessed',
-           'run_path', 'open_run', 'state_of', 'find_run', 'finished_run', 'load_runs', 'provenance', 'keep_run']
+           'commit', 'environment', 'checked_line', 'checked_event', 'TakenOver', 'RunFolder', 'whereabouts',
+           'this_process', 'living', 'witnessed', 'run_path', 'open_run', 'state_of', 'find_run', 'finished_run',
+           'load_runs', 'provenance', 'keep_run']
 
 # %% ../../nbs/00_core/18_run.ipynb #1ca0b353
 import json
@@ -115,7 +116,7 @@ def environment(
     }
 
 # %% ../../nbs/00_core/18_run.ipynb #fe4abc94
-def _checked(line: bytes) -> bytes:
+def checked_line(line: bytes) -> bytes:
     "A line of the history with its checksum."
     return line[:-1] + f', "check": "{zlib.crc32(line):08x}"}}\n'.encode()
 
@@ -123,7 +124,7 @@ def _checked(line: bytes) -> bytes:
 _ALMOST = re.compile(rb'.*, "?[^"]{5}"?: "[^"]{8}"\}')  # a checksum of which a letter was changed
 
 
-def _event(line: bytes) -> dict | None:  # None: torn or damaged
+def checked_event(line: bytes) -> dict | None:  # None: torn or damaged
     "A line of the history, read; one from before there were checksums has none."
     if found := re.fullmatch(rb'(.*), "check": "([0-9a-f]{8})"\}', line):
         line = found[1] + b"}"
@@ -146,7 +147,7 @@ def _append(path: Path, line: bytes) -> None:
     with file:
         file.seek(0)
         whole, _, tail = file.read().rpartition(b"\n")
-        if tail and _event(tail) is None:
+        if tail and checked_event(tail) is None:
             file.truncate(len(whole) + 1 if whole else 0)
             tail = b""
         file.write((b"\n" if tail else b"") + line)
@@ -281,7 +282,7 @@ class RunFolder:
     ) -> None:
         "Append one line to metrics.jsonl."
         line = json.dumps({"event": event, **numbers}, ensure_ascii=False, default=float)
-        _append(self.path / "metrics.jsonl", _checked(line.encode()))
+        _append(self.path / "metrics.jsonl", checked_line(line.encode()))
 
     def events(
         self,
@@ -291,7 +292,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         refuse_folder(path)
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        read = [_event(line) if line.strip() else {} for line in lines]
+        read = [checked_event(line) if line.strip() else {} for line in lines]
         if lost := [str(n) for n, record in enumerate(read, 1) if record is None]:
             which = f"line {', '.join(lost[:5])}{' …' if len(lost) > 5 else ''} cannot be read"
             warnings.warn(

@@ -21,6 +21,7 @@ from ..core.recipe import Recipe, Train
 from ..core.run import RunFolder
 from .checkpoint import save_checkpoint
 from .distributed import barrier, from_rank_zero, mean_over_world, process_rank
+from .ledger import Ledger
 from .network import architecture_of
 from .optim import set_rate
 from .progress import Progress, resume_state
@@ -43,6 +44,7 @@ class Fit:
     epoch: Callable[["Fit"], dict[str, Any]] = lambda fit: train_epoch(fit)  # one pass: a record
     shown: str = "loss"  # of the record, in the pulse
     progress: Progress = field(default_factory=Progress)
+    ledger: Ledger = field(default_factory=Ledger)  # of its steps; silent until it is opened
     heads: Any = None  # of ranked lists, from the judge of the latest epoch: for who draws
     between: list[float] = field(
         default_factory=list
@@ -74,6 +76,7 @@ def save(
 ) -> None:
     "Write a checkpoint of a training; called on every rank."
     last, progress = kind == "last", fit.progress
+    fit.ledger.flush()
     state = {"data": fit.data.fingerprint} | (resume_state(fit.trainer, progress) if last else {})
     with busy("writing a checkpoint", LONG):
         if process_rank() == 0:
@@ -204,7 +207,9 @@ def train_epoch(
         last, share = shared(step, steps, trainer.train.accumulate)
         rate = trainer.rate(progress.epoch + step / steps)
         set_rate(trainer.optimizer, rate)
-        progress.add(trainer.step(batch, last, share))
+        terms = trainer.step(batch, last, share)
+        progress.add(terms)
+        fit.ledger.note(batch, rate, terms["loss"])
         watch.look(last)
     seconds = time.monotonic() - watch.began
     finite(progress, steps)

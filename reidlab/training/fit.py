@@ -21,6 +21,7 @@ from ..core.seed import deterministic, seed_all
 from ..data.loaders import open_data
 from .distributed import barrier, from_rank_zero, process_rank
 from .epoch import Fit, save, seconds_left, standing
+from .ledger import open_ledger
 from .network import AnyGenotype
 from .parts import note_parts, parts_from_recipe
 from .progress import Progress, take_up
@@ -110,6 +111,8 @@ def run_epochs(
     "Train from where the folder stands to the last epoch, and leave checkpoints and history."
     where = {"data": fit.data.fingerprint, "steps": fit.steps, "shown": fit.shown}
     fit.progress = take_up(fit.run, fit.recipe, fit.trainer, facts=fit.facts, **where)
+    place = {"epoch": fit.progress.epoch, "at": fit.progress.step}
+    fit.ledger = open_ledger(fit.run.path, fit.trainer, fit.loader.batch_sampler, **place)
     _begin(fit)
     while fit.progress.epoch < fit.plan.epochs and not fit.progress.stop:
         record = _passed(fit)
