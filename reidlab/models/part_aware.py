@@ -26,7 +26,7 @@ def part_of_row(
             f"part-aware needs a map of {parts} rows or more, got {height}. Use larger images or fewer strides."
         )
     ends = torch.tensor([i * height // parts for i in range(1, parts)], dtype=torch.long)
-    return torch.searchsorted(ends, torch.arange(height), right=True)
+    return (torch.arange(height)[:, None] >= ends).sum(1)
 
 # %% ../../nbs/02_models/08_part_aware.ipynb #7f1c797c
 def part_means(
