@@ -61,6 +61,11 @@ class Times:
         return 1e3 * self.photos / max(self.middle, 1e-6)
 
     @property
+    def work(self) -> float:
+        "Processor time of a call, in milliseconds, the mean: what others do is not in it."
+        return self.cpu / max(len(self.calls), 1) / 1e6
+
+    @property
     def busy(self) -> float:
         "Processor time over time on the wall: below 1, the process had to wait."
         return self.cpu / max(sum(self.calls), 1)

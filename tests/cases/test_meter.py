@@ -1,10 +1,18 @@
 """One meter for every number of milliseconds; its clock is a parameter, and here it is of paper."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_recipe
 
 from reidlab.core.meter import REPEATS, UNCOUNTED, Times, measure, measure_in_turn
+from reidlab.deploy import latency
+from reidlab.deploy.latency import forecast, latency_table, measured_where, searched_latency
+from reidlab.models.genotype import random_genotype
+from reidlab.nas.budget import CostTable
+from reidlab.nas.latency import Latency
 
 PHOTOS = torch.zeros(4, 3, 2, 2)
 MS = 1_000_000
@@ -116,3 +124,90 @@ def test_what_has_no_time_is_refused_before_it_is_called(wrong, words):
 def test_a_call_faster_than_the_clock_has_a_rate():
     still = Times((0, 0), 0, photos=1, threads=1, load=(0.0, 0.0))
     assert np.isfinite(still.rate) and still.busy == 0
+
+
+EXACT = {"repeats": (2, 2), "uncounted": 1}  # of a table: no time decides how often
+
+
+def exact():
+    "How a table is measured here: a millisecond at every reading of the clock."
+    return EXACT | {"clock": ticking(MS), "seconds": 0.0}
+
+
+def test_a_table_has_a_row_for_everything_that_was_asked(finished, monkeypatch):
+    opened = []
+
+    class File:
+        takes = "images"
+
+        def __call__(self, images):
+            if len(images) > 1:
+                raise ValueError("small.onnx takes (1, 3, 64, 32)")
+
+    class Bytes(File):
+        takes = "photos"
+
+        def __call__(self, images):
+            assert images.dtype == torch.uint8 and images.shape[-1] == 3
+
+    kinds = {"small.onnx": File, "bytes.onnx": Bytes}
+    monkeypatch.setattr(
+        latency, "open_exported", lambda file, n: opened.append((file, n)) or kinds[file]()
+    )
+    files = {"one at a time": "small.onnx", "of bytes": "bytes.onnx"}
+    table = latency_table(finished[0], files, batches=(1, 3), threads=(1, 2), **exact())
+    assert list(table.columns) == latency.COLUMNS and len(table) == 3 * 2 * 2
+    assert set(opened) == {(file, n) for file in kinds for n in (1, 2)}
+    fixed = table[(table["runtime"] == "one at a time") & (table["batch"] == 3)]
+    assert fixed["ms"].isna().all() and set(fixed["note"]) == {"small.onnx takes (1, 3, 64, 32)"}
+    seen = table.drop(fixed.index)
+    assert set(seen["ms"]) == {1.0} == set(seen["times torch"]) and not any(seen["note"])
+    assert (seen["photos/s"] == 1000 * seen["batch"]).all()
+    assert measured_where(table.assign(busy=1.0)).startswith("Photos of 64 by 32 on ")
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({"OpenVINO": "reidlab needs the package openvino"}, "needs the package openvino"),
+        ({"lost": "nowhere/lost.onnx"}, "no file at nowhere/lost.onnx"),
+        (
+            None,
+            'needs the packages onnx, onnxscript and onnxruntime: pip install "reidlab[deploy]"',
+        ),
+    ],
+)
+def test_a_runtime_that_is_absent_says_so_in_its_row(files, words, finished, monkeypatch):
+    if files is None:
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    table = latency_table(finished[0], files, batches=(1,), threads=(1,), **exact())
+    assert table["ms"].notna().tolist()[0] and table["ms"].isna()[1:].all()
+    assert words in table["note"].iloc[1]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [({"batches": (0,)}, 0), ({"threads": (1, 0)}, 0), ({"batches": (2.0,)}, 2.0)],
+)
+def test_a_table_of_nothing_is_refused_before_a_run_is_opened(wrong, said):
+    with pytest.raises(ValueError, match=f"whole numbers of 1 or more, got {said}"):
+        latency_table("no such run", **wrong)
+
+
+def test_a_forecast_is_the_sum_beside_the_clock(finished, monkeypatch):
+    "Two milliseconds of frame and a quarter for each of eight operations, against one by the clock."
+    monkeypatch.setattr(latency, "made_files", lambda *_: {"onnxruntime": "absent"})
+    small = {"model__backbone": "derived", "model__backbone__*__init_channels": 4}
+    small |= {"model__backbone__*__cells_per_stage": [1, 1]}
+    recipe = tiny_recipe(**small)
+    genotype = random_genotype(0, nodes=2)
+    prices = np.full((5, len(genotype.ops)), MS // 4)
+    known = Latency(CostTable(2 * MS, prices, prices), {"ops": list(genotype.ops)})
+    found = forecast(genotype, recipe, known, seconds=0.0, clock=ticking(MS))
+    assert (found.summed, found.torch) == (4.0, 1.0) and np.isnan(found.exported)
+    assert found.errors[0] == pytest.approx(300) and np.isnan(found.errors[1])
+
+
+def test_a_network_without_cells_has_no_forecast(finished):
+    with pytest.raises(ValueError, match="'done' has no cells"):
+        searched_latency(finished[0])
