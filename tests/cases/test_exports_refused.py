@@ -1,6 +1,7 @@
 """Exports that went wrong as exports do, each refused with its own reason, over one tiny run."""
 
 import copy
+import shutil
 import tempfile
 import warnings
 from dataclasses import replace
@@ -18,8 +19,9 @@ from reidlab.core.recipe import Data, Evaluate, Recipe, Synthetic, Train
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_test
 from reidlab.deploy.contract import open_network
+from reidlab.deploy.export import export_run
 from reidlab.deploy.onnx import KEY, Deployed, OnnxNetwork, write_onnx
-from reidlab.deploy.parity import LOOSE, Refused, check_export, pair_of
+from reidlab.deploy.parity import LOOSE, Refused, check_export, pair_of, parity_of
 from reidlab.deploy.slips import first_apart
 from reidlab.training.fit import fit_from_recipe
 
@@ -252,3 +254,62 @@ def test_layers_of_a_right_export_agree(tiny):
     gallery = open_test(tiny.run.recipe.data, tiny.home).gallery
     pair = pair_of(OnnxNetwork(tiny.good), tiny.run, "", gallery)
     assert "every layer agrees" in first_apart(pair)
+
+
+@pytest.fixture
+def at_home(tiny, monkeypatch):
+    "The run whose photos the settings find; its graph is not traced anew."
+    monkeypatch.setenv("REIDLAB_DATA_DIR", str(tiny.home))
+    graph = {"good": tiny.good}
+    put = lambda model, contract, path, *more: Path(shutil.copyfile(graph["good"], path))
+    monkeypatch.setattr("reidlab.deploy.export.write_onnx", put)
+    return SimpleNamespace(**vars(tiny), graph=graph, place=tiny.run.path / "export/mine.onnx")
+
+
+def test_an_export_is_put_in_place_with_its_figures_and_a_refused_one_leaves_it(at_home):
+    left = at_home.place.with_name(".mine.onnx.999999.part")
+    (left / "steps").mkdir(parents=True)  # of a process that was killed
+    (left / "mine.onnx").write_bytes(b"half")
+    done = export_run(at_home.run.path)
+    assert done.path == at_home.place and [p.name for p in done.path.parent.iterdir()] == [
+        "mine.onnx"
+    ]
+    assert parity_of(OnnxNetwork(done.path)) == done.parity and done.bytes > 1e5
+    kept = done.path.read_bytes()
+    at_home.graph["good"] = noted(at_home, "worse.onnx", weights="layer3.1.0.weight")
+    with pytest.raises(Refused, match=r"layer that differs is backbone\.layer3"):
+        export_run(at_home.run.path)
+    assert done.path.read_bytes() == kept
+    assert [p.name for p in done.path.parent.iterdir()] == ["mine.onnx"]
+    with pytest.raises(Refused):
+        export_run(at_home.run.path, out=at_home.home / "new" / "x.onnx")
+    assert not [*(at_home.home / "new").iterdir()]
+
+
+def test_a_killed_export_leaves_the_file_that_was_there(at_home, monkeypatch):
+    export_run(at_home.run.path)
+    kept = at_home.place.read_bytes()
+
+    def killed(*given, **more):
+        raise KeyboardInterrupt
+
+    for step in ("check_export", "add_notes", "_move"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"reidlab.deploy.export.{step}", killed)
+            export_run(at_home.run.path)
+        assert at_home.place.read_bytes() == kept
+        assert [p.name for p in at_home.place.parent.iterdir()] == ["mine.onnx"]
+
+
+def test_runs_of_which_there_is_no_export(at_home, monkeypatch):
+    begun = open_run("begun", at_home.run.recipe, verb="train", data="0" * 64, root=at_home.home)
+    with pytest.raises(ValueError, match="run 'begun' is new, not finished"):
+        export_run(begun.path)
+    monkeypatch.setenv("REIDLAB_DATA_DIR", str(at_home.home / "elsewhere"))
+    monkeypatch.setattr("reidlab.data.loaders.prepare_synthetic", no_photos)
+    with pytest.raises(ValueError, match="compared with its run on photos of synthetic"):
+        export_run(at_home.run.path)
+
+
+def no_photos(*given, **more):
+    raise FileNotFoundError("no such folder.")
