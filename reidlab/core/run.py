@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'TICK', 'STALLED', 'STALE', 'PULSE', 'STATES', 'LEFT_BY_A_RUN', 'KEPT', 'KEPT_BYTES', 'as_installed',
-           'commit', 'environment', 'checked_line', 'checked_event', 'TakenOver', 'RunFolder', 'whereabouts',
+           'commit', 'environment', 'checked_line', 'checked_event', 'Stopped', 'TakenOver', 'RunFolder', 'whereabouts',
            'this_process', 'living', 'witnessed', 'run_path', 'open_run', 'state_of', 'find_run', 'finished_run',
            'load_runs', 'provenance', 'keep_run']
 
@@ -162,9 +162,13 @@ _NUMBER = (int, float)
 PULSE = {  # what a pulse may say, and how
     **dict.fromkeys(("epoch", "epochs", "step", "steps", "pid"), int),
     **dict.fromkeys(("beat", "loss", "images_per_s", "seconds_left", "share", "memory"), _NUMBER),
-    **dict.fromkeys(("host", "verb", "place", "where"), str),
+    **dict.fromkeys(("host", "verb", "place", "where", "reason"), str),
 }
 STATES = ("new", "running", "stopped", "crashed", "finished")
+
+
+class Stopped(Exception):
+    "The work ends before it is done because somebody asked for it; its text is the reason."
 
 
 def _mark(recipe: str) -> str:
@@ -265,7 +269,8 @@ class RunFolder:
         "Write the pulse: state, epoch, step, images/s, time left."
         known = {}
         with suppress(ValueError, OSError):  # a damaged pulse: here is a new one
-            known = {k: v for k, v in self.status().items() if k != "format"}
+            passing = ("format", "reason", "error")  # how it ended before is past
+            known = {k: v for k, v in self.status().items() if k not in passing}
         mine = this_process() | {"place": _place(self.path)}
         if self.at_work and state == "running" and _taken_over(known, mine):
             raise TakenOver(
@@ -336,8 +341,8 @@ class RunFolder:
                 yield
         except TakenOver:
             raise  # what there is to say is now the other's
-        except KeyboardInterrupt:
-            self.beat("stopped")
+        except (KeyboardInterrupt, Stopped) as wish:
+            self.beat("stopped", reason=str(wish) or "an interrupt")
             raise
         except BaseException as wrong:
             self.beat("crashed", error=f"{type(wrong).__name__}: {wrong}"[:500])

@@ -51,6 +51,7 @@ from ..nas.split import half_loaders
 from ..training.adversary import game_of
 from ..training.generate import generate_from_recipe
 from ..training.launch import View, device_of, how_many, launch, open_job
+from ..training.stop import heeding, until_of, within
 from ..training.studio import check_generator, real_photos
 from ..viz.board import write_alphas, write_board, write_strips
 from ..viz.generated import write_samples
@@ -71,11 +72,16 @@ class OpenJob:
     epochs: int  # of the work
     verb: str = "train"  # train, search, generate
     about: dict[str, Any] = field(default_factory=dict)  # what else launch is told
+    minutes: float = 0.0  # that the work may take; 0: all that it needs
 
     def run(self) -> dict[str, Any]:  # what metrics.json holds
-        "Do the work, or continue it; of a finished run its result."
+        "Do the work, or continue it; of a finished run its result, of one that was stopped how far it is."
         where = {"folder": self.folder.path, "view": self.view}
-        return launch(self.work, recipe=self.recipe, **where, **self.about)
+        about = {"recipe": self.recipe, **where, **self.about}
+        with heeding(self.folder.path):
+            if not self.minutes:
+                return launch(self.work, **about)
+            return launch(within, task=self.work, until=until_of(self.minutes), **about)
 
     @cached_property
     def card(self) -> Card:
@@ -155,7 +161,7 @@ def open_training(
     about = {"gpus": p.gpus, "device": p.device, "validate": plan.judge}
     about["on_epoch"] = drawn_by(write_strips, write_samples)
     epochs = recipe.train.epochs
-    asked = {"loader": loader, "epochs": epochs, "about": about}
+    asked = {"loader": loader, "epochs": epochs, "about": about, "minutes": p.minutes}
     return OpenJob(recipe, plan.data, folder, work=plan.fit, **asked)
 
 
@@ -189,6 +195,7 @@ def open_search(
     loader = lambda: half_loaders(data.train, recipe)[1]  # of the alphas
     epochs = sum(stage.epochs for stage in s.stages) or s.epochs
     asked = {"loader": loader, "epochs": epochs, "verb": "search", "about": about}
+    asked["minutes"] = p.minutes
     return OpenJob(recipe, data, folder, work=search_from_recipe, **asked)
 
 
@@ -212,6 +219,7 @@ def open_generation(
     loader = partial(train_loader, data.train, section, seed=recipe.seed, keep=False)
     about = {"gpus": p.gpus, "device": p.device, "on_epoch": drawn_by(write_samples)}
     asked = {"loader": loader, "epochs": recipe.train.epochs, "verb": "generate", "about": about}
+    asked["minutes"] = p.minutes
     return OpenJob(recipe, data, folder, work=generate_from_recipe, **asked)
 
 

@@ -18,13 +18,14 @@ import torch
 
 from ..core.heartbeat import LONG, alive, busy
 from ..core.recipe import Recipe, Train
-from ..core.run import RunFolder
+from ..core.run import RunFolder, Stopped
 from .checkpoint import save_checkpoint
-from .distributed import barrier, from_rank_zero, mean_over_world, process_rank
+from .distributed import barrier, mean_over_world, process_rank
 from .ledger import Ledger
 from .network import architecture_of
 from .optim import set_rate
 from .progress import Progress, resume_state
+from .stop import Stops, is_due, look_together, stops_here
 
 # %% ../../nbs/06_training/17_epoch.ipynb #ed50d4a0
 @dataclass
@@ -49,9 +50,11 @@ class Fit:
     between: list[float] = field(
         default_factory=list
     )  # seconds from an epoch's last step to the next's first
+    stops: Stops | None = None  # what may end it; None: what may end the job
 
     def __post_init__(self):
         self.facts = self.facts or architecture_of(self.trainer.model, self.recipe)
+        self.stops = self.stops or stops_here() or Stops(self.run.path)
 
     @property
     def plan(self) -> Train:
@@ -78,6 +81,7 @@ def save(
     last, progress = kind == "last", fit.progress
     fit.ledger.flush()
     state = {"data": fit.data.fingerprint} | (resume_state(fit.trainer, progress) if last else {})
+    began = time.monotonic()
     with busy("writing a checkpoint", LONG):
         if process_rank() == 0:
             path = fit.run.path / "checkpoints" / f"{kind}.pt"
@@ -93,6 +97,7 @@ def save(
                 **state,
             )
         barrier()
+    fit.stops.saved(time.monotonic() - began)
 
 # %% ../../nbs/06_training/17_epoch.ipynb #54055b15
 PULSE = 0.5  # seconds between two beats of status.json
@@ -151,7 +156,7 @@ class Watch:
         fit: Fit,  # under way
     ):
         self.fit, self.start = fit, fit.progress.step
-        self.began = self.beaten = self.saved = time.monotonic()
+        self.began = self.beaten = self.saved = self.looked = time.monotonic()
 
     def look(
         self,
@@ -162,10 +167,32 @@ class Watch:
         if process_rank() == 0 and now - self.beaten > PULSE:
             self.beaten = now
             self.pulse(now - self.began)
-        asked = whole and step < fit.steps and step % ASK == 0
-        if asked and from_rank_zero(now - self.saved > 60 * fit.plan.checkpoint_minutes):
+        if whole:
+            fit.stops.stepped(now - self.looked)
+            if step < fit.steps:
+                self.ask(now)
+            self.looked = time.monotonic()
+
+    def ask(
+        self,
+        now: float,  # by time.monotonic
+    ) -> None:
+        "Save when it is time to, and end when somebody wants it."
+        fit, step = self.fit, self.fit.progress.step
+        regular = step % ASK == 0
+        if not is_due(fit.stops, regular):
+            return
+        late = regular and now - self.saved > 60 * fit.plan.checkpoint_minutes
+        near = fit.steps - step <= fit.plan.accumulate  # what follows the last step comes with it
+        ahead = max(fit.between, default=0.0) if near else 0.0
+        late, why = look_together(fit.stops, late, ahead)
+        if why and process_rank() == 0:
+            self.pulse(now - self.began)  # where exactly, and that the loss is a number
+        if late or why:
             self.saved = now
             save(fit)
+        if why:
+            raise Stopped(why)
 
     def pulse(
         self,

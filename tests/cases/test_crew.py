@@ -144,6 +144,14 @@ def test_what_happens_to_one_is_told_and_costs_nothing(bench):
     assert different(weights(bench.run("train", "harmed")), whole) == []
 
 
+def test_a_wish_that_one_process_hears_stops_both(bench):
+    path = bench.run("train", "asked", ("asked", 1, 3))
+    status = RunFolder(path).status()
+    assert (status["state"], status["reason"], status["epoch"]) == ("stopped", "SIGTERM", 1)
+    assert left(path) == [] and not (path / "stop").exists()
+    assert different(weights(bench.run("train", "asked")), bench.reference("train")) == []
+
+
 FAULTS = [(what, who) for what in SAYS for who in (0, 1)]
 
 

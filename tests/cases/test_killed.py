@@ -1,4 +1,4 @@
-"""Trainings, searches and generators that are killed anywhere: called again, they end with the same bits."""
+"""Trainings, searches and generators that are killed or stopped anywhere: called again, they end with the same bits."""
 
 import os
 import random
@@ -40,17 +40,17 @@ def forked(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def dying(owner, name, at, before):
-    "Have a function kill its process at its n-th call, before or after what it does."
+def dying(owner, name, at, before, sign=signal.SIGKILL):
+    "Have a function send its process a signal at its n-th call, before or after what it does."
     whole, calls = getattr(owner, name), count(1)
 
     def call(*given, **more):
         now = next(calls)
         if now == at and before:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sign)
         found = whole(*given, **more)
-        if now == at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if now == at and not before:
+            os.kill(os.getpid(), sign)
         return found
 
     setattr(owner, name, call)
@@ -110,6 +110,11 @@ def killed_until_done(place, name, kills):
     ends = [place.run(name, [kill]) for kill in kills]
     assert set(ends) <= {0, -signal.SIGKILL} and -signal.SIGKILL in ends
     assert place.run(name) == 0
+    equals_the_whole(place, name)
+
+
+def equals_the_whole(place, name):
+    "A run in pieces has everything that the run in one piece has."
     assert different(place.kept(name), place.kept("whole")) == []
     ours, theirs = RunFolder(place.root / name), RunFolder(place.root / "whole")
     assert ours.metrics()["metrics"] == pytest.approx(theirs.metrics()["metrics"], abs=0)
@@ -129,6 +134,17 @@ def test_kills_on_the_way_change_no_bit(place):
     for half in (0, 1):
         kills = anywhere(place.verb, KILLS[place.verb] // 2, seed=half)
         killed_until_done(place, f"killed{half}", kills[half::2])
+
+
+def test_three_slices_equal_one_run(place):
+    folder = RunFolder(place.root / "slices")
+    for at, sign in ((3, signal.SIGUSR1), (2, signal.SIGTERM))[: 2 - (place.verb == "generate")]:
+        assert place.run("slices", [(*STEP[place.verb], at, False, sign)]) == 0
+        status = folder.status()
+        assert (status["state"], status["reason"]) == ("stopped", sign.name)
+        assert not (folder.path / "stop").exists() and not (folder.path / "metrics.json").exists()
+    assert place.run("slices") == 0 and "reason" not in folder.status()
+    equals_the_whole(place, "slices")
 
 
 @pytest.mark.slow
