@@ -137,7 +137,10 @@ def normalise(
     "Pixels to numbers of mean 0 and variance 1."
     shape = {"dtype": torch.float32, "device": images.device}
     m, s = (torch.tensor(v, **shape)[:, None, None] for v in (mean, std))
-    return images.to(torch.float32).mul(1 / 255).sub_(m).div_(s)
+    own = images.to(
+        torch.float32, copy=True
+    )  # changed in place: new memory costs more than the sums
+    return own.mul_(1 / 255).sub_(m).div_(s)
 
 
 def denormalise(
