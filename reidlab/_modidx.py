@@ -2169,6 +2169,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'reidlab.jobs.command.run_line': ('11_jobs/command.html#run_line', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.set_line': ('11_jobs/command.html#set_line', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.sets_app': ('11_jobs/command.html#sets_app', 'reidlab/jobs/command.py'),
+                                      'reidlab.jobs.command.submit_app': ('11_jobs/command.html#submit_app', 'reidlab/jobs/command.py'),
+                                      'reidlab.jobs.command.submitted': ('11_jobs/command.html#submitted', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.sweep_line': ('11_jobs/command.html#sweep_line', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.tested_line': ('11_jobs/command.html#tested_line', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.trained_line': ('11_jobs/command.html#trained_line', 'reidlab/jobs/command.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOLD', 'VERBS', 'UNFINISHED', 'COLUMNS', 'PLAIN', 'Verb', 'run_line', 'trained_line', 'tested_line', 'sweep_line',
            'set_line', 'options', 'typed', 'as_typed', 'finished', 'job_command', 'new_folder', 'open_lab',
-           'explain_place', 'export_weights', 'import_file', 'list_runs', 'sets_app', 'reidlab_app', 'check_words',
-           'main']
+           'explain_place', 'export_weights', 'import_file', 'list_runs', 'sets_app', 'submitted', 'submit_app',
+           'reidlab_app', 'check_words', 'main']
 
 # %% ../../nbs/11_jobs/16_command.ipynb #7b9798fd
 import html
@@ -301,6 +301,39 @@ def sets_app(
         app.command(page, help=about)(job_command(verb))
     return app
 
+# %% ../../nbs/11_jobs/16_command.ipynb #submtcmd
+def submitted(
+    name: str,  # of a verb
+) -> Callable[..., None]:  # for typer
+    "A verb's job with what the queue is asked, as a function whose signature is both."
+    verb, queue = VERBS[name], resolve_name("reidlab.jobs.slurm:QueueJob")
+
+    def command(**said: Any) -> None:
+        def work() -> str:
+            own = {k: v for k, v in said.items() if k in queue.model_fields}
+            rest = {k: v for k, v in said.items() if k not in own}
+            told = typed(rest, verb.schema) | typed(own, queue)
+            return repr(resolve_name("reidlab.jobs.submit:submit")(name, **told))
+
+        finished(work)
+
+    theirs = [o for o in options(verb.schema, verb.named) if o.name not in queue.model_fields]
+    asked = [*theirs, *options(queue)]
+    command.__signature__ = inspect.Signature(asked)
+    command.__annotations__ = {o.name: o.annotation for o in asked}
+    command.__doc__ = verb.about
+    return command
+
+
+def submit_app(
+    wanted: bool,  # whether somebody submits now
+) -> typer.Typer:
+    "A verb for each job, to be sent to a cluster's queue."
+    app = typer.Typer(no_args_is_help=True, **PLAIN)
+    for name in VERBS if wanted else ():
+        app.command(name, help=VERBS[name].about)(submitted(name))
+    return app
+
 # %% ../../nbs/11_jobs/16_command.ipynb #ae8541cf
 PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
@@ -326,6 +359,7 @@ def reidlab_app(
     app.add_typer(weights, name="weights", help="Weights of a run, for other tools.")
     told = {"ignore_unknown_options": True, "allow_extra_args": True}
     app.command("import", context_settings=told)(import_file)
+    app.add_typer(submit_app("submit" in words[:1]), name="submit", help="Send a job to a cluster.")
     app.command("explain")(explain_place)
     app.command("runs")(list_runs)
     return app
@@ -339,12 +373,19 @@ def check_words(
     schema = verb.schema if verb else None
     if words[:1] == ["prepare"] and len(words) > 1:
         schema = resolve_name("reidlab.jobs.sets:SETS").get(words[1], (None, None))[1]
+    check = partial(check_parameters, schema=schema)
+    if words[:1] == ["submit"] and len(words) > 1 and words[1] in VERBS:
+        schema = VERBS[words[1]].schema
+        check = lambda said: resolve_name("reidlab.jobs.submit:queue_words")(said, schema)
     if schema is None:
         return
     said = [w.partition("=")[0][2:].replace("-", "_") for w in words if w.startswith("--")]
-    known = {"help", *schema.model_fields, *(f"no_{name}" for name in schema.model_fields)}
+    fields = [*schema.model_fields]
+    if words[:1] == ["submit"]:
+        fields += resolve_name("reidlab.jobs.slurm:QueueJob").model_fields
+    known = {"help", *fields, *(f"no_{name}" for name in fields)}
     if strangers := {name: "" for name in said if name not in known}:
-        check_parameters(strangers, schema)
+        check(strangers)
 
 
 def main(

@@ -78,7 +78,11 @@ def page_words(
 # %% ../../nbs/11_jobs/25_submit.ipynb #submt25009
 def _on_nodes(p: Parameters, q: QueueJob, cpu: bool) -> Parameters:
     "The parameters as each process of several machines is told them."
-    return p if q.nodes == 1 else p.model_copy(update={"gpus": 0, "device": "cpu" if cpu else p.device})
+    return (
+        p
+        if q.nodes == 1
+        else p.model_copy(update={"gpus": 0, "device": "cpu" if cpu else p.device})
+    )
 
 
 def _size(p: Parameters) -> dict[str, int]:
@@ -103,7 +107,9 @@ def _of_run(verb: str, p: Parameters, q: QueueJob) -> Work:
     run = find_run(p.run)
     evaluation_recipe(run.recipe, p.dataset, p.overrides)  # what cannot be asked stops here
     if not run.finished:
-        raise ValueError(f"run {run.name!r} is {state_of(run)}, not finished; only a finished run is evaluated.")
+        raise ValueError(
+            f"run {run.name!r} is {state_of(run)}, not finished; only a finished run is evaluated."
+        )
     size = _size(p)
     told = _on_nodes(p, q, cpu=not size["gpus"])
     words = {"command": command_words(verb, told), "page": page_words(verb, told)}
@@ -114,10 +120,14 @@ def _of_grid(verb: str, p: Parameters, q: QueueJob) -> Work:
     "A sweep: an array with a task for each cell."
     cells = planned(p)
     if q.nodes > 1:
-        raise ValueError(f"a sweep's cells are shared out over tasks of one machine each, got nodes {q.nodes}.")
+        raise ValueError(
+            f"a sweep's cells are shared out over tasks of one machine each, got nodes {q.nodes}."
+        )
     name = f"{p.recipe.replace('/', '.')}-sweep-{seal_of({'cells': [cell.name for cell in cells]})[:6]}"
     words = command_words(verb, p)
-    return Work(name, settings().runs_dir / name, words, **_size(p), cells=len(cells), continues=False)
+    return Work(
+        name, settings().runs_dir / name, words, **_size(p), cells=len(cells), continues=False
+    )
 
 
 def work_of(
@@ -143,11 +153,15 @@ def refuse_run(
         raise ValueError(f"run {run.name!r} is another's: {change}. Choose a name with --run NAME.")
     state = state_of(run)
     if state == "finished":
-        raise ValueError(f"run {run.name!r} is finished: nothing is left to do. Another name: --run NAME.")
+        raise ValueError(
+            f"run {run.name!r} is finished: nothing is left to do. Another name: --run NAME."
+        )
     if state in ("running", "stalled"):
         told = run.status()
         where = f"process {told.get('pid', 'unknown')} on {told.get('host', 'an unknown host')}"
-        raise ValueError(f"run {run.name!r} is {state} ({where}). Wait for it, or choose --run NAME.")
+        raise ValueError(
+            f"run {run.name!r} is {state} ({where}). Wait for it, or choose --run NAME."
+        )
 
 
 def slurm_says(
@@ -163,7 +177,9 @@ def slurm_says(
             "or look at the script with --dry-run."
         ) from None
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{words[0]} has not answered for two minutes. Try again later.") from None
+        raise RuntimeError(
+            f"{words[0]} has not answered for two minutes. Try again later."
+        ) from None
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).split("\n") if line.strip()]
         said = lines[-1] if lines else "it said nothing"
@@ -275,7 +291,9 @@ def submit(
         return it
     held = hold(it.record.with_name(".submit"))
     if held is None:
-        raise ValueError(f"{work.name} is being submitted by another process. Look again: {it.record}")
+        raise ValueError(
+            f"{work.name} is being submitted by another process. Look again: {it.record}"
+        )
     try:
         return send(it)
     finally:
