@@ -109,8 +109,8 @@ class Lease:
         "Give the work back; a lease that was lost is left to who has it now."
         with self.alone:
             if self.file >= 0:
-                if not self.lost:
-                    _bury(self.path, self.token, Watch())
+                with suppress(OSError):  # what cannot be removed will be seen to be dead
+                    _bury(self.path, self.token, Watch()) if not self.lost else None
                 os.close(self.file)
                 self.file = -1
 
@@ -196,6 +196,8 @@ def _age(path: Path) -> float:
 # %% ../../nbs/00_core/24_lease.ipynb #9c71b3ca
 def _bury(path: Path, token: str, watch: Watch) -> bool:
     "Remove the lease of that token; False: it is no longer there, or another is about to."
+    if (now := see_lease(path)) is None or now.token != token:
+        return False
     right = take(path.with_name(f"{path.name}.{token}"), watch)
     if right is None:
         return False

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'TICK', 'STALLED', 'STALE', 'PULSE', 'STATES', 'LEFT_BY_A_RUN', 'KEPT', 'KEPT_BYTES', 'as_installed',
            'commit', 'environment', 'checked_line', 'checked_event', 'Stopped', 'TakenOver', 'RunFolder', 'whereabouts',
-           'this_process', 'living', 'witnessed', 'run_path', 'open_run', 'state_of', 'find_run', 'finished_run',
-           'load_runs', 'provenance', 'keep_run']
+           'this_process', 'living', 'witnessed', 'writer_of', 'run_path', 'open_run', 'state_of', 'find_run',
+           'finished_run', 'load_runs', 'provenance', 'keep_run']
 
 # %% ../../nbs/00_core/18_run.ipynb #1ca0b353
 import json
@@ -506,6 +506,15 @@ def _alive(folder: RunFolder, status: dict) -> bool:
     return silence < STALE and not _from_before(status, silence) if lives is None else lives
 
 # %% ../../nbs/00_core/18_run.ipynb #eddfd493
+def writer_of(
+    folder: RunFolder,  # of any state
+) -> str:  # process 4711 on gpu3; empty: nobody
+    "Who else writes a run now, as far as its pulse tells."
+    status = folder.status()
+    who = f"process {status.get('pid')} on {status.get('host')}"
+    return who if _alive(folder, status) else ""
+
+
 def _busy(folder: RunFolder) -> ValueError:
     "What to say of a run that somebody else is writing."
     status = {}

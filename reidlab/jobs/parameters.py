@@ -141,6 +141,7 @@ class SweepJob(Parameters):
     at_once: Gpus = 0  # cells side by side; 0 for what the machine allows
     gpus: Gpus = 0  # GPUs to share out, one a cell; 0 for the CPU
     device: Device = "auto"  # auto, cpu or cuda
+    wait: bool = True  # for cells that other sweeps have; False passes them over
     dry_run: bool = False  # show the plan and run nothing
 
 # %% ../../nbs/11_jobs/01_parameters.ipynb #d5f458d7
