@@ -366,6 +366,7 @@ class RunFolder:
                 key: made.get(key)
                 for key in ("commit", "dirty", "device", "processes", "threads", "data")
             },
+            **{key: made[key] for key in ("other_processes",) if key in made},
             **about,
             "metrics": metrics,
         }
@@ -560,7 +561,7 @@ LEFT_BY_A_RUN = ("status.json", "metrics.jsonl", "metrics.json", "checkpoints/*.
 
 
 def _another(
-    folder: RunFolder, status: dict, recipe: Recipe, verb: str, data: str, processes: int
+    folder: RunFolder, status: dict, recipe: Recipe, verb: str, data: str, processes: int | None
 ) -> str | None:
     "In what a folder's run differs from the one that is asked for."
     before = folder.environment
@@ -572,15 +573,18 @@ def _another(
     if not change and status.get("verb", verb) != verb:
         change = f"the verb is {verb} here and {status['verb']} there"
     begun = status.get("epoch", 0) or status.get("step", 0)
-    if not change and begun and status["state"] != "finished":
+    if not change and begun and status["state"] != "finished" and processes:
         was = before.get("processes", processes)
         if was != processes:
-            change = f"the number of processes is {processes} here and {was} there"
+            change = (
+                f"the number of processes is {processes} here and {was} there, and its bits hang on it; "
+                "-p other_processes True goes on all the same, and writes that down"
+            )
     return change
 
 
 def _known(
-    folder: RunFolder, recipe: Recipe, verb: str, data: str, processes: int
+    folder: RunFolder, recipe: Recipe, verb: str, data: str, processes: int | None
 ) -> bool:  # False: there is no run yet
     "Whether a folder holds the run that is asked for; another's, or one that is being written, is refused."
     if not (folder.path / "recipe.yaml").is_file():
@@ -620,10 +624,11 @@ def open_run(
     device: str = "cpu",  # recorded
     processes: int = 1,  # recorded; a run that has begun keeps its number
     root: str | Path = "",  # where run folders lie; empty: settings().runs_dir
+    other_processes: bool = False,  # go on with another number than it began with
 ) -> RunFolder:  # new, to be continued, or finished
     "Open a run: create it, continue an unfinished one, show a finished one, refuse another's."
     folder = RunFolder(run_path(run, recipe, verb, root=root))
-    asked = (recipe, verb, data, processes)
+    asked = (recipe, verb, data, None if other_processes else processes)
     if _known(folder, *asked) and _pulse(folder).get("state") == "finished":
         return folder
     with _door(folder):
@@ -639,10 +644,21 @@ def open_run(
     return folder
 
 
+def _regrouped(folder: RunFolder, before: dict, processes: int) -> list[dict]:
+    "Where a run went on with another number of processes, this start included."
+    status, was = _pulse(folder), before.get("processes", processes)
+    where = {"epoch": status.get("epoch", 0), "step": status.get("step", 0)}
+    changed = was != processes and any(where.values())
+    new = [where | {"was": was, "processes": processes}] if changed else []
+    return [*before.get("other_processes", []), *new]
+
+
 def _start_again(folder: RunFolder, made: dict) -> None:
     "Write down the machine and code of another start; the earlier ones stay below."
     before = folder.environment
-    told = {k: before.get(k) for k in ("started", "commit", "device", "threads")}
+    told = {k: before.get(k) for k in ("started", "commit", "device", "threads", "processes")}
+    if changes := _regrouped(folder, before, made["processes"]):
+        made["other_processes"] = changes
     made |= {k: before[k] for k in ("recipe",) if k in before}
     made["given"] = before.get("given", {}) | made["given"]
     made["earlier"] = [*before.get("earlier", []), told]

@@ -163,7 +163,7 @@ def as_typed(
     "What a message says to type: as this command takes it, where it speaks of papermill's `-p`."
     if "papermill" in message:  # a whole line to type
         return message
-    return re.sub(r"(?<!\S)-p (\w+)", lambda m: f"--{m[1].replace('_', '-')}", message)
+    return re.sub(r"(?<!\S)-p (\w+)(?: True\b)?", lambda m: f"--{m[1].replace('_', '-')}", message)
 
 
 UNFINISHED = 75  # exit code of a job that was stopped in time: EX_TEMPFAIL, "call again"

@@ -105,6 +105,7 @@ class RecipeJob(Parameters):
     device: Device = "auto"  # auto, cuda, or cpu (with gpus 2 two processes without a GPU)
     seed: Seed = 0  # of all that is drawn: weights, alphas, batches, augmentation
     overrides: dict[str, Any] = {}  # JSON, dotted, as {"train.epochs": 5}
+    other_processes: bool = False  # go on with another number of processes than the run began with
     minutes: Minutes = 0.0  # stop in time for so many, to be continued; 0 for all that it takes
 
 # %% ../../nbs/11_jobs/01_parameters.ipynb #b65292cf

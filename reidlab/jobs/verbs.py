@@ -147,7 +147,8 @@ def drawn_by(
 
 def _opened(p: RecipeJob, recipe: Recipe, verb: str, data: str) -> RunFolder:
     "The run folder of a recipe's job."
-    return open_job(p.run, recipe, verb, data=data, gpus=p.gpus, device=p.device)
+    more = {"gpus": p.gpus, "device": p.device, "other_processes": p.other_processes}
+    return open_job(p.run, recipe, verb, data=data, **more)
 
 # %% ../../nbs/11_jobs/06_verbs.ipynb #0e93cfe3
 def open_training(

@@ -129,6 +129,7 @@ def _opened(run: RunFolder, recipe: Recipe, given: Given, stage: int) -> RunFold
     root = run.path / "stages"
     if process_rank() == 0:
         about = {"data": given.data.fingerprint, "device": given.device, "processes": world_size()}
+        about["other_processes"] = "other_processes" in run.environment
         open_run(str(stage), recipe, "search", **about, root=root)
     barrier()
     return RunFolder(root / str(stage))

@@ -192,14 +192,14 @@ def open_job(
     data: str = "",  # the data set's fingerprint
     gpus: int = 0,  # processes, one a GPU; 0: one on the CPU
     device: str = "auto",  # auto, cpu, cuda
+    other_processes: bool = False,  # as for open_run
 ) -> RunFolder:
     "Open a job's run. In a world that others made rank 0 does; the others learn its place and touch nothing."
     member, processes = member_of(os.environ), how_many(gpus)
     if member and member.rank:
         return RunFolder(run_path(run, recipe, verb))
-    return open_run(
-        run, recipe, verb, data=data, device=device_of(gpus, device), processes=processes
-    )
+    about = {"data": data, "device": device_of(gpus, device), "processes": processes}
+    return open_run(run, recipe, verb, **about, other_processes=other_processes)
 
 
 def _meeting(member: Member) -> dict[str, Any]:  # for init_process_group

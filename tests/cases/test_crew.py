@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,10 +64,11 @@ class Bench:
         more = SEARCH if verb == "search" else {}
         return tiny_recipe(**SMALL, **more)
 
-    def run(self, verb, name, fault=None, gpus=2):
+    def run(self, verb, name, fault=None, gpus=2, **more):
         recipe = self.recipe(verb)
         data = open_data(recipe.data, recipe.seed, self.photos)
-        run = open_run(name, recipe, verb, data.fingerprint, "cpu", max(1, gpus), self.root)
+        asked = (data.fingerprint, "cpu", max(1, gpus), self.root)
+        run = open_run(name, recipe, verb, *asked, **more)
         about = {"recipe": recipe, "folder": run.path, "workers": 1, "data_dir": self.photos}
         launch(partial_of(verb, fault), gpus, "cpu", **about)
         return run.path
@@ -149,6 +151,13 @@ def test_a_wish_that_one_process_hears_stops_both(bench):
     status = RunFolder(path).status()
     assert (status["state"], status["reason"], status["epoch"]) == ("stopped", "SIGTERM", 1)
     assert left(path) == [] and not (path / "stop").exists()
+    shutil.copytree(path, bench.root / "alone")
+    with pytest.raises(ValueError, match="number of processes is 1 here and 2 there, and its bits"):
+        bench.run("train", "alone", gpus=0)
+    alone = RunFolder(bench.run("train", "alone", gpus=0, other_processes=True))
+    (change,) = alone.metrics()["other_processes"]
+    assert change == {"epoch": 1, "step": status["step"], "was": 2, "processes": 1}
+    assert [e["processes"] for e in alone.events("processes")] == [1]
     assert different(weights(bench.run("train", "asked")), bench.reference("train")) == []
 
 
