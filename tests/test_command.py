@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import TINY, walk
 import reidlab
 from reidlab.core.run import RunFolder
 from reidlab.data.manifest import load_manifest
+from reidlab.deploy.latency import latency_table
 from reidlab.jobs.command import VERBS, as_typed, main
 from reidlab.jobs.face import FACE
 from reidlab.jobs.parameters import comments
@@ -43,6 +45,9 @@ def options(given):
         ("nbs/search", ["search"], {"overrides": {"search.space.*.nodes": 0}}),
         ("nbs/generate", ["generate"], {"gpus": 2}),
         ("nbs/evaluate", ["evaluate"], {"dataset": "market1501"}),
+        ("nbs/export", ["export"], {"precision": "int4"}),
+        ("nbs/export", ["export"], {"out": "network.pt"}),
+        ("nbs/export", ["export"], {"opset": 3}),
         ("nbs/sweep", ["sweep"], {"rows": '["no_such_row"]'}),
         ("nbs/sweep", ["sweep"], {"seeds": "[]"}),
         ("nbs/sweep", ["sweep"], {"at-once": -1}),
@@ -81,7 +86,7 @@ def test_help_says_what_the_page_says(words, schema, capsys):
         assert text in shown, name
 
 
-def test_the_command_does_what_the_page_does(stocked, capsys):
+def test_the_command_does_what_the_page_does(stocked, capsys, monkeypatch):
     small = TINY | {"train.epochs": 1, "data.height": 32, "data.width": 16}
     assert main(["train", "--run", "mine", "--overrides", json.dumps(small)]) == 0
     assert capsys.readouterr().out.startswith("mine: ")
@@ -95,6 +100,12 @@ def test_the_command_does_what_the_page_does(stocked, capsys):
     out = capsys.readouterr().out
     assert "mine" in out and "mAP" in out and "finished" in out
     assert reidlab.train(run="mine", overrides=small) == RunFolder(stocked.runs / "mine").metrics()
+    assert main(["export", "mine", "--takes", "photos"]) == 0
+    assert "the first ten are the same in 100.0 % of the lists" in capsys.readouterr().out
+    assert (stocked.runs / "mine/export/mine-photos.onnx").is_file()
+    quick = partial(latency_table, batches=(1,), threads=(1,), seconds=0.01)
+    monkeypatch.setattr("reidlab.jobs.export.latency_table", quick)
+    assert walk("nbs/export.ipynb", run="mine")["done"].parity.lists == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ from rattler import Version as CondaVersion
 
 from reidlab.core.recipe import SECTION_NAMES, load_recipe, recipe_card, recipe_names
 from reidlab.core.settings import Settings
-from reidlab.jobs.parameters import EvaluateJob, GenerateJob, RecipeJob, SweepJob, comments
+from reidlab.jobs.parameters import (
+    EvaluateJob,
+    ExportJob,
+    GenerateJob,
+    RecipeJob,
+    SweepJob,
+    comments,
+)
 from reidlab.jobs.sets import SETS
 from reidlab.viz.contents import chapters_table, recipes_page
 from reidlab.viz.links import LINK, right_link
@@ -210,7 +217,8 @@ def test_a_chapter_opens_with_its_title_and_shows_its_results(page):
 # --- the jobs --------------------------------------------------------------------------------
 
 
-SCHEMAS = [EvaluateJob, GenerateJob, RecipeJob, SweepJob, *(schema for _, schema in SETS.values())]
+SCHEMAS = [EvaluateJob, ExportJob, GenerateJob, RecipeJob, SweepJob]
+SCHEMAS += [schema for _, schema in SETS.values()]
 
 
 def schema_of(page):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'VERBS', 'UNFINISHED', 'COLUMNS', 'PLAIN', 'Verb', 'run_line', 'trained_line', 'tested_line', 'sweep_line',
-           'set_line', 'options', 'typed', 'as_typed', 'finished', 'job_command', 'new_folder', 'open_lab',
+           'file_line', 'set_line', 'options', 'typed', 'as_typed', 'finished', 'job_command', 'new_folder', 'open_lab',
            'explain_place', 'export_weights', 'import_file', 'list_runs', 'sets_app', 'submitted', 'submit_app',
            'reidlab_app', 'check_words', 'main']
 
@@ -24,6 +24,7 @@ import typer
 
 from reidlab.jobs.parameters import (
     EvaluateJob,
+    ExportJob,
     GenerateJob,
     Parameters,
     RecipeJob,
@@ -82,6 +83,14 @@ def sweep_line(
     return resolve_name("reidlab.jobs.sweep:last_word")(p, table)
 
 
+def file_line(
+    p: Parameters,  # of the job
+    made: Any,  # the file
+) -> str:
+    "Where the file is, and how it compares."
+    return str(made)
+
+
 def set_line(
     p: Parameters,  # of the data page
     made: Any,  # what it prepared
@@ -109,6 +118,13 @@ VERBS = {
         "recipe",
         about="Train and test many: rows, a grid, seeds.",
         told=sweep_line,
+    ),
+    "export": Verb(
+        "reidlab.jobs.export:export",
+        ExportJob,
+        "run",
+        about="Write a run's network as a file that agrees with it.",
+        told=file_line,
     ),
     "generate": Verb(
         f"{_VERBS}:generate",
@@ -175,7 +191,7 @@ def finished(
     "Do it, and say how it ended: rank 0 one line, or the error in one line and exit code 1."
     try:
         said = work()
-    except (ValueError, OSError, RuntimeError) as wrong:
+    except (ValueError, OSError, RuntimeError, ImportError) as wrong:
         typer.echo(f"{type(wrong).__name__}: {as_typed(str(wrong))}", err=True)
         raise typer.Exit(1) from None
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) in ("", "0"):

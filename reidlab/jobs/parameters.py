@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JSON', 'RunName', 'SetName', 'SomeSetName', 'Place', 'Gpus', 'Seed', 'Minutes', 'Device', 'Job', 'KEEPER',
-           'Parameters', 'RecipeJob', 'GenerateJob', 'EvaluateJob', 'SweepJob', 'comments', 'given', 'about_saving',
-           'read_parameters', 'check_parameters']
+           'Parameters', 'RecipeJob', 'GenerateJob', 'EvaluateJob', 'SweepJob', 'ExportJob', 'comments', 'given',
+           'about_saving', 'read_parameters', 'check_parameters']
 
 # %% ../../nbs/11_jobs/01_parameters.ipynb #b2579697
 import os
@@ -144,6 +144,25 @@ class SweepJob(Parameters):
     device: Device = "auto"  # auto, cpu or cuda
     wait: bool = True  # for cells that other sweeps have; False passes them over
     dry_run: bool = False  # show the plan and run nothing
+
+# %% ../../nbs/11_jobs/01_parameters.ipynb #460ab38d
+class ExportJob(Parameters):
+    "The job that writes a finished run's network as a file that needs no checkpoint."
+
+    run: RunName = "smoke-train-s0"  # a finished run's folder under runs/
+    form: Literal["onnx", "openvino"] = "onnx"  # or openvino
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"  # or fp16, int8
+    takes: Literal["images", "photos"] = (
+        "images"  # normalised floats, or photos: bytes, normalised in the file
+    )
+    out: Place = ""  # the file; empty for one in the run's folder
+    checkpoint: Literal["", "best", "last"] = (
+        ""  # best or last; empty for the one that the run's rules name
+    )
+    opset: Annotated[int, Field(ge=18, le=23)] = 20  # version of ONNX's operations
+    calibration: Annotated[int, Field(ge=1, le=100_000)] = (
+        256  # training photos that eight bits are fitted to
+    )
 
 # %% ../../nbs/11_jobs/01_parameters.ipynb #d5f458d7
 def comments(

@@ -21,7 +21,7 @@ from ..core.reading import at_home, shown
 from ..core.settings import USUAL, package_version, shipped
 
 # %% ../../nbs/11_jobs/15_workbench.ipynb #bench007
-PAGES = ("search", "train", "evaluate", "sweep", "generate")
+PAGES = ("search", "train", "evaluate", "sweep", "export", "generate")
 LAID = (  # what a new workbench takes over as it is, from the repository's root
     "recipes/README.md",
     "recipes/**/*.yaml",
@@ -88,6 +88,7 @@ Made by `reidlab new`, version {package_version()}. Type next:
 reidlab train                      # the recipe smoke: drawn people, a small network, about a minute
 reidlab evaluate smoke-train-s0    # on the test photos
 reidlab runs                       # all runs side by side
+reidlab export smoke-train-s0      # one file that needs no checkpoint and answers as the run does
 ```
 
 The pages do the same, with the same parameters, and show what came out:
@@ -102,7 +103,7 @@ reidlab lab
 | `settings.ini` | where things lie and what this machine has, each key explained |
 | `recipes/` | [one experiment a file](recipes/README.md); yours may begin with `base: smoke` |
 | `own.py` | parts of your own, with an example to begin with |
-| `nbs/` | the pages of the jobs ([search](nbs/search.ipynb), [train](nbs/train.ipynb), [evaluate](nbs/evaluate.ipynb), [sweep](nbs/sweep.ipynb), [generate](nbs/generate.ipynb)), and [the reference](nbs/reference.ipynb) of all that a recipe may say |
+| `nbs/` | the pages of the jobs ([search](nbs/search.ipynb), [train](nbs/train.ipynb), [evaluate](nbs/evaluate.ipynb), [sweep](nbs/sweep.ipynb), [export](nbs/export.ipynb), [generate](nbs/generate.ipynb)), and [the reference](nbs/reference.ipynb) of all that a recipe may say |
 | `data_prep/` | [a page for each data set](data_prep/README.md); for your photos `reidlab prepare own --source FOLDER` |
 | `data/` | prepared sets; downloads in `data/raw`, pretrained weights in `data/weights` |
 | `runs/` | one folder for every run |
