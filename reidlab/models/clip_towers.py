@@ -59,7 +59,7 @@ class ClipTransformer(nn.Module):
     ) -> Tensor:  # (B, 1 + N, D): class token, then patches
         "Tokens with their positions, normed."
         check_photo(images, self.size)
-        first = self.net.cls_token.expand(len(images), -1, -1)
+        first = self.net.cls_token.expand(images.shape[0], -1, -1)
         x = torch.cat([first, self.net.patch_embed(images)], 1)
         x = x if self.cameras is None else self.cameras(x, cameras)
         return self.net.norm_pre(x + self.net.pos_embed)
