@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Input', 'UNKNOWN', 'MISSING', 'OPSET', 'KEY', 'MADE', 'ASKED', 'LARGEST', 'KINDS', 'RUNTIMES', 'Deployed',
-           'onnx_runtime', 'example_of', 'quiet', 'graph_of', 'in_words', 'made_by', 'write_onnx', 'check_ports',
-           'as_input', 'check_batch', 'OnnxNetwork', 'is_exported', 'open_exported']
+           'onnx_runtime', 'example_of', 'quiet', 'graph_of', 'in_words', 'made_by', 'slim', 'write_onnx',
+           'check_ports', 'as_input', 'check_batch', 'OnnxNetwork', 'is_exported', 'open_exported']
 
 # %% ../../nbs/09_deploy/02_onnx.ipynb #a5dd3139
 import os
@@ -99,7 +99,7 @@ def example_of(
         return torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8)
     return torch.randn(photos, 3, *size, generator=noise)
 
-
+# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00002
 @contextmanager
 def quiet() -> Iterator[None]:
     "Without the remarks of a library, which name its inner parts."
@@ -113,6 +113,22 @@ def _name_of(model: nn.Module) -> str:
     "What a reader calls this network."
     about = getattr(model, "architecture", {})
     return str(about.get("backbone", type(model).__name__))
+
+
+def _why(wrong: BaseException) -> str:
+    "The first cause of an error, in a line."
+    while wrong.__cause__ is not None:
+        wrong = wrong.__cause__
+    lines = [line.strip() for line in str(wrong).splitlines() if line.strip()]
+    return shown((lines or [type(wrong).__name__])[0], 160).rstrip(".")
+
+
+def _untraceable(model: nn.Module, why: str) -> ValueError:
+    "What to say of a network that is no graph."
+    return ValueError(
+        f"network {_name_of(model)} cannot be written as a graph: {why}. Where its forward decides "
+        "by the numbers it sees, write torch.where; where it counts photos, x.shape[0]."
+    )
 
 
 def graph_of(
@@ -131,24 +147,16 @@ def graph_of(
     ports = {"input_names": names, "output_names": ["embedding"], "dynamic_shapes": free}
     try:
         with evaluating(whole), torch.no_grad(), quiet():
-            return torch.onnx.export(
+            program = torch.onnx.export(
                 whole, tuple(given), dynamo=True, opset_version=opset, verbose=False, **ports
             )
     except Exception as wrong:  # whatever the exporter says of its inner parts
-        raise ValueError(
-            f"network {_name_of(model)} cannot be written as a graph: {_why(wrong)}. Where its "
-            "forward decides by the numbers it sees, write it with torch.where."
-        ) from None
+        raise _untraceable(model, _why(wrong)) from None
+    if isinstance(program.model.graph.inputs[0].shape[0], int):  # what else it does is to give in
+        raise _untraceable(model, "it works for a batch of one size alone, from len(x) perhaps")
+    return program
 
-
-def _why(wrong: BaseException) -> str:
-    "The first cause of an error, in a line."
-    while wrong.__cause__ is not None:
-        wrong = wrong.__cause__
-    lines = [line.strip() for line in str(wrong).splitlines() if line.strip()]
-    return shown((lines or [type(wrong).__name__])[0], 160).rstrip(".")
-
-
+# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00004
 def in_words(
     contract: Contract,  # its size and colours
     takes: Input,  # what goes in
@@ -177,7 +185,26 @@ def _place(path: str | Path) -> Path:
     if path.suffix != ".onnx":
         raise ValueError(f"a file for a graph ends in .onnx, got {shown(path.name)}.")
     refuse_folder(path)
+    if above := [str(folder) for folder in path.parents if folder.is_file()]:
+        raise ValueError(f"{shown(above[0], 120)} is a file, no folder to write {path.name} into.")
     return path
+
+
+def slim(
+    program: Any,  # torch's ONNXProgram; changed in place
+    name: str,  # of the file, for the message
+) -> Any:  # the same
+    "Keep weights once that several places read; refuse more of them than a file holds."
+    from onnx_ir.passes.common import DeduplicateInitializersPass
+
+    DeduplicateInitializersPass(size_limit=LARGEST)(program.model)
+    held = sum(x.const_value.nbytes for x in program.model.graph.initializers.values())
+    if held > LARGEST:
+        raise ValueError(
+            f"{name} would hold {held / 2**30:.1f} GB, and an ONNX file holds 2 at most. "
+            "Choose a smaller backbone."
+        )
+    return program
 
 
 def write_onnx(
@@ -189,13 +216,8 @@ def write_onnx(
 ) -> Path:
     "Write a network and its contract into one file."
     path = _place(path)
-    program = graph_of(model, contract, takes, opset)
+    program = slim(graph_of(model, contract, takes, opset), path.name)
     notes, graph = program.model.metadata_props, program.model.graph
-    if (weights := sum(x.const_value.nbytes for x in graph.initializers.values())) > LARGEST:
-        raise ValueError(
-            f"{path.name} would hold {weights / 2**30:.1f} GB, and an ONNX file holds 2 at most. "
-            "Choose a smaller backbone."
-        )
     notes |= {KEY: contract.to_json(), MADE: made_by(opset), ASKED: in_words(contract, takes)}
     graph.inputs[0].doc_string = notes[ASKED]
     with part_of(path) as part:
@@ -232,7 +254,7 @@ def check_ports(
             f"{what}: it takes {asked}, {first.type}. It needs float32 or uint8, four axes."
         )
 
-
+# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00005
 def as_input(
     photos: Tensor,  # (B, 3, H, W) uint8, RGB
     contract: Contract,  # whose mean and std are taken off, where the graph does not do it
@@ -260,6 +282,19 @@ def check_batch(
         hint = f" It takes {wanted[0]} at a time: ask with batch_size={wanted[0]}."
     raise ValueError(f"{network.path.name} takes {words}.{hint}")
 
+# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00006
+def _unread(name: str, why: str) -> ValueError:
+    "What to say of a file that the runtime does not take."
+    if "xternal data" in why:
+        other = why.rsplit("/", 1)[-1].strip(' ".')
+        return ValueError(
+            f"{name} keeps its weights in another file, which is not beside it ({shown(other, 60)}). "
+            "Put it there."
+        )
+    if "parsing failed" in why or "No graph" in why:
+        return ValueError(f"{name} is no ONNX file, or was cut off. Export it again.")
+    return ValueError(f"{name} does not run here: {shown(' '.join(why.split())[-160:], 160)}.")
+
 
 class OnnxNetwork:
     "An ONNX file as a function of a batch."
@@ -279,8 +314,7 @@ class OnnxNetwork:
                 str(self.path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as wrong:  # of the runtime's own
-            why = shown(" ".join(str(wrong).split())[-160:], 160)
-            raise ValueError(f"{self.path.name} is no ONNX file that runs here: {why}.") from None
+            raise _unread(self.path.name, str(wrong)) from None
         inputs = self.session.get_inputs()
         check_ports(self.path.name, inputs, self.session.get_outputs())
         self.input, self.takes_cameras = inputs[0], len(inputs) == 2
@@ -331,7 +365,7 @@ class OnnxNetwork:
         "Vectors of photos as they were read."
         return self(as_input(photos, contract, self.takes), camids)
 
-
+# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00007
 RUNTIMES = {  # by a file's ending: what runs it, found when it is asked for
     ".onnx": "reidlab.deploy.onnx:OnnxNetwork",
     ".xml": "reidlab.deploy.openvino:OpenVinoNetwork",
