@@ -122,24 +122,20 @@ def contract_table(
     takes: Input = "images",  # what goes in
 ) -> pd.DataFrame:
     "A contract for people."
-    c = contract
-    size = f"{c.height} rows, {c.width} columns; resized by the {c.interpolation} filter"
-    as_bytes = takes == "photos"
-    shape = (
-        f"(B, {c.height}, {c.width}, 3) uint8"
-        if as_bytes
-        else f"(B, 3, {c.height}, {c.width}) float32"
-    )
-    colours = ", ".join(f"{m:g} ± {s:g}" for m, s in zip(c.mean, c.std, strict=True))
+    c, as_bytes = contract, takes == "photos"
+    shape = f"{c.height}, {c.width}, 3) uint8" if as_bytes else f"3, {c.height}, {c.width}) float32"
+    colours = lambda numbers: ", ".join(f"{x:g}" for x in numbers)
     rows = {
-        "goes in": shape,
-        "size": size,
-        "colours": "red, green, blue (OpenCV's order is the other way round)",
-        "normalised": f"inside, by {colours}" if as_bytes else f"before: bytes / 255, by {colours}",
+        "goes in": f"(B, {shape}",
+        "size": f"{c.height} rows, {c.width} columns",
+        "resized": f"{c.interpolation}, as a run's photos",
+        "colours": "red, green, blue",
+        "normalised": "inside" if as_bytes else "before: (byte / 255 - mean) / deviation",
+        "mean": colours(c.mean),
+        "deviation": colours(c.std),
         "mirror image": "added inside" if c.flip else "not added",
         "comes out": f"(B, {c.dim}) float32" + (", of length 1" if c.flip else ""),
-        "compared": f"{c.metric}"
-        + (", brought to length 1 first" if c.normalise and not c.flip else ""),
+        "compared": c.metric + (", at length 1" if c.normalise else ""),
         "weights": f"{c.checkpoint}.pt of {c.run}, {c.weights[:12]}",
     }
     return pd.DataFrame(rows.values(), [*rows], columns=["what the file expects"]).rename_axis("")
