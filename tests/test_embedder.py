@@ -9,6 +9,7 @@ from reidlab.core.recipe import Data, Evaluate, Model, Recipe, Synthetic, Train
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_test
 from reidlab.deploy.embedder import as_photo
+from reidlab.deploy.onnx import write_onnx
 from reidlab.evaluation.embeddings import load_embeddings
 from reidlab.evaluation.evaluate_run import evaluate_run
 from reidlab.training.fit import fit_from_recipe
@@ -40,6 +41,11 @@ def test_vectors_are_those_of_the_evaluation(model, flip, tmp_path):
     photos, embedder = [data.manifest.root / path for path in kept.g_paths], Embedder(run.path)
     np.testing.assert_array_equal(embedder.embed(photos, cameras=kept.g_camids), kept.g_feats)
     untold = embedder.embed(photos)
+    path = write_onnx(embedder.model, embedder.contract, tmp_path / "t.onnx", takes="photos")
+    for told, ours in ((kept.g_camids, kept.g_feats), (None, untold)):
+        there = Embedder(path).embed(photos, unit=True, cameras=told)
+        unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+        np.testing.assert_allclose(there, unit, atol=1e-4)
     assert np.array_equal(untold, kept.g_feats) is ("cameras" not in str(model))
     for wrong, words in (
         (0, "a number for each photo"),
