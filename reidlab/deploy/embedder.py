@@ -114,6 +114,11 @@ class Embedder:
     ):
         self.source, self.device, self.readers = run, device, readers
         if is_exported(run):
+            if checkpoint or device != "cpu":
+                raise ValueError(
+                    f"{Path(run).name} is a file: it holds one set of weights and runs on the "
+                    "processor. Leave checkpoint and device away."
+                )
             self.model = open_exported(at_home(str(run)))
             self.contract = contract or self.model.contract
         else:

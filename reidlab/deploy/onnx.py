@@ -376,7 +376,7 @@ def is_exported(
     path: str | Path,  # perhaps a file that was made of a run
 ) -> bool:
     "Whether this names a file, not a run."
-    return Path(path).suffix in RUNTIMES
+    return Path(path).suffix.lower() in RUNTIMES
 
 
 def open_exported(
@@ -384,5 +384,5 @@ def open_exported(
     threads: int = 0,  # of the runtime; 0: as many as there are cores
 ) -> Any:  # what runs it: OnnxNetwork, or what has the same parts
     "A file as a function, whichever library runs it."
-    module, name = RUNTIMES[Path(path).suffix].split(":")
+    module, name = RUNTIMES[Path(path).suffix.lower()].split(":")
     return getattr(import_module(module), name)(path, threads=threads)
