@@ -5462,6 +5462,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'reidlab.viz.health.plot_verdicts': ('10_viz/health.html#plot_verdicts', 'reidlab/viz/health.py'),
                                     'reidlab.viz.health.run_health': ('10_viz/health.html#run_health', 'reidlab/viz/health.py'),
                                     'reidlab.viz.health.write_health': ('10_viz/health.html#write_health', 'reidlab/viz/health.py')},
+            'reidlab.viz.latency': { 'reidlab.viz.latency._panel': ('10_viz/latency.html#_panel', 'reidlab/viz/latency.py'),
+                                     'reidlab.viz.latency.plot_latency': ('10_viz/latency.html#plot_latency', 'reidlab/viz/latency.py')},
             'reidlab.viz.layers': { 'reidlab.viz.layers._checked': ('10_viz/layers.html#_checked', 'reidlab/viz/layers.py'),
                                     'reidlab.viz.layers.layer_names': ('10_viz/layers.html#layer_names', 'reidlab/viz/layers.py'),
                                     'reidlab.viz.layers.plot_answer': ('10_viz/layers.html#plot_answer', 'reidlab/viz/layers.py'),
