@@ -2198,6 +2198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'reidlab/jobs/export.py'),
                                      'reidlab.jobs.export.OpenExport.run': ('11_jobs/export.html#openexport.run', 'reidlab/jobs/export.py'),
                                      'reidlab.jobs.export.export': ('11_jobs/export.html#export', 'reidlab/jobs/export.py'),
+                                     'reidlab.jobs.export.foretold': ('11_jobs/export.html#foretold', 'reidlab/jobs/export.py'),
                                      'reidlab.jobs.export.milliseconds': ('11_jobs/export.html#milliseconds', 'reidlab/jobs/export.py'),
                                      'reidlab.jobs.export.open_export': ('11_jobs/export.html#open_export', 'reidlab/jobs/export.py'),
                                      'reidlab.jobs.export.show_found': ('11_jobs/export.html#show_found', 'reidlab/jobs/export.py'),

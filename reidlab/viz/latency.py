@@ -9,6 +9,7 @@ __all__ = ['plot_latency']
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from ..core import look
 from ..core.names import unknown
@@ -43,4 +44,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, names: list[tuple[str, int]]) -> None:
         ax.plot([row["ms"], row["ms, 95 %"]], [y, y], color=colour, lw=1)
         ax.plot(row["ms"], y, look.MARKERS[shade % len(look.MARKERS)], color=colour)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     ax.grid(axis="x", alpha=0.3)
