@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SECTION_NAMES', 'TASK_KEYS', 'SELECT', 'CARD', 'SPEED', 'Synthetic', 'Shapes', 'Data', 'Model', 'Train', 'Stage',
            'Search', 'Evaluate', 'Recipe', 'misplaced', 'validated', 'usual_parts', 'recipe_folders', 'recipe_names',
-           'undotted', 'overridden', 'load_recipe', 'set_here', 'recipe_card', 'first_difference', 'read_recipe',
-           'section_values', 'usual_values', 'in_short', 'differing', 'in_a_line', 'Chosen', 'card_lines',
-           'recipe_html']
+           'undotted', 'overridden', 'load_recipe', 'set_here', 'recipe_card', 'differences', 'first_difference',
+           'read_recipe', 'section_values', 'usual_values', 'in_short', 'differing', 'in_a_line', 'Chosen',
+           'card_lines', 'recipe_html']
 
 # %% ../../nbs/00_core/10_recipe.ipynb #68d23191
 import html
@@ -643,17 +643,27 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
 SPEED = {"data.cache", "train.checkpoint_minutes"}
 
 
+def differences(
+    here: Recipe,  # what is asked for
+    there: Recipe,  # what was run
+    without: Iterable[str] = (),  # sections that do not matter
+) -> dict[str, tuple[Any, Any]]:  # dotted key → value here, value there; "absent"
+    "Every value in which two recipes differ, names and overrides aside."
+    aside = {"name", "overrides", *without}
+    one, two = (_flat(json.loads(r.model_dump_json(exclude=aside))) for r in (here, there))
+    keys = [k for k in dict.fromkeys([*one, *two]) if k not in SPEED]
+    found = {key: (one.get(key, "absent"), two.get(key, "absent")) for key in keys}
+    return {key: (a, b) for key, (a, b) in found.items() if one.get(key) != two.get(key)}
+
+
 def first_difference(
     here: Recipe,  # what is asked for
     there: Recipe,  # what was run
     without: Iterable[str] = (),  # sections that do not matter
 ) -> str | None:  # "train.epochs is 12 here and 5 there", or None
-    "The first value in which two recipes differ, names and overrides aside."
-    aside = {"name", "overrides", *without}
-    one, two = (_flat(json.loads(r.model_dump_json(exclude=aside))) for r in (here, there))
-    for key in [*one, *two]:
-        if key not in SPEED and one.get(key) != two.get(key):
-            return f"{key} is {one.get(key, 'absent')!r} here and {two.get(key, 'absent')!r} there"
+    "The first value in which two recipes differ, in words."
+    for key, (ours, theirs) in differences(here, there, without).items():
+        return f"{key} is {ours!r} here and {theirs!r} there"
     return None
 
 # %% ../../nbs/00_core/10_recipe.ipynb #163ceeca

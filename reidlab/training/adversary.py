@@ -231,12 +231,16 @@ def one_pass(
     number: int,  # of the pass, from 0
     # source(batch, chance) -> a function that gives (B, input_dim); None: noise
     source: Callable[[Any, torch.Generator], Callable[[], Tensor]] | None = None,
+    # seen(batch, what both paid for it): called after each
+    seen: Callable[[Any, dict[str, Tensor]], None] = lambda batch, paid: None,
 ) -> dict[str, float]:
     "One GAN pass: every batch once."
     chance = torch.Generator().manual_seed(int(rng(seed, STREAM, number).integers(2**31 - 1)))
     said: dict[str, list[Tensor]] = {}
     for batch in batches:
         given = (source(batch, chance), batch.images) if source else ()
-        for key, value in pair.step(batch.images, chance, *given).items():
+        paid = pair.step(batch.images, chance, *given)
+        seen(batch, paid)
+        for key, value in paid.items():
             said.setdefault(key, []).append(value)
     return {key: float(torch.stack(values).double().mean()) for key, values in said.items()}

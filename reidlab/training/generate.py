@@ -115,7 +115,9 @@ class PairTrainer:
         if not self.baselines:
             self.compare(fit.run)
         began = time.monotonic()
-        record = self.studio.run(number - 1)
+        rate = self.studio.pair.optimizers[0].param_groups[0]["lr"]
+        note = lambda batch, paid: fit.ledger.note(batch, rate, paid["generator_loss"])
+        record = self.studio.run(number - 1, seen=note)
         speed = fit.steps * plan.batch_size / (time.monotonic() - began)
         if number % plan.sample_every == 0 or number in (1, self.train.epochs):
             record["frechet"] = self.drawn(fit.run, number)

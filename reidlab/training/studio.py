@@ -195,8 +195,9 @@ class Studio:
     def run(
         self,
         number: int,  # of the pass, from 0
+        **about: Any,  # of `one_pass`: seen
     ) -> dict[str, float]:  # what both paid, on average
         "One pass over the photos."
         self.loader.batch_sampler.set_epoch(number)
         source = self.source if self.bank is not None else None
-        return one_pass(self.pair, self.loader, self.seed, number=number, source=source)
+        return one_pass(self.pair, self.loader, self.seed, number=number, source=source, **about)

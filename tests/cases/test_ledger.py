@@ -8,8 +8,10 @@ from conftest import tiny_recipe
 
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_data
+from reidlab.nas.search import search_from_recipe
 from reidlab.training import epoch as epochs
 from reidlab.training.fit import fit_from_recipe
+from reidlab.training.generate import generate_from_recipe
 from reidlab.training.ledger import read_ledger
 from reidlab.training.step import Trainer
 
@@ -19,15 +21,16 @@ SMALL = {"data__height": 32, "data__width": 16, "data__val_fraction": 0.0}
 def trained(recipe, name, root, photos, work=fit_from_recipe, **how):
     "A run's folder after its training, or after what stopped it."
     data = open_data(recipe.data, recipe.seed, photos)
-    path = open_run(name, recipe, verb="train", data=data.fingerprint, root=root).path
+    verb = {search_from_recipe: "search", generate_from_recipe: "generate"}.get(work, "train")
+    path = open_run(name, recipe, verb=verb, data=data.fingerprint, root=root).path
     work(recipe, path, workers=0, data_dir=photos, **how)
     return path
 
 
 @pytest.fixture(scope="module")
 def plain(photos, tmp_path_factory):
-    "Two epochs with dropout, so that the random state counts."
-    recipe = tiny_recipe(model__head={"linear": {"dropout": 0.3}}, **SMALL)
+    "Five epochs of 5, 5, 5, 4 and 4 batches, with dropout, so that the random state counts."
+    recipe = tiny_recipe(model__head={"linear": {"dropout": 0.3}}, train__epochs=5, **SMALL)
     root = tmp_path_factory.mktemp("plain")
     return SimpleNamespace(recipe=recipe, path=trained(recipe, "run", root, photos))
 
@@ -46,7 +49,7 @@ def test_a_training_has_the_same_bits_without_a_ledger(plain, photos, tmp_path, 
 
 def test_every_step_has_a_line_and_the_last_is_whole(plain):
     told = read_ledger(plain.path)
-    assert [*told.steps] == [*range(len(told.steps))] and told.last == 2 * told.starts[0]["steps"]
+    assert [*told.steps] == [*range(len(told.steps))] and told.last == 23
     assert {"loss", "lr", "photos", "pixels", "weights"} <= told.steps[1].keys()
     assert {"buffers", "random", "kept"} <= told.steps[told.last].keys()
     assert {"optimizer", "scaler"} <= told.steps[0]["kept"].keys()
@@ -54,7 +57,7 @@ def test_every_step_has_a_line_and_the_last_is_whole(plain):
     assert sum(sizes) / len(sizes) < 1000
 
 
-@pytest.mark.parametrize(("at", "start"), [(1, 0), (3, 2), (6, 5)])
+@pytest.mark.parametrize(("at", "start"), [(1, 0), (3, 2), (6, 5), (22, 21)])
 def test_a_killed_run_tells_the_same_in_the_end(at, start, plain, photos, tmp_path, monkeypatch):
     step, done = Trainer.step, []
 
@@ -81,3 +84,53 @@ def test_a_killed_run_tells_the_same_in_the_end(at, start, plain, photos, tmp_pa
 
 
 SAME = ("loss", "lr", "photos", "pixels", "weights", "layers")  # of every line, whole or not
+
+
+SEARCH = {
+    "model__backbone": {
+        "derived": {"stem": "conv3x2", "init_channels": 6, "cells_per_stage": [1, 1]}
+    },
+    "search__space__*__init_channels": 6,
+    "search__space__*__cells_per_stage": [1, 1],
+    "search__space__*__nodes": 2,
+    "search__p": 4,
+    "search__k": 2,
+    "search__epochs": 1,
+    "search__warmup": 0,
+}
+PAIR = {"input_dim": 8, "ngf": 4, "ndf": 4, "batch_size": 16, "sample_every": 1}
+
+
+@pytest.mark.parametrize(
+    ("work", "how", "kept", "learning"),
+    [
+        (
+            search_from_recipe,
+            SEARCH,
+            {"optimizer", "scaler", "alpha_optimizer", "circle"},
+            ("alpha_normal", "alpha_reduce", "head."),
+        ),
+        (
+            generate_from_recipe,
+            {"train__gan": {"only": PAIR}, "train__epochs": 1},
+            {"optimizers", "baselines"},
+            ("0.", "1."),  # the generator and its critic
+        ),
+    ],
+    ids=["search", "generator"],
+)
+def test_searches_and_generators_have_one_too(work, how, kept, learning, photos, tmp_path):
+    recipe = tiny_recipe(**SMALL | how)
+    twins = [read_ledger(trained(recipe, n, tmp_path, photos, work)) for n in ("one", "two")]
+    told = twins[0]
+    assert told.steps == twins[1].steps and told.last == told.starts[0]["steps"] > 1
+    assert told.steps[told.last]["kept"].keys() == kept
+    pairs = zip(told.layers, groups(told, 0), groups(told, told.last), strict=True)
+    moved = {name for name, was, now in pairs if was != now}
+    assert [part for part in learning if not any(part in name for name in moved)] == []
+
+
+def groups(told, step):
+    "The hashes of a step's layers."
+    text = told.steps[step]["layers"]
+    return [text[i : i + 4] for i in range(0, len(text), 4)]
