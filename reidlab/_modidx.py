@@ -2170,6 +2170,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'reidlab.jobs.command.finished': ('11_jobs/command.html#finished', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.import_file': ('11_jobs/command.html#import_file', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.job_command': ('11_jobs/command.html#job_command', 'reidlab/jobs/command.py'),
+                                      'reidlab.jobs.command.lay_side_by_side': ( '11_jobs/command.html#lay_side_by_side',
+                                                                                 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.list_runs': ('11_jobs/command.html#list_runs', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.main': ('11_jobs/command.html#main', 'reidlab/jobs/command.py'),
                                       'reidlab.jobs.command.new_folder': ('11_jobs/command.html#new_folder', 'reidlab/jobs/command.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOLD', 'VERBS', 'UNFINISHED', 'COLUMNS', 'PLAIN', 'Verb', 'run_line', 'trained_line', 'tested_line', 'sweep_line',
            'file_line', 'set_line', 'options', 'typed', 'as_typed', 'finished', 'job_command', 'new_folder', 'open_lab',
-           'explain_place', 'export_weights', 'import_file', 'list_runs', 'sets_app', 'submitted', 'submit_app',
-           'reidlab_app', 'check_words', 'main']
+           'explain_place', 'export_weights', 'import_file', 'list_runs', 'lay_side_by_side', 'sets_app', 'submitted',
+           'submit_app', 'reidlab_app', 'check_words', 'main']
 
 # %% ../../nbs/11_jobs/16_command.ipynb #7b9798fd
 import html
@@ -305,6 +305,22 @@ def list_runs(
     finished(work)
 
 
+def lay_side_by_side(
+    run_a: Annotated[str, typer.Argument(help="a run's name, or its folder")],
+    run_b: Annotated[str, typer.Argument(help="another's")],
+) -> None:
+    "Where two runs part, and what had differed before; exit code 0: they are equal."
+    found = []
+
+    def work() -> str:
+        found.append(resolve_name("reidlab.jobs.diff:diff_runs")(run_a, run_b))
+        return str(found[0])
+
+    finished(work)
+    if not found[0].equal:
+        raise typer.Exit(1)
+
+
 def sets_app(
     wanted: bool,  # whether somebody asks for a set now
 ) -> typer.Typer:
@@ -378,6 +394,7 @@ def reidlab_app(
     app.add_typer(submit_app("submit" in words[:1]), name="submit", help="Send a job to a cluster.")
     app.command("explain")(explain_place)
     app.command("runs")(list_runs)
+    app.command("diff")(lay_side_by_side)
     return app
 
 

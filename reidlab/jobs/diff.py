@@ -254,10 +254,12 @@ def ulps(
 
 def _layers(p: Parting) -> str:
     "Which layers differ, in words."
-    if not p.layers or len(p.layers) == p.of:
-        return f"the weights of all {p.of} layers differ" if p.layers else "the weights differ"
-    first = "" if len(p.layers) == 1 else ", of which it is the first"
-    return f"the weights of {p.layers[0]} differ ({len(p.layers)} of {p.of} layers{first})"
+    if len(p.layers) == 1:
+        return f"the weights of {p.layers[0]} differ, and of no other layer ({p.of} there are)"
+    if not p.layers:
+        return "the weights differ"
+    several = f"the weights of {len(p.layers)} layers of {p.of} differ, {p.layers[0]} first"
+    return several + (", so the step came out otherwise" if p.step else "")
 
 
 def meaning(

@@ -311,7 +311,7 @@ def read_ledger(
     path, told = Path(folder) / "ledger.jsonl", Told()
     refuse_folder(path)
     for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        entry = checked_event(line) if line.strip() else {}
+        entry = checked_event(line) if b', "check": ' in line else None if line.strip() else {}
         try:
             if entry and "start" in entry:
                 told.begin(entry)
