@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reidlab.core.recipe import Data, Evaluate, Recipe, Synthetic, Train
+from reidlab.core.recipe import Data, Evaluate, Model, Recipe, Synthetic, Train, load_recipe
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_test
 from reidlab.deploy.contract import open_network
@@ -23,7 +23,10 @@ from reidlab.deploy.export import export_run
 from reidlab.deploy.onnx import KEY, Deployed, OnnxNetwork, write_onnx
 from reidlab.deploy.parity import LOOSE, Refused, check_export, pair_of, parity_of
 from reidlab.deploy.slips import first_apart
+from reidlab.interchange.baseline_weights import baseline_key
+from reidlab.training.adopt import adopt
 from reidlab.training.fit import fit_from_recipe
+from reidlab.training.network import model_from_recipe
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 M, S = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
@@ -305,6 +308,11 @@ def test_runs_of_which_there_is_no_export(at_home, monkeypatch):
     begun = open_run("begun", at_home.run.recipe, verb="train", data="0" * 64, root=at_home.home)
     with pytest.raises(ValueError, match="run 'begun' is new, not finished"):
         export_run(begun.path)
+    named = load_recipe("shapes")
+    classes = open_run("names", named, verb="train", data="0" * 64, root=at_home.home)
+    classes.finish({"top1": 0.5}, dataset="shapes")
+    with pytest.raises(ValueError, match="run 'names' names classes; an export is an embedding"):
+        export_run(classes.path)
     monkeypatch.setenv("REIDLAB_DATA_DIR", str(at_home.home / "elsewhere"))
     monkeypatch.setattr("reidlab.data.loaders.prepare_synthetic", no_photos)
     with pytest.raises(ValueError, match="compared with its run on photos of synthetic"):
@@ -313,3 +321,17 @@ def test_runs_of_which_there_is_no_export(at_home, monkeypatch):
 
 def no_photos(*given, **more):
     raise FileNotFoundError("no such folder.")
+
+
+@pytest.mark.slow
+def test_a_network_of_another_project_leaves_as_a_file(tiny, monkeypatch):
+    "Brought in by its weights, taken out by the same gate."
+    monkeypatch.setenv("REIDLAB_DATA_DIR", str(tiny.home))
+    small = Recipe(name="r", model=Model(backbone={"resnet18": {"stem_relu": False}}))
+    source = model_from_recipe(small, 7).eval()
+    state = {f"module.{baseline_key(k, 'strong')}": v for k, v in source.state_dict().items()}
+    torch.save(state, tiny.home / "resnet18_model_120.pth")
+    told = {"stem_relu": False, "last_stride": 1, "pool": "avg"}
+    whose = Recipe(name="whose", data=tiny.run.recipe.data)
+    run, _ = adopt(tiny.home / "resnet18_model_120.pth", whose, "bag", root=tiny.home, **told)
+    assert export_run(run.path).parity.beyond() == []
