@@ -1330,6 +1330,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'reidlab/deploy/onnx.py'),
                                      'reidlab.deploy.onnx.OnnxNetwork.takes': ( '09_deploy/onnx.html#onnxnetwork.takes',
                                                                                 'reidlab/deploy/onnx.py'),
+                                     'reidlab.deploy.onnx._among_its_own': ('09_deploy/onnx.html#_among_its_own', 'reidlab/deploy/onnx.py'),
                                      'reidlab.deploy.onnx._check_writer': ('09_deploy/onnx.html#_check_writer', 'reidlab/deploy/onnx.py'),
                                      'reidlab.deploy.onnx._name_of': ('09_deploy/onnx.html#_name_of', 'reidlab/deploy/onnx.py'),
                                      'reidlab.deploy.onnx._place': ('09_deploy/onnx.html#_place', 'reidlab/deploy/onnx.py'),

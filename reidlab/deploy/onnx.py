@@ -29,6 +29,7 @@ from ..data.transforms import normalise
 from .contract import Contract
 from ..evaluation.embed import evaluating
 from ..models.reid import camera_arguments
+from ..models.vit import camera_embeddings
 
 # %% ../../nbs/09_deploy/02_onnx.ipynb #f50cec03
 Input = Literal["images", "photos"]  # (B, 3, H, W) float32, normalised; (B, H, W, 3) uint8
@@ -109,6 +110,19 @@ def quiet() -> Iterator[None]:
             yield
 
 
+@contextmanager
+def _among_its_own(model: nn.Module) -> Iterator[None]:
+    "Cameras mean those of the training, wherever the network was evaluated last."
+    sides = [(side, side.strange) for side in camera_embeddings(model)]
+    for side, _ in sides:
+        side.strange = False
+    try:
+        yield
+    finally:
+        for side, strange in sides:
+            side.strange = strange
+
+
 def _name_of(model: nn.Module) -> str:
     "What a reader calls this network."
     about = getattr(model, "architecture", {})
@@ -146,7 +160,7 @@ def graph_of(
     free = [{0: batch} for _ in given]
     ports = {"input_names": names, "output_names": ["embedding"], "dynamic_shapes": free}
     try:
-        with evaluating(whole), torch.no_grad(), quiet():
+        with evaluating(whole), _among_its_own(model), torch.no_grad(), quiet():
             program = torch.onnx.export(
                 whole, tuple(given), dynamo=True, opset_version=opset, verbose=False, **ports
             )

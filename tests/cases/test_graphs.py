@@ -18,6 +18,7 @@ from reidlab.core.settings import package_version
 from reidlab.deploy.contract import Contract
 from reidlab.deploy.onnx import OPSET, Deployed, OnnxNetwork, example_of, write_onnx
 from reidlab.models.catalogue import BACKBONES, HEADS, NECKS, POOLS, build_model
+from reidlab.models.vit import camera_embeddings
 from reidlab.training.network import Scores
 
 VIT = {"dim": 24, "depth": 2, "heads": 2}
@@ -202,6 +203,20 @@ def goes_through(name, folder, flip=False, takes="images"):
 def test_some_networks_are_their_files(name, tmp_path):
     odd = list(FEW).index(name) % 2  # every second with its mirror image, and as bytes
     assert goes_through(name, tmp_path, flip=odd, takes="photos" if odd else "images") <= 1e-4
+
+
+def test_cameras_count_after_an_evaluation_elsewhere(tmp_path):
+    model = network(*FEW["cameras"])
+    (side,) = camera_embeddings(model)
+    side.vectors.data.normal_()
+    rules, told = contract(model), torch.tensor([0, 2, -1])
+    images = example_of(rules, photos=3)
+    with torch.no_grad():
+        here = model(images, told)
+        side.strange = True
+        there = OnnxNetwork(write_onnx(model, rules, tmp_path / "a.onnx"))(images, told)
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
+    assert side.strange
 
 
 @pytest.mark.slow
