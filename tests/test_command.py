@@ -99,6 +99,7 @@ def test_the_command_does_what_the_page_does(stocked, capsys, monkeypatch):
     assert main(["runs"]) == 0
     out = capsys.readouterr().out
     assert "mine" in out and "mAP" in out and "finished" in out
+    assert main(["runs", "--figures"]) == 0 and "val_mAP" in capsys.readouterr().out
     assert reidlab.train(run="mine", overrides=small) == RunFolder(stocked.runs / "mine").metrics()
     assert main(["export", "mine", "--takes", "photos"]) == 0
     assert "the first ten are the same in 100.0 % of the lists" in capsys.readouterr().out

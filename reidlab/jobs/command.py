@@ -291,13 +291,17 @@ COLUMNS = ("verb", "recipe", "seed", "state", "dataset", "mAP", "R1", "top1", "v
 def list_runs(
     names: Annotated[list[str] | None, typer.Argument(help="runs; none: all there are")] = None,
     state: Annotated[bool, typer.Option("--state", help="one word for each run named")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="the figures side by side")] = False,
 ) -> None:
-    "The runs side by side: figures first."
+    "The runs as they stand; those that are named in detail."
 
     def work() -> str:
-        if state:
-            word = resolve_name("reidlab.jobs.run_list:state_word")
-            return "\n".join(word(name) for name in names or [])
+        each = "state_word" if state else "run_details"
+        if state or (names and not figures):
+            told = resolve_name(f"reidlab.jobs.run_list:{each}")
+            return ("\n" if state else "\n\n").join(told(name) for name in names or [])
+        if not figures:
+            return repr(resolve_name("reidlab.jobs.run_list:Runs")())
         table = resolve_name("reidlab.core.run:load_runs")(names or [])
         shown = table[[name for name in COLUMNS if name in table]].dropna(axis=1, how="all")
         return shown.round(4).to_string(na_rep="") if len(table) else "No runs yet."

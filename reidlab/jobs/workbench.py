@@ -87,7 +87,7 @@ Made by `reidlab new`, version {package_version()}. Type next:
 ```
 reidlab train                      # the recipe smoke: drawn people, a small network, about a minute
 reidlab evaluate smoke-train-s0    # on the test photos
-reidlab runs                       # all runs side by side
+reidlab runs                       # all runs as they stand
 reidlab export smoke-train-s0      # one file that needs no checkpoint and answers as the run does
 ```
 
@@ -116,7 +116,7 @@ reidlab lab
 def front_page() -> str:
     "The README as a notebook in `nbs`, its links seen from there; below it, the runs there are."
     text = re.sub(r"\]\((?!https?:|#|nbs/)", "](../", README).replace("](nbs/", "](")
-    runs = "from reidlab import load_runs\n\nload_runs()"
+    runs = "from reidlab.jobs.run_list import Runs\n\nRuns()"
     about = {"metadata": {}, "execution_count": None, "outputs": []}
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     cells = [

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from reidlab.core.files import clock_of, write_json
+from reidlab.core.files import clock_of, write_bytes, write_json
 from reidlab.core.recipe import Recipe
 from reidlab.core.run import TICK, RunFolder, open_run, state_of
 from reidlab.jobs.command import main
-from reidlab.jobs.run_list import state_word
+from reidlab.jobs.run_list import ORDER, Runs, run_details, run_table, state_word
 
 AWAY = {"host": "elsewhere", "pid": 7, "where": "its boot"}
 NAMESAKE = {"host": socket.gethostname(), "pid": 7, "where": "its boot"}
@@ -127,3 +127,120 @@ def test_what_cannot_be_read_or_was_only_prepared_has_a_word_too(run, capsys):
     assert "Close names: torn" in capsys.readouterr().err
     with pytest.raises(ValueError, match="plain folder name"):
         state_word("../r")
+
+
+def damage_of(kind, path):
+    "Spoil a run in one way."
+    file, content = DAMAGE[kind]
+    if content is None:
+        (path / file).unlink()
+    elif content == "folder":
+        (path / file).unlink(missing_ok=True)
+        (path / file).mkdir()
+    else:
+        write_bytes(path / file, content)
+
+
+DAMAGE = {
+    "torn pulse": ("status.json", b'{"state": "run'),
+    "empty pulse": ("status.json", b""),
+    "no text": ("status.json", b"\xff\xfe\x00"),
+    "a later format": ("status.json", b'{"format": 9, "state": "running"}'),
+    "no such state": ("status.json", b'{"state": "dreaming"}'),
+    "epoch is a word": ("status.json", b'{"state": "running", "epoch": "three"}'),
+    "pulse is a folder": ("status.json", "folder"),
+    "no recipe": ("recipe.yaml", None),
+    "recipe is no text": ("recipe.yaml", b"name: \xff\xfe"),
+    "recipe is no yaml": ("recipe.yaml", b"name: [\n"),
+    "recipe is a folder": ("recipe.yaml", "folder"),
+    "torn figures": ("metrics.json", b'{"metr'),
+    "figures are a list": ("metrics.json", b'{"format": 1, "metrics": [1]}'),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_folder_is_a_row_with_its_fault(kind, run, capsys):
+    run.finish({"val_mAP": 0.5}, seconds=1.0)
+    write_json(run.path.parent / "good" / "submit.json", {"state": "queued", "number": "17"})
+    damage_of(kind, run.path)
+    table = run_table(roots=[run.path.parent])
+    assert dict(table["state"]) == {"r": "damaged", "good": "queued"} and table.loc["r", "about"]
+    assert main(["runs"]) == 0 and "damaged" in capsys.readouterr().out
+    assert "damaged" in run_details("r", [run.path.parent])
+
+
+def test_a_folder_of_another_user_that_may_not_be_read_is_a_row(run, monkeypatch):
+    real = type(run.path).read_text
+
+    def refused(path, *words, **more):
+        if path.name == "status.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *words, **more)
+
+    monkeypatch.setattr(type(run.path), "read_text", refused)
+    row = run_table(roots=[run.path.parent]).loc["r"]
+    assert row["state"] == "damaged" and "ermission denied" in row["about"]
+
+
+def test_a_seal_that_is_broken_is_told_beside_the_state(run):
+    status = (run.path / "status.json").read_bytes().replace(b'"epoch": 2', b'"epoch": 3')
+    write_bytes(run.path / "status.json", status)
+    row = run_table(roots=[run.path.parent]).loc["r"]
+    assert row["state"] == "running" and "damaged or edited" in row["about"]
+
+
+@pytest.mark.parametrize(
+    ("events", "tests", "finished", "shown"),
+    [
+        ([], {}, False, ""),
+        ([{"loss": 2.0}], {}, False, "loss 2.000"),
+        (
+            [{"loss": 2.0, "val_mAP": 0.25}, {"loss": 1.0, "val_mAP": 0.5}],
+            {},
+            False,
+            "val_mAP 50.0",
+        ),
+        ([{"val_mAP": 0.25}], {}, True, "val_mAP 75.0"),
+        ([], {"market": {"mAP": 0.3}}, True, "mAP 30.0"),
+        ([], {"shapes": {"top1": 0.9}}, True, "top1 90.0"),
+    ],
+)
+def test_the_figure_is_that_of_the_run_s_stage(events, tests, finished, shown, run):
+    for n, event in enumerate(events, 1):
+        run.log("epoch", epoch=n, **event)
+    run.log("warning", about="x" * 70_000)
+    if finished:
+        run.finish({"val_mAP": 0.75}, seconds=1.0)
+    for name, figures in tests.items():
+        write_json(run.path / "evaluate" / name / "metrics.json", {"metrics": figures})
+    run.log("epoch", epoch=len(events), **events[-1]) if events else None
+    cells = Runs(roots=[run.path.parent]).cells
+    assert cells.loc["r"].get("figure", "") == shown
+
+
+def test_those_to_look_at_come_first_and_every_state_has_a_place(run):
+    root = run.path.parent
+    for name, change in {
+        "away": AWAY,
+        "old": {"state": "stopped", "reason": "an interrupt"},
+        "dead": {"pid": 2**22 + 1},
+        "done": {"state": "finished"},
+    }.items():
+        shutil.copytree(run.path, root / name)
+        told(RunFolder(root / name), **change | {"place": ""})
+    told(RunFolder(root / "away"), 50)
+    write_json(root / "queued" / "submit.json", {"state": "queued", "number": "17"})
+    (root / "pages").mkdir()
+    table = run_table(roots=[root])
+    assert list(table.index) == ["away", "dead", "r", "old", "queued", "done"]
+    assert set(table["state"]) <= set(ORDER)
+    assert list(run_table(["done", "r"], [root]).index) == ["done", "r"]
+    assert "an interrupt" in run_details("old", [root])
+    with pytest.raises(ValueError, match="Close names: done"):
+        run_table(["dome"], [root])
+
+
+def test_what_files_say_is_text_in_a_page(run):
+    told(run, state="crashed", error="<script>alert(1)</script>", host="<img src=x>")
+    page = Runs(roots=[run.path.parent])._repr_mimebundle_()["text/html"]
+    assert "<script" not in page and "<img" not in page and "&lt;script" in page
