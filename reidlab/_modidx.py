@@ -2510,6 +2510,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'reidlab.jobs.submit._of_recipe': ('11_jobs/submit.html#_of_recipe', 'reidlab/jobs/submit.py'),
                                      'reidlab.jobs.submit._of_run': ('11_jobs/submit.html#_of_run', 'reidlab/jobs/submit.py'),
                                      'reidlab.jobs.submit._on_nodes': ('11_jobs/submit.html#_on_nodes', 'reidlab/jobs/submit.py'),
+                                     'reidlab.jobs.submit._option': ('11_jobs/submit.html#_option', 'reidlab/jobs/submit.py'),
                                      'reidlab.jobs.submit._said': ('11_jobs/submit.html#_said', 'reidlab/jobs/submit.py'),
                                      'reidlab.jobs.submit._size': ('11_jobs/submit.html#_size', 'reidlab/jobs/submit.py'),
                                      'reidlab.jobs.submit._text': ('11_jobs/submit.html#_text', 'reidlab/jobs/submit.py'),

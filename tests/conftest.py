@@ -165,6 +165,7 @@ def laboratory(root, patch):
 
 
 LONGEST = (  # files by the seconds of their longest tests, from 120 to 10; to renew: pytest --durations=60
+    "test_slurm.py",
     "test_layers.py",
     "test_jobs.py",
     "test_vehicles8.py",

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ CONF = """\
 ClusterName=little
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld}
-AuthInfo=socket={root}/munge.socket,cred_expire=2
+AuthInfo=socket={root}/munge.socket,cred_expire=5
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={root}/state
@@ -126,3 +127,14 @@ def ended(number, seconds=180):
     "The state in which a job ends, once it has."
     done = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
     return until(lambda: done & {state(number)["JobState"]}, seconds).pop()
+
+
+def workers(**said):
+    "The processes of the command whose environment says so: SLURM_ARRAY_TASK_ID='0'."
+    wanted = {f"{key}={value}".encode() for key, value in said.items()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (process / "cmdline").read_bytes().split(b"\0")
+            env = set((process / "environ").read_bytes().split(b"\0"))
+            if b"reidlab.jobs.command" in line and wanted <= env:
+                yield int(process.name)

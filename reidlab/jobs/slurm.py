@@ -222,11 +222,10 @@ again() {  # back into the queue, but not for ever
 ask() {  # USR1: two minutes are left
     [ -z "$asked" ] || return
     asked=yes
-    echo "reidlab: time is nearly over; $run/$stop is laid down"
+    echo "reidlab: time is nearly over; the job is asked to stop"
     (
         for turn in {1..20}; do
-            echo "the time of SLURM job $SLURM_JOB_ID was over" > "$run/.$stop" &&
-                mv "$run/.$stop" "$run/$stop"
+            wish "$turn"
             sleep 5
             kill -0 "$pid" 2> /dev/null || exit
         done
@@ -235,10 +234,12 @@ ask() {  # USR1: two minutes are left
     asker=$!
 }
 asked=
-pid=$$  # until the job has one
-trap ask USR1
+early=
+trap 'early=yes' USR1
 job &
 pid=$!
+trap ask USR1
+[ -z "$early" ] || ask
 wait "$pid"
 code=$?
 while kill -0 "$pid" 2> /dev/null; do  # USR1 ends the waiting, not the job
@@ -248,7 +249,7 @@ done
 if [ -n "$asked" ]; then
     kill "$asker" 2> /dev/null
     wait "$asker" 2> /dev/null
-    rm -f "$run/.$stop" "$run/$stop"
+    rm -f "$run/.stop" "$run/stop"
 fi
 verdict=$(python -m reidlab.jobs.slurm "$run" "$code" "$asked" "$judged")
 echo "reidlab: ${verdict:-failed: exit code $code, and how the run stands cannot be told}"
@@ -260,7 +261,17 @@ esac
 exit "$code"
 """
 
-# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24020
+# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24021
+_STOP = """\
+wish() {  # that the job may end
+    echo "the time of SLURM job $SLURM_JOB_ID was over" > "$run/.stop" && mv "$run/.stop" "$run/stop"
+}"""
+_INTERRUPT = """\
+wish() {  # that the job may end
+    [ "$1" -gt 1 ] || kill -INT "$pid"
+}"""
+
+
 def batch_script(
     work: Work,
     q: QueueJob,  # what is asked of the queue
@@ -268,17 +279,17 @@ def batch_script(
 ) -> str:
     "The whole script."
     about = words(["reidlab", *work.command])
-    stop = 'stop="stop-$SLURM_ARRAY_TASK_ID"' if work.cells else "stop=stop"
     lines = [
         "#!/bin/bash",
         f"# {about}",
         *head(work, q, profile),
         "",
+        "set -m  # the job hears an interrupt",
         *surroundings(profile.setup),
         "",
         f"run={shell_word(str(work.folder))}",
         f"most={q.restarts}  # restarts",
-        stop,
+        *(_INTERRUPT if work.cells else _STOP).split("\n"),
         f"judged={'state' if work.continues else 'code'}  # what tells how it ended",
         *job_lines(work, q.nodes),
         "",
@@ -286,7 +297,7 @@ def batch_script(
     ]
     return "\n".join(lines)
 
-# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24026
+# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24027
 class Ended(NamedTuple):
     "How a job ended, and what to do."
 
@@ -321,7 +332,7 @@ def how_it_ended(
         return Ended("again", f"asked to stop ({told})")
     return Ended("failed" if code not in (0, STOPPED) and state != "stopped" else "stopped", told)
 
-# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24029
+# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24030
 def main(
     told: Sequence[str],  # run folder, exit code, asked to stop or not, judged by state or code
 ) -> str:
@@ -338,7 +349,7 @@ def main(
 if __name__ == "__main__" and "__file__" in globals():
     print(main(sys.argv[1:]))
 
-# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24031
+# %% ../../nbs/11_jobs/24_slurm.ipynb #slurm24032
 def torchrun_lines(
     command: Sequence[str],  # words of reidlab: train smoke
     hosts: Sequence[str] = (),  # machines that ssh reaches; none: those of a Kubernetes operator

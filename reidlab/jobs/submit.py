@@ -54,13 +54,21 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _option(name: str, value: Any) -> list[str]:
+    "A parameter as an option of the command."
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    return [f"--{dashed}", _text(value)]
+
+
 def command_words(
     verb: str,
     p: Parameters,  # of the job
 ) -> tuple[str, ...]:
     "A job as the words of the command `reidlab`."
     named = VERBS[verb].named
-    more = [(f"--{k.replace('_', '-')}", _text(v)) for k, v in _said(p, [named]).items()]
+    more = [_option(k, v) for k, v in _said(p, [named]).items()]
     return verb, getattr(p, named), *(word for pair in more for word in pair)
 
 
@@ -124,7 +132,7 @@ def _of_grid(verb: str, p: Parameters, q: QueueJob) -> Work:
             f"a sweep's cells are shared out over tasks of one machine each, got nodes {q.nodes}."
         )
     name = f"{p.recipe.replace('/', '.')}-sweep-{seal_of({'cells': [cell.name for cell in cells]})[:6]}"
-    words = command_words(verb, p)
+    words = command_words(verb, p.model_copy(update={"wait": False}))
     return Work(
         name, settings().runs_dir / name, words, **_size(p), cells=len(cells), continues=False
     )
