@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Input', 'UNKNOWN', 'MISSING', 'OPSET', 'KEY', 'MADE', 'ASKED', 'LARGEST', 'KINDS', 'RUNTIMES', 'Deployed',
-           'onnx_runtime', 'example_of', 'quiet', 'graph_of', 'in_words', 'made_by', 'slim', 'write_onnx',
+           'onnx_runtime', 'example_of', 'quiet', 'graph_of', 'in_words', 'made_by', 'onnx_place', 'slim', 'write_onnx',
            'check_ports', 'as_input', 'check_batch', 'OnnxNetwork', 'is_exported', 'open_exported']
 
 # %% ../../nbs/09_deploy/02_onnx.ipynb #a5dd3139
@@ -193,7 +193,7 @@ def made_by(
     return f"torch {torch.__version__}, opset {opset}, reidlab {package_version()}, {code}"
 
 
-def _place(path: str | Path) -> Path:
+def onnx_place(path: str | Path) -> Path:
     "Where the file goes, if one can go there."
     path = Path(path)
     if path.suffix != ".onnx":
@@ -229,7 +229,7 @@ def write_onnx(
     opset: int = OPSET,  # version of the operations
 ) -> Path:
     "Write a network and its contract into one file."
-    path = _place(path)
+    path = onnx_place(path)
     program = slim(graph_of(model, contract, takes, opset), path.name)
     notes, graph = program.model.metadata_props, program.model.graph
     notes |= {KEY: contract.to_json(), MADE: made_by(opset), ASKED: in_words(contract, takes)}
