@@ -1,17 +1,22 @@
 "Leases under bad luck: whoever dies, sleeps or comes at the same time, one has the work, and one gets it after him."
 
+import itertools
 import json
 import os
+import random
 import shutil
 import socket
 import threading
+from functools import partial
 
 import pytest
 
 from reidlab.core.files import write_json
 from reidlab.core.lease import BEAT, Watch, see_lease, take
 from reidlab.core.recipe import Recipe
-from reidlab.core.run import STALE, TakenOver, open_run, this_process
+from reidlab.core.run import STALE, RunFolder, TakenOver, open_run, this_process
+from reidlab.jobs.grid import plan_cells
+from reidlab.jobs.sweep import SIGNS, run_sweep
 
 GONE = {"pid": 2**22 + 1}  # on this machine: seen at once
 AWAY = {"host": "elsewhere"}  # on another: watched
@@ -224,3 +229,81 @@ def test_a_run_that_another_has_taken_over_is_left_to_it(tmp_path):
     status = run.status()
     assert {key: status[key] for key in other} == other
     assert socket.gethostname() != "elsewhere" and see_lease(tmp_path / "none") is None
+
+
+class Page:
+    "A page of a cell: an epoch a look, from where the run's history stands."
+
+    def __init__(self, log, cell, step, slot, held):
+        self.log, self.step = log, step
+        self.run = open_run(cell.name, cell.resolved(), verb="train", root=log.parent)
+        self.left = 2 - len(self.run.events("epoch"))
+
+    def poll(self):
+        if self.step == "train" and self.left > 0:
+            self.run.log("epoch", epoch=3 - self.left)
+            self.left -= 1
+            return None
+        with self.log.open("a") as file:
+            file.write(f"{self.run.name} {self.step}\n")
+        if self.step == "train":
+            self.run.finish({"val_mAP": 0.5}, seconds=1.0)
+        else:
+            write_json(self.run.path / "evaluate/synthetic/metrics.json", {"metrics": {"mAP": 0.4}})
+        return 0
+
+    def send_signal(self, sig):
+        raise AssertionError("nothing to stop")
+
+
+def dies_at(point, cells, log):
+    "A runner in a process of its own that is killed where it looks at its pages for the n-th time, or takes a lease."
+    if pid := os.fork():
+        return os.waitpid(pid, 0)[1]
+    count = itertools.count(1)
+
+    def around(real):
+        def call(*words, **more):
+            if next(count) == point:
+                os.kill(os.getpid(), 9)
+            return real(*words, **more)
+
+        return call
+
+    for name in ("pwrite", "unlink", "replace"):
+        setattr(os, name, around(getattr(os, name)))
+    run_sweep(cells, partial(Page, log), 2, log.parent, pause=lambda: None)
+    os._exit(0)
+
+
+SEEDS = [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 10))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_two_runners_one_is_killed_and_every_cell_is_run_once(seed, tmp_path, monkeypatch, time):
+    cells, log = plan_cells("smoke", seeds=[0, 1, 2]), tmp_path / "log"
+    point = random.Random(seed).randrange(3, 40)
+    assert dies_at(point, cells, log) == 9, "it was killed in the middle"
+    before = log.read_text().splitlines() if log.is_file() else []
+    if seed % 2:  # the other runner is on another machine, and locks hold on one alone
+        monkeypatch.setattr("reidlab.core.lease.living", lambda who: None)
+        monkeypatch.setattr("fcntl.flock", refused)
+    left = [cell.name for cell in cells if see_lease(tmp_path / cell.name / ".lease")]
+
+    def pause():
+        time.now += 20
+
+    watch = Watch(SIGNS, clock=time)
+    table = run_sweep(cells, partial(Page, log), 2, tmp_path, pause=pause, others=watch)
+    assert [place.state for place in table] == ["finished"] * 3
+    steps = log.read_text().splitlines()
+    lost = steps.count(before[-1]) - 1 if before else 0  # killed between its end and its record
+    assert len(steps) - lost == len(set(steps)) == 6 and lost <= 1
+    for cell in cells:
+        assert [e["epoch"] for e in RunFolder(tmp_path / cell.name).events()] == [1, 2]
+    assert time.now - 1000 >= (STALE if seed % 2 and left else 0)
+    assert not list(tmp_path.glob("*/.lease"))
+
+
+def refused(*_):
+    raise OSError(37, "No locks available")
