@@ -74,7 +74,7 @@ def test_an_array_of_six_cells_survives_a_killed_task(queue, stocked):
     it = submit("sweep", "smoke", **grid, device="cpu", tasks=3)
     task = {"SLURM_ARRAY_JOB_ID": it.number, "SLURM_ARRAY_TASK_ID": "0"}
     cells = [f"smoke-clip_{clip}-train-s{seed}" for clip in (0, 5) for seed in (0, 1, 2)]
-    until(lambda: RunFolder(stocked.runs / cells[0]).status()["state"] == "running")
+    until(lambda: RunFolder(stocked.runs / cells[0]).status().get("state") == "running")
     (pid,) = workers(**task)
     os.kill(pid, signal.SIGKILL)
     until(lambda: not say("squeue", "--noheader", "--jobs", it.number), 400)
