@@ -35,7 +35,7 @@ from reidlab.core.recipe import Data, Model, Recipe  # noqa: E402
 from reidlab.data.synthetic import prepare_synthetic  # noqa: E402
 from reidlab.deploy.contract import Contract  # noqa: E402
 from reidlab.deploy.embedder import Embedder  # noqa: E402
-from reidlab.deploy.latency import made_files, rules_of  # noqa: E402
+from reidlab.deploy.latency import RUNTIMES, made_files, rules_of  # noqa: E402
 from reidlab.deploy.onnx import example_of, open_exported  # noqa: E402
 from reidlab.training.network import model_from_recipe  # noqa: E402
 
@@ -130,7 +130,7 @@ def end_to_end(name: str, size: tuple[int, int], photos: int, parts: int) -> lis
     with tempfile.TemporaryDirectory() as folder:
         distinct, share = files_of(folder, min(512, photos // parts)), photos // parts
         paths = (distinct * -(-share // len(distinct)))[:share]
-        file = made_files(model, contract, folder)["onnxruntime"]
+        file = made_files(model, contract, folder, RUNTIMES[:1])["onnxruntime"]
         case = f"{photos} photos, {name} {size[0]}x{size[1]}, {torch.get_num_threads()} threads"
         if isinstance(file, str):
             return [(case, file, math.nan, math.nan, "")]

@@ -1295,6 +1295,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'reidlab.deploy.latency.Forecast.errors': ( '09_deploy/latency.html#forecast.errors',
                                                                                     'reidlab/deploy/latency.py'),
                                         'reidlab.deploy.latency._block': ('09_deploy/latency.html#_block', 'reidlab/deploy/latency.py'),
+                                        'reidlab.deploy.latency._made': ('09_deploy/latency.html#_made', 'reidlab/deploy/latency.py'),
                                         'reidlab.deploy.latency._of_cells': ( '09_deploy/latency.html#_of_cells',
                                                                               'reidlab/deploy/latency.py'),
                                         'reidlab.deploy.latency._opened': ('09_deploy/latency.html#_opened', 'reidlab/deploy/latency.py'),

@@ -211,3 +211,26 @@ def test_a_forecast_is_the_sum_beside_the_clock(finished, monkeypatch):
 def test_a_network_without_cells_has_no_forecast(finished):
     with pytest.raises(ValueError, match="'done' has no cells"):
         searched_latency(finished[0])
+
+
+@pytest.mark.parametrize("missing", [(), ("OpenVINO",), ("onnxruntime, int8",), latency.RUNTIMES])
+def test_a_runtime_that_is_missing_takes_no_other_with_it(missing, tmp_path, monkeypatch):
+    def maker(name, place):
+        def make(*given):
+            if name in missing:
+                raise ModuleNotFoundError(f"{name} needs a package")
+            given[place].write_text(name)
+            return given[place]
+
+        return make
+
+    for what, name, place in zip(
+        ("write_onnx", "to_int8", "write_openvino"), latency.RUNTIMES, (2, 1, 1), strict=True
+    ):
+        monkeypatch.setattr(latency, what, maker(name, place))
+    made = latency.made_files(None, latency.rules_of(tiny_recipe(), 4), tmp_path)
+    assert list(made) == list(latency.RUNTIMES)
+    there = {name: file.read_text() for name, file in made.items() if not isinstance(file, str)}
+    assert there == {name: name for name in latency.RUNTIMES if name not in missing}
+    first = missing[0] if missing else ""
+    assert {made[name] for name in missing} <= {f"{first} needs a package"}
