@@ -135,6 +135,7 @@ def end_to_end(name: str, size: tuple[int, int], photos: int, parts: int) -> lis
         if isinstance(file, str):
             return [(case, file, math.nan, math.nan, "")]
         embedder = Embedder(file)
+        embedder.model = open_exported(file, torch.get_num_threads())  # as many as the loop has
         ours = lambda part: embedder.embed(part, batch_size=LOOP, progress=False)
         sides = {"ours": ours, "plain": plain_loop(model, contract)}
         first = [torch.as_tensor(side(paths[:LOOP])) for side in sides.values()]
