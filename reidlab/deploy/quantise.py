@@ -110,7 +110,7 @@ def to_fp16(
     library("onnxruntime.quantization.onnx_model").ONNXModel(made).topological_sort()
     return _keep(network, made, place, {PRECISION: "fp16"})
 
-# %% ../../nbs/09_deploy/07_quantise.ipynb #ec29432c
+# %% ../../nbs/09_deploy/07_quantise.ipynb #38feb9c7
 Method = Literal[
     "minmax", "entropy", "percentile"
 ]  # which values count: all, the likely, all but a few
@@ -177,7 +177,7 @@ def to_int8(
     batches: Iterable[
         Tensor
     ],  # training photos, as the graph takes them: export.calibration_batches
-    method: Method = "minmax",  # how the range of a layer's numbers is chosen
+    method: Method = "percentile",  # how the range of a layer's numbers is chosen
     keep: Sequence[str] = (),  # names or kinds of nodes that stay in float, as ("Gemm",)
 ) -> Path:
     "Write a file's weights, and the numbers between its layers, in eight bits."

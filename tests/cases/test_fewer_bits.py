@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reidlab.core.run import open_run
+from reidlab.core.settings import project_root
 from reidlab.deploy.contract import Contract, run_of
 from reidlab.deploy.embedder import Embedder
 from reidlab.deploy.export import calibration_batches, export_run
@@ -182,6 +183,15 @@ def test_squares_stay_in_full_precision(tmp_path):
     kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     wide = [n for n in model.graph.node if n.op_type in ("Pow", "Sqrt", "ReduceSum")]
     assert [kinds[n.output[0]] for n in wide] == [onnx.TensorProto.FLOAT] * 3
+
+
+def test_the_record_says_what_eight_bits_lose():
+    record = json.loads((project_root() / "results" / "precision.json").read_text())
+    smoke = {r["precision"]: r for r in record["rows"] if r["run"].startswith("smoke")}
+    assert {"fp32", "fp16", "int8, percentile"} <= smoke.keys()
+    assert abs(smoke["int8, percentile"]["test"]["loss"]) <= 1
+    assert record["made"]["device"]
+    assert {r["run"] for r in record["rows"]} == record["recipes"].keys()
 
 
 @pytest.fixture(scope="module")
