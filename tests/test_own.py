@@ -13,6 +13,7 @@ from conftest import TINY
 from reidlab.core import own
 from reidlab.core.identity import given_files
 from reidlab.core.own import OwnError, load_own, shelves
+from reidlab.core.parts import shelf
 from reidlab.core.recipe import Data, load_recipe
 from reidlab.data.loaders import open_data, recipe_sampler, train_loader
 from reidlab.training.checks import check_batches, check_model
@@ -88,6 +89,29 @@ def test_what_is_wrong_with_the_file_is_not_told_of_the_recipe(text, says, bench
         with pytest.raises(OwnError, match=says) as caught:
             load_recipe("smoke", overrides=TINY, folder=ROOT / "recipes")
         assert "recipe 'smoke'" not in str(caught.value)
+
+
+def test_a_look_at_a_shelf_sees_the_settings_of_that_moment(bench, monkeypatch):
+    local = bench / "settings.local.ini"
+    (bench / "own.py").write_text(MINE.format(name="mine"))
+    (bench / "own.py").rename(bench / "away.py")
+    for _ in range(2):  # what was said before is no answer for what is said now
+        local.write_text("[reidlab]\nown =\n")
+        assert "mine" not in shelf("loss")
+        (bench / "away.py").rename(bench / "own.py")
+        local.unlink()
+        assert "mine" in shelf("loss")
+        monkeypatch.setenv("REIDLAB_OWN", "")
+        assert "mine" not in shelf("loss")
+        monkeypatch.delenv("REIDLAB_OWN")
+        (bench / "own.py").rename(bench / "away.py")
+        with pytest.raises(OwnError, match="is not there"):
+            shelf("loss")
+        for wrong, says in (("device = gpu", "setting device"), ("wokers = 1", "wokers")):
+            local.write_text(f"[reidlab]\nown =\n{wrong}\n")
+            for _ in range(2):
+                with pytest.raises(ValueError, match=says):
+                    shelf("loss")
 
 
 def test_a_package_that_fails_is_told_every_time(monkeypatch):

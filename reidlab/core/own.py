@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .reading import read_text
-from .settings import settings
+from .settings import own_setting
 
 # %% ../../nbs/00_core/07_own.ipynb #c0976fcd
 def shelves() -> Iterator[tuple[str, dict[str, Callable]]]:  # module:NAME, the dictionary
@@ -84,7 +84,7 @@ def adding(
 # %% ../../nbs/00_core/07_own.ipynb #53861fba
 def own_file() -> Path | None:
     "The file of own parts that the settings name."
-    path = settings().own
+    path = own_setting()
     if path is None:
         return None
     if path.name != "own.py" or not path.is_file():

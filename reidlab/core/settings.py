@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'MOST_WORKERS', 'MOST', 'Settings', 'package_folder', 'package_version', 'project_root', 'settings',
-           'shipped', 'Profile', 'profile']
+           'own_setting', 'shipped', 'Profile', 'profile']
 
 # %% ../../nbs/00_core/05_settings.ipynb #eab73093
 import configparser
 import os
 import re
 from dataclasses import dataclass, fields
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -55,6 +56,7 @@ USUAL = {  # the text of each key that no file says
 }
 
 # %% ../../nbs/00_core/05_settings.ipynb #836098af
+@cache
 def package_folder() -> Path:
     "Where the modules of this package lie."
     return Path(find_spec("reidlab").origin).resolve().parent
@@ -83,21 +85,27 @@ def _parsed(path: Path) -> dict[str, dict[str, str]]:
     "Section → key → text of a settings file; one that is not there says nothing."
     if not os.path.lexists(path):  # a link that leads nowhere is told below
         return {}
+    return _sections(path.name, read_text(path))
+
+
+@lru_cache(64)  # every look at a shelf reads the settings anew
+def _sections(name: str, text: str) -> dict[str, dict[str, str]]:
+    "What the text of a settings file says, to be read and not written to."
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(read_text(path))
+        parser.read_string(text)
     except configparser.MissingSectionHeaderError as wrong:
         raise ValueError(
-            f"{path.name} has {shown(wrong.line)!r} in line {wrong.lineno} before any section. "
+            f"{name} has {shown(wrong.line)!r} in line {wrong.lineno} before any section. "
             "Write [reidlab] above its keys."
         ) from None
     except configparser.Error as wrong:
         said = shown(str(wrong).replace("While reading from '<string>' ", ""), 120)
-        raise ValueError(f"{path.name} is no settings file: {said}. Mend that line.") from None
-    ours = [name for name in parser.sections() if name == "reidlab" or _is_profile(name)]
-    if not ours and read_text(path).strip():
-        raise ValueError(f"{path.name} has no section [reidlab]. Write [reidlab] above its keys.")
-    return {name: dict(parser[name]) for name in ours}
+        raise ValueError(f"{name} is no settings file: {said}. Mend that line.") from None
+    ours = [s for s in parser.sections() if s == "reidlab" or _is_profile(s)]
+    if not ours and text.strip():
+        raise ValueError(f"{name} has no section [reidlab]. Write [reidlab] above its keys.")
+    return {s: dict(parser[s]) for s in ours}
 
 
 def _is_profile(section: str) -> bool:
@@ -184,6 +192,18 @@ def settings(
         if key not in known:
             raise ValueError(unknown("setting", shown(key), known, where=where, see="settings.ini"))
     return Settings(**{key: _typed(key, *said[key], root) for key in known})
+
+
+@lru_cache(64)
+def _names_no_own(root: Path, said: tuple) -> bool:
+    "Whether settings of these texts are in order and name no file of own parts."
+    return settings(root).own is None
+
+
+def own_setting() -> Path | None:
+    "The setting own as it is now; the others are checked once for what they say."
+    root = project_root()
+    return None if _names_no_own(root, tuple(_layers(root).items())) else settings(root).own
 
 # %% ../../nbs/00_core/05_settings.ipynb #wb000002
 def shipped(
