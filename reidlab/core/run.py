@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'VARIABLES', 'TICK', 'STALLED', 'STALE', 'PULSE', 'STATES', 'TAIL', 'LEFT_BY_A_RUN', 'KEPT', 'KEPT_BYTES',
            'as_installed', 'commit', 'arithmetic', 'environment', 'checked_line', 'checked_event', 'Stopped',
-           'TakenOver', 'RunFolder', 'whereabouts', 'this_process', 'living', 'witnessed', 'writer_of', 'run_path',
-           'open_run', 'state_of', 'find_run', 'finished_run', 'load_runs', 'provenance', 'keep_run']
+           'TakenOver', 'Gone', 'RunFolder', 'whereabouts', 'this_process', 'living', 'witnessed', 'writer_of',
+           'run_path', 'open_run', 'state_of', 'find_run', 'finished_run', 'load_runs', 'provenance', 'keep_run']
 
 # %% ../../nbs/00_core/18_run.ipynb #1ca0b353
 import json
@@ -39,7 +39,7 @@ from .recipe import Recipe, first_difference, read_recipe
 from .settings import package_folder, package_version, settings
 
 # %% ../../nbs/00_core/18_run.ipynb #wr1te2f1
-from .files import writable, write_bytes, write_json
+from .files import FULL, explained, writable, write_bytes, write_json
 
 # %% ../../nbs/00_core/18_run.ipynb #9906334a
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "pydantic")
@@ -166,7 +166,7 @@ def _append(path: Path, line: bytes) -> None:
     with writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
-    with file:
+    with writable(path.parent), file:
         file.seek(0)
         whole, _, tail = file.read().rpartition(b"\n")
         if tail and checked_event(tail) is None:
@@ -206,6 +206,18 @@ class TakenOver(RuntimeError):
     "Another process has gone on with this run, since this one was silent for too long."
 
 
+class Gone(FileNotFoundError):
+    "A run's folder was removed, renamed or replaced while the run worked."
+
+
+def _which(folder: Path) -> tuple[int, int] | None:  # None: not there
+    "What tells a folder from another of its name."
+    with suppress(OSError):
+        about = os.stat(folder)
+        return about.st_dev, about.st_ino
+    return None
+
+
 def _taken_over(known: dict, mine: dict) -> bool:
     "Whether the pulse of a run at which this process works is another's."
     who = ("host", "pid", "where")
@@ -223,6 +235,7 @@ class RunFolder:
         self.path = Path(path)
         self.name = self.path.name
         self.at_work = False  # within `working`
+        self.folder: tuple[int, int] | None = None  # in which the work began
 
     def __repr__(self) -> str:
         status = self.status()
@@ -286,12 +299,21 @@ class RunFolder:
             )
         return read_json(path, {"metrics": dict})
 
+    def stay(self) -> None:
+        "Refuse to write on where the folder is gone: a new one of its name would be nobody's."
+        if self.at_work and _which(self.path) != self.folder:
+            raise Gone(
+                f"the folder of run {self.name!r} is gone: {self.path} was removed or renamed while the run "
+                "worked. It ends here; put the folder back to continue it."
+            )
+
     def beat(
         self,
         state: str = "running",  # running, finished or what else became of it
         **where: Any,  # epoch, step … as the pulse shall show them
     ) -> None:
         "Write the pulse: state, epoch, step, images/s, time left."
+        self.stay()
         known = {}
         with suppress(ValueError, OSError):  # a damaged pulse: here is a new one
             passing = ("format", "reason", "error")  # how it ended before is past
@@ -311,6 +333,7 @@ class RunFolder:
         **numbers: Any,  # what else the line says
     ) -> None:
         "Append one line to metrics.jsonl."
+        self.stay()
         line = json.dumps({"event": event, **numbers}, ensure_ascii=False, default=float)
         _append(self.path / "metrics.jsonl", checked_line(line.encode()))
 
@@ -372,16 +395,21 @@ class RunFolder:
         try:
             clear_parts(self.path)
             self.beat("running")
-            self.at_work = True
+            self.at_work, self.folder = True, _which(self.path)
             with _ticking(self.path / "status.json", on_time):
                 yield
-        except TakenOver:
-            raise  # what there is to say is now the other's
+        except (TakenOver, Gone):
+            raise  # what there is to say is now the other's, or there is no place to say it
         except (KeyboardInterrupt, Stopped) as wish:
             self.beat("stopped", reason=str(wish) or "an interrupt")
             raise
         except BaseException as wrong:
-            self.beat("crashed", error=f"{type(wrong).__name__}: {wrong}"[:500])
+            full = isinstance(wrong, OSError) and wrong.errno in FULL
+            told = explained(wrong, wrong.filename or self.path) if full else wrong
+            with suppress(OSError):  # the reason is more than the pulse that could not be written
+                self.beat("crashed", error=f"{type(told).__name__}: {told}"[:500])
+            if full:
+                raise told from None
             raise
         finally:
             self.at_work = False

@@ -84,6 +84,7 @@ def save(
     began = time.monotonic()
     with busy("writing a checkpoint", LONG):
         if process_rank() == 0:
+            fit.run.stay()
             path = fit.run.path / "checkpoints" / f"{kind}.pt"
             model = fit.trainer.model if last else fit.trainer.judged
             plain = fit.recipe.model_dump(mode="json")
