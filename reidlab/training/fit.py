@@ -9,7 +9,7 @@ __all__ = ['reason_of', 'keep_best', 'run_epochs', 'stopped_record', 'carry_out'
 # %% ../../nbs/06_training/18_fit.ipynb #6cea409c
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +113,21 @@ def _go_on(fit: Fit) -> None:
         raise Stopped(why)
 
 
+def _one_epoch(fit: Fit) -> None:
+    "An epoch from its first step to its checkpoint and its pictures."
+    record = _passed(fit)
+    ended = time.monotonic()
+    record |= _judged(fit, record["epoch"])
+    if process_rank() == 0:
+        _tell(fit, record)
+    keep_best(fit, record)
+    save(fit)
+    if process_rank() == 0:
+        _draw(fit, record)
+    fit.between.append(time.monotonic() - ended)
+    alive(f"epoch {record['epoch']}, at its end", limit=LONG)
+
+
 def run_epochs(
     fit: Fit,  # under way
 ) -> Progress:
@@ -121,20 +136,11 @@ def run_epochs(
     fit.progress = take_up(fit.run, fit.recipe, fit.trainer, facts=fit.facts, **where)
     place = {"epoch": fit.progress.epoch, "at": fit.progress.step}
     fit.ledger = open_ledger(fit.run.path, fit.trainer, fit.loader.batch_sampler, **place)
-    _begin(fit)
-    while fit.progress.epoch < fit.plan.epochs and not fit.progress.stop:
-        record = _passed(fit)
-        ended = time.monotonic()
-        record |= _judged(fit, record["epoch"])
-        if process_rank() == 0:
-            _tell(fit, record)
-        keep_best(fit, record)
-        save(fit)
-        if process_rank() == 0:
-            _draw(fit, record)
-        fit.between.append(time.monotonic() - ended)
-        alive(f"epoch {record['epoch']}, at its end", limit=LONG)
-        _go_on(fit)
+    with closing(fit.ledger):
+        _begin(fit)
+        while fit.progress.epoch < fit.plan.epochs and not fit.progress.stop:
+            _one_epoch(fit)
+            _go_on(fit)
     return fit.progress
 
 # %% ../../nbs/06_training/18_fit.ipynb #75f02f2a

@@ -256,6 +256,13 @@ class Ledger:
             self.file = None
             warnings.warn(f"the ledger ends at step {self.step}: {wrong}.", stacklevel=2)
 
+    def close(self) -> None:
+        "Write what waits, and let go of the file."
+        self.flush()
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
 # %% ../../nbs/06_training/14_ledger.ipynb #b32ddaac
 PASSING = ("check", "start", "names", "at", "steps", "every", "apart", "processes", "threads")
 
