@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
 INLINE = re.findall(r"`((?:papermill|make|reidlab|git clone) [^`]+)`", TEXT)
-OTHER_VERBS = {"new", "lab", "explain", "runs", "prepare", "import", "weights"}
+OTHER_VERBS = {"new", "lab", "explain", "runs", "prepare", "import", "weights", "diff", "submit"}
 
 
 def commands():
@@ -46,7 +46,9 @@ def reidlab(verb, *words):
     "A verb that there is, with options that it has."
     assert verb in {*VERBS, *OTHER_VERBS, "--help"}
     check_words([verb, *words])
-    if verb in ("train", "search"):
+    if verb == "submit":
+        assert words[0] in VERBS and words[1] == "NAME"
+    elif verb in ("train", "search"):
         load_recipe(*words[:1] or ["smoke"])
 
 
