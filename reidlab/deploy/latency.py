@@ -84,7 +84,7 @@ def _openers(
 
 def _opened(file: str | Path, threads: int, contract: Contract) -> Answers:
     "A file as a function of normalised photos; one that takes bytes is given bytes of its own."
-    if isinstance(file, str) and not Path(file).suffix:
+    if isinstance(file, str):  # there is none, and this is why
         raise ValueError(file)
     network = open_exported(file, threads)
     if network.takes == "images":
@@ -157,7 +157,8 @@ def latency_table(
         raise ValueError(f"batches and threads need whole numbers of 1 or more, got {wrong[0]!r}.")
     model, contract = open_network(run, checkpoint)
     with TemporaryDirectory() as folder:
-        known = made_files(model, contract, folder) if files is None else files
+        named = {name: Path(file) for name, file in (files or {}).items()}
+        known = made_files(model, contract, folder) if files is None else named
         openers, rows = _openers(model, contract, known, compiled), []
         for n in threads:
             for photos in batches:

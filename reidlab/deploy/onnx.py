@@ -398,5 +398,8 @@ def open_exported(
     threads: int = 0,  # of the runtime; 0: as many as there are cores
 ) -> Any:  # what runs it: OnnxNetwork, or what has the same parts
     "A file as a function, whichever library runs it."
+    if not is_exported(path):
+        endings = " or ".join(RUNTIMES)
+        raise ValueError(f"{shown(Path(path).name)} is no exported file: those end in {endings}.")
     module, name = RUNTIMES[Path(path).suffix.lower()].split(":")
     return getattr(import_module(module), name)(path, threads=threads)

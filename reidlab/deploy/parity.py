@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'LOOSE', 'PARITY', 'MOST', 'BATCHES', 'COARSE', 'Allowed', 'Parity', 'parity_table', 'parity_to_json',
-           'parity_of', 'gate_photos', 'same_lists', 'both', 'measure', 'Refused', 'notes_slip', 'vectors_slip',
+           'parity_of', 'gate_photos', 'same_lists', 'Refused', 'both', 'measure', 'notes_slip', 'vectors_slip',
            'pair_of', 'check_export']
 
 # %% ../../nbs/09_deploy/05_parity.ipynb #8a8ae0d1
@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.reading import at_home
 from ..core.recipe import Recipe
 from ..core.run import RunFolder
 from ..data.loaders import DataSet, open_data, open_photos, open_test
 from ..data.manifest import Photos
 from .contract import Contract, open_network, run_of
-from .embedder import Embedder, Shots
-from .onnx import KEY
+from .embedder import Shots
+from .onnx import KEY, open_exported
 from reidlab.deploy.slips import (
     ALIKE,
     Pair,
@@ -186,6 +187,10 @@ def same_lists(
     return float(((had - wanted).abs() <= tie).all(1).float().mean())
 
 # %% ../../nbs/09_deploy/05_parity.ipynb #9dd4b891
+class Refused(ValueError):
+    "A file that is not its run."
+
+
 def both(
     pair: Pair,  # a file and its network
     photos: Photos,  # N of them
@@ -214,6 +219,10 @@ def measure(
 ) -> Parity:
     "Let both embed and rank."
     found = [both(pair, side) for side in (query, gallery)]
+    theirs = torch.cat([side for _, side in found])
+    if lost := int((~theirs.isfinite().all(1)).sum()):
+        what = f"it gives what is no number (NaN or infinite) for {lost} of {len(theirs)} photos"
+        raise Refused(f"{pair.network.path.name} is not run {pair.contract.run!r}: {what}")
     rules, cameras = plain_rules(recipe.evaluate), own_camids(query, gallery)
     rest = query.pids, gallery.pids, *cameras, np.array(query.paths), np.array(gallery.paths)
     feats = [tuple(side[i] for side in found) for i in (0, 1)]
@@ -229,10 +238,6 @@ def measure(
 # %% ../../nbs/09_deploy/05_parity.ipynb #0a4ba9b8
 BATCHES = (1, 2, 7)  # photos at once
 COARSE = 0.05  # of a number that fewer bits may move
-
-
-class Refused(ValueError):
-    "A file that is not its run."
 
 
 def notes_slip(
@@ -291,7 +296,7 @@ def pair_of(
 ) -> Pair:
     "A file beside its run, on some photos of the run's own gallery."
     model, contract = open_network(run.path, checkpoint)
-    runs = file if hasattr(file, "embed") else Embedder(file, contract=contract).model
+    runs = file if hasattr(file, "embed") else open_exported(at_home(str(file)))
     at = np.unique(np.linspace(0, len(gallery.pids) - 1, max(BATCHES)).round().astype(int))
     some = gallery.take(at)
     size = contract.height, contract.width

@@ -20,8 +20,18 @@ from reidlab.core.run import open_run
 from reidlab.data.loaders import open_test
 from reidlab.deploy.contract import open_network
 from reidlab.deploy.export import export_run
+from reidlab.deploy.latency import latency_table
 from reidlab.deploy.onnx import KEY, Deployed, OnnxNetwork, write_onnx
-from reidlab.deploy.parity import LOOSE, Refused, check_export, pair_of, parity_of
+from reidlab.deploy.parity import (
+    EXACT,
+    LOOSE,
+    Refused,
+    both,
+    check_export,
+    gate_photos,
+    pair_of,
+    parity_of,
+)
 from reidlab.deploy.slips import first_apart
 from reidlab.interchange.baseline_weights import baseline_key
 from reidlab.training.adopt import adopt
@@ -199,6 +209,34 @@ def test_a_right_export_passes_whoever_wrote_it(tiny):
     for path in (tiny.good, written(tiny, Around(tiny))):
         found = check_export(path, tiny.run.path, data_dir=tiny.home)
         assert found.difference < 1e-5 and found.lists == 1 and found.photos == found.of
+
+
+def rarely_nothing(t):
+    "The right network, which gives no number for a photo or two that the first look does not see."
+    query, gallery, _ = gate_photos(t.run.recipe, t.home)
+    pair = pair_of(t.good, t.run, "", gallery)
+    most = float(pair.ours()[:, 0].max())
+    found = torch.cat([both(pair, side)[0][:, 0] for side in (query, gallery)])
+    bound = max(most, float(found.sort().values[-3])) + 1e-6
+    assert (found > bound).any()
+    return Around(t, after=lambda f: f + (f[:, :1] > bound).float() * 1e38 * 1e38)
+
+
+@pytest.mark.parametrize("allowed", [EXACT, LOOSE])
+def test_a_file_that_gives_no_number_for_some_photos_is_refused_by_name(allowed, tiny):
+    path = written(tiny, rarely_nothing(tiny))
+    words = r"hand.onnx is not run 'mine': .* \(NaN or infinite\) for [12] of \d+ photos"
+    with pytest.raises(Refused, match=words):
+        check_export(path, tiny.run.path, data_dir=tiny.home, allowed=allowed)
+
+
+@pytest.mark.parametrize("name", ["a_run", "weights.pt", "net.tflite"])
+def test_what_is_no_exported_file_is_said_to_be_none(name, tiny):
+    words = f"{name} is no exported file: those end in .onnx or .xml"
+    with pytest.raises(ValueError, match=words):
+        check_export(tiny.home / name, tiny.run.path, data_dir=tiny.home)
+    table = latency_table(tiny.run.path, {"x": str(tiny.home / name)}, batches=[1], threads=[1])
+    assert words in table.set_index("runtime")["note"]["x"]
 
 
 def noted(t, name, notes=None, weights=None):
