@@ -155,6 +155,18 @@ def test_a_page_that_ends_well_and_leaves_nothing_has_failed(tmp_path):
     assert (table[0].state, table[0].about) == ("failed", "train: no result was left")
 
 
+@pytest.mark.parametrize("file", ["environment.json", "metrics.json"])
+@pytest.mark.parametrize("text", ["{", None])
+def test_a_cell_whose_record_is_damaged_stops_no_other(file, text, tmp_path):
+    cells, log = plan_cells("smoke", seeds=[0, 1]), []
+    run_sweep(cells[:1], partial(Page, tmp_path, log), 1, tmp_path)
+    path = tmp_path / cells[0].name / file
+    path.write_text(text) if text else path.unlink()
+    table = run_sweep(cells, partial(Page, tmp_path, log), 1, tmp_path, pause=lambda: None)
+    assert table[1].state == "finished"
+    assert table[0].state == "failed" and file in table[0].about
+
+
 def test_a_step_that_cannot_start_gives_its_claim_back(tmp_path):
     def broken(*_):
         raise FileNotFoundError("no papermill here")

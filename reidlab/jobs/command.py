@@ -42,6 +42,7 @@ class Verb(NamedTuple):
     named: str  # the parameter that needs no option's name; empty: none
     about: str  # one line
     told: Callable[[Any, Any], str]  # (parameters, result): what is said at the end
+    queued: bool = True  # whether a cluster's queue takes it
 
 
 def run_line(
@@ -125,6 +126,7 @@ VERBS = {
         "run",
         about="Write a run's network as a file that agrees with it.",
         told=file_line,
+        queued=False,  # a minute's work, of no GPU
     ),
     "generate": Verb(
         f"{_VERBS}:generate",
@@ -296,6 +298,10 @@ def list_runs(
     "The runs as they stand; those that are named in detail."
 
     def work() -> str:
+        if state and not names:
+            raise ValueError(
+                "--state says a word for each run that is named: reidlab runs RUN --state"
+            )
         each = "state_word" if state else "run_details"
         if state or (names and not figures):
             told = resolve_name(f"reidlab.jobs.run_list:{each}")
@@ -366,7 +372,7 @@ def submit_app(
 ) -> typer.Typer:
     "A verb for each job, to be sent to a cluster's queue."
     app = typer.Typer(no_args_is_help=True, **PLAIN)
-    for name in VERBS if wanted else ():
+    for name in [n for n, verb in VERBS.items() if wanted and verb.queued]:
         app.command(name, help=VERBS[name].about)(submitted(name))
     return app
 

@@ -271,4 +271,6 @@ def run_details(
         more = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in figures.items()}
         lines |= {k: v for k, v in more.items() if k not in lines}
     lines["next"] = NEXT.get(lines["state"], "")
-    return "\n".join(f"{key:<14} {value}" for key, value in lines.items() if value)
+    told = {key: value for key, value in lines.items() if value}
+    wide = max(map(len, told))
+    return "\n".join(f"{key:<{wide}} {value}" for key, value in told.items())

@@ -289,8 +289,9 @@ def submit(
     **said: Any,  # parameters of the job, and of the queue: nodes, time, profile, dry_run …
 ) -> Submission:
     "Send a job to a cluster's queue; with dry_run show its script and write nothing."
-    if verb not in VERBS:
-        raise ValueError(unknown("verb", verb, VERBS))
+    known = [name for name, v in VERBS.items() if v.queued]
+    if verb not in known:
+        raise ValueError(unknown("verb", verb, known))
     given = {VERBS[verb].named: name} if name else {}
     p, q = queue_words(given | said, VERBS[verb].schema)
     work = work_of(verb, p, q)

@@ -49,6 +49,7 @@ def _progress(run: RunFolder) -> tuple[str, str]:
     if not run.finished:
         return "begun", status_line(run.status())
     run.metrics()
+    read_json(run.path / "environment.json", {"data": str})
     evaluated = run.path / "evaluate" / run.recipe.data.name / "metrics.json"
     if not evaluated.is_file():
         return "trained", ""

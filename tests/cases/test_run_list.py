@@ -127,6 +127,8 @@ def test_what_cannot_be_read_or_was_only_prepared_has_a_word_too(run, capsys):
     assert "Close names: torn" in capsys.readouterr().err
     with pytest.raises(ValueError, match="plain folder name"):
         state_word("../r")
+    assert main(["runs", "--state"]) == 1
+    assert "for each run that is named" in capsys.readouterr().err
 
 
 def damage_of(kind, path):

@@ -156,6 +156,13 @@ def test_a_dry_run_writes_nothing_and_needs_no_cluster(pretended, capsys):
     assert sorted(pretended.root.rglob("*")) == before
 
 
+def test_an_export_is_no_job_for_the_queue(pretended, capsys):
+    assert main(["submit", "export", "smoke-train-s0", "--dry-run"]) != 0
+    assert "export" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="verb 'export' not found"):
+        submit("export", "smoke-train-s0", dry_run=True)
+
+
 HOSTILE = ["it's", 'a "b" c', "$HOME `id` $(id)", "a\\b;&|", "50% #x", "ünï ✓", "-rf", "*"]
 
 
