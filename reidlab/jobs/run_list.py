@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pandas as pd
@@ -41,7 +42,8 @@ def state_word(
         return "crashed"
 
 # %% ../../nbs/11_jobs/26_run_list.ipynb #846e35de
-ORDER = ("damaged", "stalled", "crashed", "running", "stopped", "queued", "new", "finished")
+ORDER = ("damaged", "stalled", "crashed", "refused", "running", "stopped", "queued", "new", "over")
+ORDER += ("finished",)
 FIGURES = ("mAP", "top1", "val_mAP", "val_top1", "val_agreement", "loss")  # the first that is there
 MARKS = ("recipe.yaml", "status.json", "submit.json")  # one of them makes a folder a run
 
@@ -82,12 +84,21 @@ def _silent(folder: Path, status: Mapping[str, Any], now: float) -> float | None
     return None
 
 # %% ../../nbs/11_jobs/26_run_list.ipynb #c9c0c5f6
-def _queued(folder: Path) -> str:  # empty: it was not submitted
-    "What a run that has not begun waits for, as its submission tells."
+def _submission(folder: Path) -> dict[str, Any]:  # empty: it was not submitted
+    "What became of a job that has not begun, as its submission tells."
     if not (folder / "submit.json").is_file():
-        return ""
+        return {}
     record = read_json(folder / "submit.json", {"state": str})
-    return f"job {record.get('number', 'unknown')}" if record["state"] == "queued" else ""
+    number, words, state = record.get("number"), record.get("command"), record["state"]
+    if state == "failed":
+        return {"state": "refused", "about": str(record.get("why", "")).split("\n")[0]}
+    if state == "meant":
+        unknown = "nobody noted whether the queue has taken it: squeue --me"
+        return {"state": "queued", "about": unknown}
+    if state != "queued" or not (isinstance(number, str) and number.isdecimal()):
+        raise ValueError(f"submit.json has state {state!r} and number {number!r}.")
+    sweep = isinstance(words, list) and words[1:2] == ["sweep"]
+    return {"state": state, "about": f"job {number}", "job": {"number": number, "sweep": sweep}}
 
 
 def _why(status: Mapping[str, Any], state: str) -> str:
@@ -104,18 +115,17 @@ def _told(run: RunFolder, now: float) -> dict[str, Any]:
     "One run as a row; an error where a file of it cannot be read."
     status, state = run.status(), state_of(run, now)
     about = _why(status, state)
-    if state == "new" and (job := _queued(run.path)):
-        state, about = "queued", job
-    if state != "queued" and not (run.path / "recipe.yaml").is_file():
+    sent = _submission(run.path) if state == "new" else {}
+    if not sent and not (run.path / "recipe.yaml").is_file():
         raise ValueError("it has no recipe.yaml: nobody can tell whose it is.")
     row = {"state": state, "verb": status.get("verb"), "recipe": ""}
-    if state != "queued":
+    if not sent:
         row["recipe"] = _recipe_name(run.path)
     row |= {key: status.get(key) for key in ("host", "epoch", "epochs")}
     silent = _silent(run.path, status, now)
     left = status.get("seconds_left") if state in ("running", "stalled") else None
     row |= {"seen": silent, "left": left, "saved": _saved(run.path, now)}
-    return row | _figure(run, status, state) | {"about": about}
+    return row | _figure(run, status, state) | {"about": about} | sent
 
 
 def run_row(
@@ -145,9 +155,16 @@ def _folders(roots: Iterable[Path]) -> dict[str, Path]:
     for root in reversed([*roots]):
         with suppress(FileNotFoundError, NotADirectoryError):
             for entry in os.scandir(root):
-                if entry.is_dir() and any(_is_there(root / entry.name / m) for m in MARKS):
+                if _is_folder(entry) and any(_is_there(root / entry.name / m) for m in MARKS):
                     found[entry.name] = root / entry.name
     return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    "Whether an entry leads to a folder; a link that leads back to itself does not."
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
 
 
 def _is_there(path: Path) -> bool:
@@ -156,6 +173,23 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except PermissionError:
         return True
+
+
+def _ask_queue(
+    rows: Iterable[dict[str, Any]],
+) -> None:
+    "Tell of what was sent whether it still waits, where there is a queue that answers."
+    waits = resolve_name("reidlab.jobs.submit:waits")
+    with suppress(RuntimeError, OSError):
+        for row in [r for r in rows if "job" in r]:
+            if words := waits(row["job"]):
+                row["about"] += f", {words}"
+            elif row["job"]["sweep"]:
+                row["state"] = "over"
+                row["about"] += " has left the queue; its cells are rows of their own"
+            else:
+                row["state"] = "crashed"
+                row["about"] += " has left the queue, and the run never began: see its slurm.log"
 
 
 def run_table(
@@ -169,6 +203,7 @@ def run_table(
         there = {n: there.get(n) or find_run(n, roots).path for n in dict.fromkeys(asked)}
     clocks = {root: clock_of(root) for root in {path.parent for path in there.values()}}
     rows = [run_row(path, clocks[path.parent]) for path in there.values()]
+    _ask_queue(rows)
     if not asked:
         rows.sort(key=lambda row: (ORDER.index(row["state"]), row.get("seen") or 0.0, row["run"]))
     table = pd.DataFrame(rows, columns=["run", *COLUMNS])
@@ -201,7 +236,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "left": "" if plain["left"] == "" else clock(plain["left"]),
         "saved": ago(row["saved"]),
         "figure": f"{name} {scaled}".strip(),
-        "about": str(plain["about"]),
+        "about": "".join(c if c.isprintable() else "?" for c in str(plain["about"])),
     }
 
 
@@ -253,6 +288,8 @@ NEXT = {
     "stalled": "Look at its host. Ended there and started again, it continues.",
     "crashed": "Started again as before, it continues from its last checkpoint.",
     "stopped": "Started again as before, it continues from its last checkpoint.",
+    "refused": "Mend what sbatch says, and submit it again.",
+    "over": "Its logs, slurm-0.log and so on, lie in its folder.",
     "new": "It has been opened, and no step was made.",
 }
 

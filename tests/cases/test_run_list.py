@@ -246,3 +246,37 @@ def test_what_files_say_is_text_in_a_page(run):
     told(run, state="crashed", error="<script>alert(1)</script>", host="<img src=x>")
     page = Runs(roots=[run.path.parent])._repr_mimebundle_()["text/html"]
     assert "<script" not in page and "<img" not in page and "&lt;script" in page
+
+
+@pytest.mark.parametrize(
+    ("said", "squeue", "state", "words"),
+    [
+        ({"state": "failed", "why": "sbatch refused: Invalid gres"}, "exit 1", "refused", "gres"),
+        ({"state": "meant"}, "exit 1", "queued", "squeue --me"),
+        ({"state": "queued", "number": "7"}, "exit 1", "queued", "job 7"),  # it does not answer
+        ({"state": "queued", "number": "7"}, "echo 7 PENDING", "queued", "job 7, PENDING"),
+        ({"state": "queued", "number": "7"}, "echo '7_0 RUNNING'", "queued", "job 7, RUNNING"),
+        ({"state": "queued", "number": "7"}, "exit 0", "crashed", "never began: see its slurm.log"),
+        ({"state": "queued", "number": "7", "command": ["reidlab", "sweep", "smoke"]}, "exit 0", "over", "rows of their own"),
+        ({"state": "queued", "number": [7]}, "exit 0", "damaged", "number [7]"),
+        ({"state": "queued"}, "exit 0", "damaged", "number None"),
+    ],
+)  # fmt: skip
+def test_what_was_submitted_is_told_by_what_the_queue_says(
+    said, squeue, state, words, tmp_path, monkeypatch
+):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_json(tmp_path / "runs" / "sent" / "submit.json", said)
+    row = run_table(roots=[tmp_path / "runs"]).loc["sent"]
+    assert row["state"] == state and words in row["about"]
+
+
+def test_a_link_to_itself_and_a_terminal_s_signs_spoil_no_list(run):
+    told(run, state="crashed", error="\x1b[31mred\x07")
+    (run.path.parent / "loop").symlink_to("loop")
+    (run.path.parent / "gone").symlink_to("nowhere")
+    assert list(run_table(roots=[run.path.parent]).index) == ["r"]
+    listed = Runs(roots=[run.path.parent])
+    assert "?[31mred?" in repr(listed) and "\x1b" not in repr(listed) + listed.html
