@@ -7,6 +7,8 @@ __all__ = ['COMPANION', 'LOOKED_AT', 'OpenExport', 'open_export', 'export', 'siz
            'show_found']
 
 # %% ../../nbs/11_jobs/23_export.ipynb #ad7319e2
+import json
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,7 +117,7 @@ def usage(
         "```python",
         "from reidlab import Embedder",
         "",
-        f'embedder = Embedder("{done.path}")',
+        f"embedder = Embedder({json.dumps(str(done.path), ensure_ascii=False)})",
         'embedder.compare("one.jpg", "another.jpg")  # a cosine: 1 for the same direction',
         'embedder.embed("a folder of photos")  # (N, D) float32',
         "```",
@@ -126,7 +128,7 @@ def usage(
             "Where there is no torch, the script beside it needs onnxruntime, numpy and Pillow:",
             "",
             "```",
-            f"python {script} {done.path} PHOTOS > vectors.csv",
+            f"{shlex.join(['python', str(script), str(done.path)])} PHOTOS > vectors.csv",
             "```",
         ]
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """Exports that went wrong as exports do, each refused with its own reason, over one tiny run."""
 
 import copy
+import json
+import shlex
 import shutil
 import tempfile
 import warnings
@@ -34,6 +36,7 @@ from reidlab.deploy.parity import (
 )
 from reidlab.deploy.slips import first_apart
 from reidlab.interchange.baseline_weights import baseline_key
+from reidlab.jobs.export import COMPANION, usage
 from reidlab.training.adopt import adopt
 from reidlab.training.fit import fit_from_recipe
 from reidlab.training.network import model_from_recipe
@@ -373,3 +376,15 @@ def test_a_network_of_another_project_leaves_as_a_file(tiny, monkeypatch):
     whose = Recipe(name="whose", data=tiny.run.recipe.data)
     run, _ = adopt(tiny.home / "resnet18_model_120.pth", whose, "bag", root=tiny.home, **told)
     assert export_run(run.path).parity.beyond() == []
+
+
+@pytest.mark.parametrize("name", ["plain", "my runs", "it's", 'a "b" $c'])
+def test_what_is_said_of_using_a_file_can_be_typed_wherever_it_lies(name, tmp_path):
+    (tmp_path / name).mkdir()
+    file, script = tmp_path / name / "x.onnx", tmp_path / name / COMPANION
+    script.touch()
+    lines = usage(SimpleNamespace(path=file)).split("\n")
+    (opened,) = (line for line in lines if line.startswith("embedder = Embedder("))
+    assert json.loads(opened.removeprefix("embedder = Embedder(")[:-1]) == str(file)
+    (typed,) = (line for line in lines if line.startswith("python "))
+    assert shlex.split(typed)[1:3] == [str(script), str(file)]
