@@ -23,7 +23,7 @@ from reidlab.data.loaders import open_data  # noqa: E402
 from reidlab.deploy.contract import open_network, run_of  # noqa: E402
 from reidlab.deploy.export import calibration_batches  # noqa: E402
 from reidlab.deploy.onnx import OnnxNetwork, example_of, write_onnx  # noqa: E402
-from reidlab.deploy.parity import both, gate_photos, measure, pair_of  # noqa: E402
+from reidlab.deploy.parity import both, gate_photos, pair_of, ranked_by_both  # noqa: E402
 from reidlab.deploy.quantise import library, quiet, to_fp16, to_int8  # noqa: E402
 from reidlab.evaluation.evaluate import split_photos  # noqa: E402
 from reidlab.retrieval.distance import distances  # noqa: E402
@@ -72,7 +72,7 @@ def row(name, path, run, sides):
     "A file's size and what it loses."
     held, test = sides
     pair = pair_of(OnnxNetwork(path, threads=1), run, "", test[1])
-    seen = [measure(pair, *side[:2], run.recipe, side[2]) for side in (held, test)]
+    seen = [ranked_by_both(pair, *side[:2], run.recipe, side[2]) for side in (held, test)]
     found = {"run": run.name, "precision": name, "bytes": path.stat().st_size}
     found["overlap"] = shared(*(both(pair, side) for side in test[:2]))
     for where, parity in zip(("held_out", "test"), seen, strict=True):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'LOOSE', 'PARITY', 'MOST', 'BATCHES', 'COARSE', 'Allowed', 'Parity', 'parity_table', 'parity_to_json',
-           'parity_of', 'gate_photos', 'same_lists', 'Refused', 'both', 'measure', 'notes_slip', 'vectors_slip',
+           'parity_of', 'gate_photos', 'same_lists', 'Refused', 'both', 'ranked_by_both', 'notes_slip', 'vectors_slip',
            'pair_of', 'check_export']
 
 # %% ../../nbs/09_deploy/05_parity.ipynb #8a8ae0d1
@@ -210,7 +210,7 @@ def both(
     return torch.cat(sides[0]), torch.cat(sides[1])
 
 
-def measure(
+def ranked_by_both(
     pair: Pair,  # a file and its network
     query: Photos,  # Q of them
     gallery: Photos,  # G of them
@@ -332,7 +332,7 @@ def check_export(
         form_slip(network, contract) or notes_slip(network, contract) or vectors_slip(pair, allowed)
     )
     if not why:
-        found = measure(pair, query, gallery, folder.recipe, of)
+        found = ranked_by_both(pair, query, gallery, folder.recipe, of)
         if not (wrong := found.beyond(allowed)):
             return found
         table = parity_table(found, allowed).to_string()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODE', 'ASIDE', 'FIELDS', 'PASSING', 'MOST', 'Difference', 'flat', 'before_the_first_step', 'starts_apart', 'Side',
-           'ledgers_of', 'run_at', 'Parting', 'layers_apart', 'partings', 'ulps', 'meaning', 'same_there',
+           'ledgers_of', 'run_at', 'Parting', 'differing_layers', 'partings', 'ulps', 'meaning', 'same_there',
            'epochs_apart', 'last_weights', 'why_not', 'remarks', 'difference_table', 'RunDiff', 'diff_runs',
            'plot_parting']
 
@@ -207,7 +207,7 @@ def _seen(entry: Mapping[str, Any]) -> dict[str, Any]:
     return named | {f"kept.{name}": d for name, d in entry.get("kept", {}).items()}
 
 
-def layers_apart(
+def differing_layers(
     a: str,  # four digits a layer
     b: str,  # of the other run
     names: list[str],  # of the layers
@@ -232,7 +232,7 @@ def partings(
                 since[key] = step
                 continue
             digits = here.get("layers", ""), there.get("layers", "")
-            which = layers_apart(*digits, a.layers) if key == "weights" else ()
+            which = differing_layers(*digits, a.layers) if key == "weights" else ()
             place = (key, step, here.get("epoch", 0), since.get(key, -1), one[key], two[key])
             found[key] = Parting(*place, layers=which, of=len(a.layers))
     order = [*FIELDS]
