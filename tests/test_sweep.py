@@ -17,7 +17,7 @@ from reidlab.core.names import plain_name
 from reidlab.core.run import open_run, write_json
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.parameters import SweepJob, check_parameters
-from reidlab.jobs.sweep import cell_state, claim, open_sweep, run_sweep, stop_all
+from reidlab.jobs.sweep import cell_state, check_sweep, claim, open_sweep, run_sweep, stop_all
 
 VALUES = {
     "train.clip": st.floats(1e-6, 1, allow_nan=False),
@@ -177,3 +177,24 @@ def test_a_step_that_cannot_start_gives_its_claim_back(tmp_path):
     held = claim(tmp_path / cells[0].name)
     assert held is not None
     os.close(held)
+
+
+@pytest.mark.parametrize(
+    "ends, states, word",
+    [
+        (["stopped", "stopped"], ["stopped", "stopped"], "goes on where it was"),
+        (["stopped", "crashed"], ["stopped", "failed"], "Mend the cause"),
+    ],
+)
+def test_a_stopped_cell_is_to_be_continued_and_has_not_failed(ends, states, word, tmp_path):
+    cells = plan_cells("smoke", seeds=[0, 1])
+
+    def launch(cell, step, slot, held):
+        run = open_run(cell.name, cell.resolved(), verb="train", root=tmp_path)
+        run.beat(ends[cell.seed])
+        return subprocess.Popen(["false" if ends[cell.seed] == "crashed" else "true"])
+
+    table = run_sweep(cells, launch, runs=tmp_path)
+    assert [place.state for place in table] == states
+    with pytest.raises(RuntimeError, match=word):
+        check_sweep(table)

@@ -606,9 +606,14 @@ def check_sweep(
     missing = [place for place in table if place.state not in allowed]
     if missing:
         lines = "\n".join(f"  {place.cell.name}: {place.state}; {place.about}" for place in missing)
+        only_stopped = all(place.state == "stopped" for place in missing)
+        after = (
+            "Call the sweep again: a stopped cell goes on where it was; what is finished stays."
+            if only_stopped
+            else "Mend the cause and call the sweep again; what is finished stays."
+        )
         raise RuntimeError(
-            f"{len(missing)} of {len(table)} cells are not finished:\n{lines}\n"
-            "Mend the cause and call the sweep again; what is finished stays."
+            f"{len(missing)} of {len(table)} cells are not finished:\n{lines}\n{after}"
         )
     if left := sum(place.state == "claimed" for place in table):
         return f"{len(table) - left} of {len(table)} cells are finished; others are at the rest."
