@@ -1232,6 +1232,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'reidlab/deploy/contract.py'),
                                          'reidlab.deploy.contract.Contract.to_json': ( '09_deploy/contract.html#contract.to_json',
                                                                                        'reidlab/deploy/contract.py'),
+                                         'reidlab.deploy.contract._sound': ('09_deploy/contract.html#_sound', 'reidlab/deploy/contract.py'),
                                          'reidlab.deploy.contract.open_network': ( '09_deploy/contract.html#open_network',
                                                                                    'reidlab/deploy/contract.py'),
                                          'reidlab.deploy.contract.run_of': ( '09_deploy/contract.html#run_of',

@@ -182,9 +182,11 @@ def read_rgb(
         with open_image(path) as image:
             return to_rgb(image)[0]
     except FileNotFoundError:
-        raise FileNotFoundError(f"photo {path} is not there; prepare the data set again.") from None
+        raise FileNotFoundError(
+            f"photo {path} is not there. Look at its path; if it is of a data set, prepare that again."
+        ) from None
     except Exception as wrong:  # whatever a decoder says about a broken file
         raise ValueError(
             f"photo {path} cannot be read ({type(wrong).__name__}: {wrong}). "
-            "Replace the file or leave it out of the manifest."
+            "Replace the file, or leave it out."
         ) from None

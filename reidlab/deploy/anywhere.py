@@ -13,7 +13,7 @@ from ..core.reading import shown
 
 # %% ../../nbs/09_deploy/10_anywhere.ipynb #any00007
 SCRIPT = r'''"""python anywhere.py MODEL.onnx PLACE [PLACE]: photos to vectors as CSV, or who is like whom."""
-import io, json, sys
+import csv, io, json, sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from PIL import Image, ImageCms, ImageOps
@@ -26,10 +26,9 @@ def opened(path):  # as a viewer shows it: turned as EXIF says, white where it i
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    image = image if image.mode in ("L", "CMYK") else image.convert("RGB")
-    plain = image.convert("RGB")
+    plain, kept = image.convert("RGB"), image.mode in ("L", "CMYK")
     try:
-        moved = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
+        moved = ImageCms.profileToProfile(image if kept else plain, profile, srgb, outputMode="RGB")
     except (OSError, ImageCms.PyCMSError):  # no profile, or one of no use
         return plain
     return moved if abs(np.int16(moved) - plain).max() > 3 else plain
@@ -38,8 +37,7 @@ def shares(before, after):  # of old pixels in a new one, as torch's antialiased
     scale, pixels = before / after, np.arange(before)
     reach, centres = max(scale, 1.0), ((np.arange(after) + 0.5) * scale)[:, None]
     first, end = ((centres + side * reach + 0.5).astype(int).clip(0, before) for side in (-1, 1))
-    share = np.maximum(1 - abs((pixels - centres + 0.5) / reach), 0)
-    share = np.where((pixels >= first) & (pixels < end), share, 0)
+    share = (1 - abs((pixels - centres + 0.5) / reach)).clip(0) * (first <= pixels) * (pixels < end)
     share /= share.sum(1, keepdims=True)
     bits = next(b for b in range(23) if b == 22 or int(0.5 + share.max() * 2 ** (b + 1)) >= 2**15)
     return np.floor(share * 2**bits + 0.5), 2**bits
@@ -55,23 +53,25 @@ def resized(image, height, width, interpolation):  # (height, width, 3) uint8
     return photo
 
 def vector(network, path):  # (D,) float32, of length 1
+    vector.path = path  # what a message names
     rules = json.loads(network.get_modelmeta().custom_metadata_map["reidlab"])
     photo = resized(opened(path), *(rules[k] for k in ("height", "width", "interpolation")))[None]
-    first, *others = network.get_inputs()
+    first, *others = network.get_inputs()  # the other one is its camera, which is not known
     if first.type == "tensor(float)":  # the graph takes no mean off
         photo = np.float32(photo) * np.float32(1 / 255) - np.float32(rules["mean"])
         photo = (photo / np.float32(rules["std"])).transpose(0, 3, 1, 2)
-    unknown = {port.name: np.array([-1]) for port in others}  # its camera
-    feat = network.run(None, {first.name: photo, **unknown})[0][0]
+    feat = network.run(None, {first.name: photo} | {p.name: np.array([-1]) for p in others})[0][0]
     return feat / np.linalg.norm(feat)
 
 if __name__ == "__main__":
+    said = lambda kind, why: (f"{kind.__name__}: {why}", *vars(vector).values())  # and the photo
+    sys.excepthook = lambda kind, why, _: print(*said(kind, why), f"\n{__doc__}", file=sys.stderr)
     network, kinds = onnxruntime.InferenceSession(sys.argv[1]), Image.registered_extensions()
     found = [[p for p in Path(a).rglob("[!.]*") if p.suffix.lower() in kinds] for a in sys.argv[2:4]]
     sides = [sorted(f) or [Path(a)] for f, a in zip(found, sys.argv[2:4])]
     feats = [np.stack([vector(network, path) for path in side]) for side in sides]
-    for path, row in zip(sides[0], feats[0] @ feats[-1].T if len(sides) > 1 else feats[0]):
-        print(path, *((sides[1][row.argmax()], row.max()) if len(sides) > 1 else row), sep=",")
+    rows = [(sides[1][r.argmax()], max(r)) for r in feats[0] @ feats[1].T] if sides[1:] else feats[0]
+    csv.writer(sys.stdout, lineterminator="\n").writerows([p, *r] for p, r in zip(sides[0], rows))
 '''
 
 # %% ../../nbs/09_deploy/10_anywhere.ipynb #any00008

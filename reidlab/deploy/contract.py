@@ -7,6 +7,7 @@ __all__ = ['Contract', 'run_of', 'open_network']
 
 # %% ../../nbs/09_deploy/01_contract.ipynb #693b1a47
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -14,13 +15,25 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from ..core.reading import shown
+from ..core.reading import at_home, shown
 from ..core.run import RunFolder, find_run, finished_run
 from ..data.transforms import Interpolation
 from ..training.checkpoint import weights_digest
 from ..training.trained import load_model
 
 # %% ../../nbs/09_deploy/01_contract.ipynb #cebe07db
+def _sound(rules: "Contract") -> "Contract":
+    "The same, if a photo can be made ready by it."
+    counts = {k: getattr(rules, k) for k in ("height", "width", "dim", "batch_size")}
+    for name, number in counts.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{name} is {number!r}")
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        if len(x := getattr(rules, name)) != 3 or not all(least < n < math.inf for n in x):
+            raise ValueError(f"{name} is {x!r}")
+    return rules
+
+
 @dataclass(frozen=True)
 class Contract:
     "What a network expects of a picture, and what its answer means."
@@ -54,7 +67,7 @@ class Contract:
             found = json.loads(text)
             known = {field.name for field in fields(cls)}
             listed = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-            return cls(**{k: v for k, v in listed.items() if k in known})
+            return _sound(cls(**{k: v for k, v in listed.items() if k in known}))
         except (ValueError, AttributeError, TypeError) as wrong:
             raise ValueError(
                 f"{where} holds no rules of a network ({shown(str(wrong), 80)}). Export it again."
@@ -73,7 +86,14 @@ def run_of(
     run: str | Path,  # a run's name, or its folder
 ) -> RunFolder:  # finished
     "The run that is meant; one that has not come to its end is refused."
-    here = Path(run)
+    here = at_home(str(run))
+    if not (here / "recipe.yaml").is_file() and (
+        len(here.parts) > 1 or here.suffix in (".pt", ".bin")
+    ):
+        raise ValueError(
+            f"{shown(str(run), 120)} is no run. Give a run's name, its folder (recipe.yaml lies in it), "
+            "or a file that reidlab export wrote (.onnx, .xml)."
+        )
     return finished_run(here if (here / "recipe.yaml").is_file() else find_run(str(run)).path)
 
 

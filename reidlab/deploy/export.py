@@ -79,6 +79,8 @@ def export_place(
         words = [run.name, *(said for said, usual in unusual if said != usual)]
         path = run.path / "export" / f"{'-'.join(words)}{ending}"
     refuse_folder(path)
+    if above := [str(folder) for folder in path.parents if folder.is_file()]:
+        raise ValueError(f"{shown(above[0], 120)} is a file, no folder to write {path.name} into.")
     return path
 
 # %% ../../nbs/09_deploy/06_export.ipynb #53d988c8

@@ -1,6 +1,8 @@
 """An exported file on a machine without torch: the script that travels with it, and what it makes of people's photos."""
 
+import csv
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -157,3 +159,57 @@ def test_the_script_is_short_and_stands_alone():
     assert "torch" not in SCRIPT.replace("as torch's", "") and "reidlab" not in SCRIPT.replace(
         '["reidlab"]', ""
     )
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    "A file, the script, and photos under names that a spreadsheet has to be told of."
+    place = tmp_path_factory.mktemp("a room, with a comma")
+    model = network("small_cnn", {})
+    write_onnx(model, contract(model), place / "my net.onnx")
+    write_script(place / "anywhere.py")
+    (place / "photos").mkdir()
+    for name in ("one, of two.png", 'the "second".png'):
+        Image.fromarray(PICTURE).save(place / "photos" / name)
+    (place / "photos" / "one, of two.png").replace(place / "photos" / "one, of two.PNG")
+    Image.fromarray(PICTURE).save(place / "torn.jpg")
+    (place / "torn.jpg").write_bytes((place / "torn.jpg").read_bytes()[:400])
+    (place / "empty").mkdir()
+    return place
+
+
+def said(room, *places):
+    "What the script says from a shell."
+    asked = [sys.executable, "anywhere.py", *places]
+    return subprocess.run(asked, capture_output=True, text=True, check=False, cwd=room)
+
+
+def test_its_rows_are_csv_whatever_a_photo_is_called(room):
+    names = [Path("photos", "one, of two.PNG"), Path("photos", 'the "second".png')]
+    alone = [*csv.reader(io.StringIO(said(room, "my net.onnx", "photos").stdout))]
+    assert [Path(name) for name, *_ in alone] == names
+    there = np.array([list(map(float, row)) for _, *row in alone])
+    here = Embedder(room / "my net.onnx").embed(room / "photos", unit=True)
+    np.testing.assert_allclose(there, here, atol=1e-4)
+    pairs = [*csv.reader(io.StringIO(said(room, "my net.onnx", "photos", str(names[1])).stdout))]
+    assert [(Path(a), Path(b)) for a, b, _ in pairs] == [(name, names[1]) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("places", "cause"),
+    [
+        ([], "IndexError"),
+        (["my net.onnx"], "IndexError"),
+        (["gone.onnx", "photos"], "gone.onnx"),
+        (["anywhere.py", "photos"], "anywhere.py"),
+        (["my net.onnx", "gone.jpg"], "gone.jpg"),
+        (["my net.onnx", "torn.jpg"], "torn.jpg"),
+        (["my net.onnx", "empty"], "empty"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else None,
+)
+def test_what_stops_it_is_two_lines(places, cause, room):
+    done = said(room, *places)
+    cause_line, usage = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and not done.stdout
+    assert cause in cause_line and usage.startswith("python anywhere.py MODEL.onnx PLACE [PLACE]")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reidlab import Embedder
 from reidlab.core.recipe import Data, Evaluate, Model, Recipe, Synthetic, Train, load_recipe
 from reidlab.core.run import open_run
 from reidlab.data.loaders import open_test
@@ -298,6 +299,45 @@ def test_layers_of_a_right_export_agree(tiny):
     gallery = open_test(tiny.run.recipe.data, tiny.home).gallery
     pair = pair_of(OnnxNetwork(tiny.good), tiny.run, "", gallery)
     assert "every layer agrees" in first_apart(pair)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": (float("nan"), 0.4, 0.3)},
+        {"std": (0.2, 0.0, 0.3)},
+        {"std": (0.2, -0.2, 0.3)},
+        {"std": (0.2, float("inf"), 0.3)},
+        {"mean": (0.5,)},
+        {"height": 0},
+        {"width": 16.5},
+        {"dim": "many"},
+        {"batch_size": True},
+    ],
+    ids=str,
+)
+def test_notes_by_which_no_photo_is_made_ready_are_refused(change, tiny):
+    path = noted(tiny, "noted.onnx", notes={KEY: replace(tiny.contract, **change).to_json()})
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=rf"noted.onnx holds no rules of a network \({name} is "):
+        Embedder(path)
+
+
+def test_what_is_neither_run_nor_export_is_named_and_so_is_a_photo(tiny):
+    inside = [tiny.run.path / "checkpoints", *tiny.run.path.glob("checkpoints/*.pt")]
+    assert len(inside) > 1
+    for other in [*inside, tiny.run.path / "recipe.yaml", tiny.home, "here/nobody"]:
+        with pytest.raises(ValueError, match=r"is no run. Give a run's name, its folder .* \.xml"):
+            Embedder(other)
+    knows, torn = Embedder(tiny.good), tiny.home / "torn.jpg"
+    torn.write_bytes(b"no photo")
+    with pytest.raises(ValueError, match=r"torn.jpg cannot be read .* or leave it out\.$"):
+        knows.embed(torn)
+    with pytest.raises(FileNotFoundError, match=r"gone.jpg is not there. Look at its path; if it"):
+        knows.embed(tiny.home / "gone.jpg")
+    for form, ending in (("onnx", ".onnx"), ("openvino", ".xml")):
+        with pytest.raises(ValueError, match=r"torn.jpg is a file, no folder to write x"):
+            export_run(tiny.run.path, form, out=torn / "deeper" / f"x{ending}")
 
 
 @pytest.fixture
