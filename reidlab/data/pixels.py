@@ -188,5 +188,5 @@ def read_rgb(
     except Exception as wrong:  # whatever a decoder says about a broken file
         raise ValueError(
             f"photo {path} cannot be read ({type(wrong).__name__}: {wrong}). "
-            "Replace the file, or leave it out."
+            "Replace the file or leave it out."
         ) from None
