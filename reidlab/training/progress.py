@@ -159,7 +159,8 @@ def note_processes(
     content: Mapping[str, Any],  # of the checkpoint that it goes on from
 ) -> None:
     "Write into the history from where on another number of processes was at work."
-    begun, here = len(content["random"]), world_size()
+    here = world_size()
+    begun = len(content.get("random", [None] * here))  # a generator's of an earlier form has none
     if begun != here and process_rank() == 0:
         where = {"epoch": content["progress"]["epoch"], "step": content["progress"]["step"]}
         run.log("processes", **where, was=begun, processes=here)
