@@ -83,7 +83,7 @@ def networks(
             for photos, threads in settings:
                 batch = example_of(contract, "images", photos)
                 calls = {"torch": model}
-                absent = {k: v for k, v in files.items() if isinstance(v, str)}
+                absent = {k: v for k, v in files.items() if isinstance(v, Exception)}
                 for runtime in files.keys() - absent.keys():
                     calls[runtime] = open_exported(files[runtime], threads)
                 pace = {"repeats": (6, 2000), "uncounted": 1, "threads": threads}
@@ -132,8 +132,8 @@ def end_to_end(name: str, size: tuple[int, int], photos: int, parts: int) -> lis
         paths = (distinct * -(-share // len(distinct)))[:share]
         file = made_files(model, contract, folder, RUNTIMES[:1])["onnxruntime"]
         case = f"{photos} photos, {name} {size[0]}x{size[1]}, {torch.get_num_threads()} threads"
-        if isinstance(file, str):
-            return [(case, file, math.nan, math.nan, "")]
+        if isinstance(file, Exception):
+            return [(case, str(file), math.nan, math.nan, "")]
         embedder = Embedder(file)
         embedder.model = open_exported(file, torch.get_num_threads())  # as many as the loop has
         ours = lambda part: embedder.embed(part, batch_size=LOOP, progress=False)

@@ -11,14 +11,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
 from .files import age_of, refuse_folder, writable
-from .run import STALE, living, this_process
+from .run import STALE, living, this_process, ticking
 
 # %% ../../nbs/00_core/24_lease.ipynb #c6bb3065
 class Seen(NamedTuple):
@@ -244,23 +244,14 @@ def take(
     return _create(path, watch.clock)
 
 
-@contextmanager
 def renewing(
     held: Callable[[], Iterable[Lease]],  # those that are ours now
     every: float = BEAT,  # seconds
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     "Have a thread renew leases within the block."
-    over = threading.Event()
 
-    def beat() -> None:
-        while not over.wait(every):
-            for lease in [*held()]:
-                lease.renew()
+    def renew() -> None:
+        for lease in [*held()]:
+            lease.renew()
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return ticking(renew, every)

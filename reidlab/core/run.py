@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'VARIABLES', 'TICK', 'STALLED', 'STALE', 'PULSE', 'STATES', 'TAIL', 'LEFT_BY_A_RUN', 'KEPT', 'KEPT_BYTES',
            'as_installed', 'commit', 'arithmetic', 'environment', 'checked_line', 'checked_event', 'Stopped',
-           'TakenOver', 'Gone', 'RunFolder', 'whereabouts', 'this_process', 'living', 'witnessed', 'writer_of',
-           'run_path', 'open_run', 'state_of', 'find_run', 'finished_run', 'load_runs', 'provenance', 'keep_run']
+           'TakenOver', 'Gone', 'RunFolder', 'ticking', 'whereabouts', 'this_process', 'living', 'witnessed',
+           'writer_of', 'run_path', 'open_run', 'state_of', 'find_run', 'finished_run', 'load_runs', 'provenance',
+           'keep_run']
 
 # %% ../../nbs/00_core/18_run.ipynb #1ca0b353
 import json
@@ -24,6 +25,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import blake2b, sha256
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -396,7 +398,7 @@ class RunFolder:
             clear_parts(self.path)
             self.beat("running")
             self.at_work, self.folder = True, _which(self.path)
-            with _ticking(self.path / "status.json", on_time):
+            with ticking(partial(_touch, self.path / "status.json", on_time), TICK):
                 yield
         except (TakenOver, Gone):
             raise  # what there is to say is now the other's, or there is no place to say it
@@ -440,14 +442,16 @@ class RunFolder:
 
 # %% ../../nbs/00_core/18_run.ipynb #7a812a45
 @contextmanager
-def _ticking(path: Path, on_time: Callable[[], bool]) -> Iterator[None]:
-    "Have a thread touch a pulse within the block, as long as the work is on time."
+def ticking(
+    do: Callable[[], Any],  # must not raise
+    every: float,  # seconds
+) -> Iterator[None]:
+    "Have a thread do something again and again within the block."
     over = threading.Event()
 
     def tick() -> None:
-        while not over.wait(TICK):
-            with suppress(OSError):
-                os.utime(path) if on_time() else None
+        while not over.wait(every):
+            do()
 
     thread = threading.Thread(target=tick, daemon=True)
     thread.start()
@@ -456,6 +460,12 @@ def _ticking(path: Path, on_time: Callable[[], bool]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _touch(pulse: Path, on_time: Callable[[], bool]) -> None:
+    "Touch a pulse, as long as the work is on time."
+    with suppress(OSError):
+        os.utime(pulse) if on_time() else None
 
 # %% ../../nbs/00_core/18_run.ipynb #1b04cfdc
 def whereabouts() -> str:  # empty: a system that does not tell

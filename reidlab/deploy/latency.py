@@ -43,7 +43,7 @@ def made_files(
     contract: Contract,  # its rules
     folder: str | Path,  # where the files go
     runtimes: Sequence[str] = RUNTIMES,  # which of them
-) -> dict[str, Path | str]:  # by runtime: a file, or why there is none
+) -> dict[str, Path | Exception]:  # by runtime: a file, or why there is none
     "A network as a file for every runtime that there is."
     path, noise = Path(folder) / "network.onnx", example_of(contract, "images", 8)
     makers: dict[str, Callable[[], Path]] = {
@@ -58,18 +58,18 @@ def made_files(
     return {name: made[name] for name in runtimes}
 
 
-def _made(make: Callable[[], Path]) -> Path | str:
+def _made(make: Callable[[], Path]) -> Path | Exception:
     "A file, or why there is none."
     try:
         return make()
     except (ImportError, ValueError) as wrong:
-        return str(wrong)
+        return wrong
 
 
 def _openers(
     model: nn.Module,
     contract: Contract,
-    files: Mapping[str, str | Path],
+    files: Mapping[str, str | Path | Exception],
     compiled: bool,
 ) -> dict[str, Opener]:
     "What is to be timed, by name."
@@ -82,10 +82,10 @@ def _openers(
     return found
 
 
-def _opened(file: str | Path, threads: int, contract: Contract) -> Answers:
+def _opened(file: str | Path | Exception, threads: int, contract: Contract) -> Answers:
     "A file as a function of normalised photos; one that takes bytes is given bytes of its own."
-    if isinstance(file, str):  # there is none, and this is why
-        raise ValueError(file)
+    if isinstance(file, Exception):  # there is none, and this is why
+        raise file
     network = open_exported(file, threads)
     if network.takes == "images":
         return network
@@ -157,8 +157,7 @@ def latency_table(
         raise ValueError(f"batches and threads need whole numbers of 1 or more, got {wrong[0]!r}.")
     model, contract = open_network(run, checkpoint)
     with TemporaryDirectory() as folder:
-        named = {name: Path(file) for name, file in (files or {}).items()}
-        known = made_files(model, contract, folder) if files is None else named
+        known = made_files(model, contract, folder) if files is None else files
         openers, rows = _openers(model, contract, known, compiled), []
         for n in threads:
             for photos in batches:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Input', 'UNKNOWN', 'MISSING', 'OPSET', 'KEY', 'MADE', 'ASKED', 'LARGEST', 'KINDS', 'RUNTIMES', 'Deployed',
            'onnx_runtime', 'example_of', 'quiet', 'graph_of', 'in_words', 'made_by', 'onnx_place', 'slim', 'write_onnx',
-           'check_ports', 'as_input', 'check_batch', 'OnnxNetwork', 'is_exported', 'open_exported']
+           'check_ports', 'as_input', 'check_batch', 'ExportedNetwork', 'OnnxNetwork', 'is_exported', 'open_exported']
 
 # %% ../../nbs/09_deploy/02_onnx.ipynb #a5dd3139
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -296,43 +296,20 @@ def check_batch(
         hint = f" It takes {wanted[0]} at a time: ask with batch_size={wanted[0]}."
     raise ValueError(f"{network.path.name} takes {words}.{hint}")
 
-# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00006
-def _unread(name: str, why: str) -> ValueError:
-    "What to say of a file that the runtime does not take."
-    if "xternal data" in why:
-        other = why.rsplit("/", 1)[-1].strip(' ".')
-        return ValueError(
-            f"{name} keeps its weights in another file, which is not beside it ({shown(other, 60)}). "
-            "Put it there."
-        )
-    if "parsing failed" in why or "No graph" in why:
-        return ValueError(f"{name} is no ONNX file, or was cut off. Export it again.")
-    return ValueError(f"{name} does not run here: {shown(' '.join(why.split())[-160:], 160)}.")
-
-
-class OnnxNetwork:
-    "An ONNX file as a function of a batch."
+# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00008
+class ExportedNetwork:
+    "A file as a function of a batch; what runs it is a subclass, one for each library."
 
     def __init__(
         self,
-        path: str | Path,  # of an .onnx file
-        threads: int = 0,  # of the runtime; 0: as many as there are cores
+        path: Path,  # of the file
+        inputs: Sequence[Any],  # name, type and shape each, in ONNX's words
+        outputs: Sequence[Any],  # likewise
+        notes: Mapping[str, str],  # that stand in the file
     ):
-        runtime, self.path = onnx_runtime(), Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"no file at {path}. Export a run: reidlab export RUN.")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 4
-        try:
-            self.session = runtime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as wrong:  # of the runtime's own
-            raise _unread(self.path.name, str(wrong)) from None
-        inputs = self.session.get_inputs()
-        check_ports(self.path.name, inputs, self.session.get_outputs())
+        check_ports(path.name, inputs, outputs)
+        self.path, self.notes = path, dict(notes)
         self.input, self.takes_cameras = inputs[0], len(inputs) == 2
-        self.notes = dict(self.session.get_modelmeta().custom_metadata_map)
 
     @property
     def contract(self) -> Contract:
@@ -354,6 +331,13 @@ class OnnxNetwork:
         "Of a batch; where any number will do, a name stands instead."
         return tuple(self.input.shape)
 
+    def answer(
+        self,
+        given: dict[str, np.ndarray],  # by name of the input
+    ) -> np.ndarray:  # (B, D) float32
+        "What the library says; each subclass asks its own."
+        raise NotImplementedError
+
     def __call__(
         self,
         images: Tensor,  # (B, 3, H, W) float32, or (B, H, W, 3) uint8
@@ -365,8 +349,8 @@ class OnnxNetwork:
             unknown = torch.full((len(images),), UNKNOWN)
             given["cameras"] = (unknown if cameras is None else cameras).numpy().astype(np.int64)
         try:
-            return torch.from_numpy(self.session.run(None, given)[0])
-        except Exception as wrong:  # of the runtime's own
+            return torch.from_numpy(self.answer(given))
+        except Exception as wrong:  # of the library's own
             why = shown(" ".join(str(wrong).split())[-160:], 160)
             raise ValueError(f"{self.path.name} stops at {len(images)} photos: {why}.") from None
 
@@ -378,6 +362,49 @@ class OnnxNetwork:
     ) -> Tensor:  # (B, D) float32
         "Vectors of photos as they were read."
         return self(as_input(photos, contract, self.takes), camids)
+
+# %% ../../nbs/09_deploy/02_onnx.ipynb #onx00006
+def _unread(name: str, why: str) -> ValueError:
+    "What to say of a file that the runtime does not take."
+    if "xternal data" in why:
+        other = why.rsplit("/", 1)[-1].strip(' ".')
+        return ValueError(
+            f"{name} keeps its weights in another file, which is not beside it ({shown(other, 60)}). "
+            "Put it there."
+        )
+    if "parsing failed" in why or "No graph" in why:
+        return ValueError(f"{name} is no ONNX file, or was cut off. Export it again.")
+    return ValueError(f"{name} does not run here: {shown(' '.join(why.split())[-160:], 160)}.")
+
+
+class OnnxNetwork(ExportedNetwork):
+    "An ONNX file as a function of a batch."
+
+    def __init__(
+        self,
+        path: str | Path,  # of an .onnx file
+        threads: int = 0,  # of the runtime; 0: as many as there are cores
+    ):
+        runtime, path = onnx_runtime(), Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no file at {path}. Export a run: reidlab export RUN.")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
+        try:
+            self.session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as wrong:  # of the runtime's own
+            raise _unread(path.name, str(wrong)) from None
+        ports = self.session.get_inputs(), self.session.get_outputs()
+        super().__init__(path, *ports, self.session.get_modelmeta().custom_metadata_map)
+
+    def answer(
+        self,
+        given: dict[str, np.ndarray],  # by name of the input
+    ) -> np.ndarray:  # (B, D) float32
+        "What onnxruntime says."
+        return self.session.run(None, given)[0]
 
 # %% ../../nbs/09_deploy/02_onnx.ipynb #onx00007
 RUNTIMES = {  # by a file's ending: what runs it, found when it is asked for
@@ -396,7 +423,7 @@ def is_exported(
 def open_exported(
     path: str | Path,  # of a file that was made of a run
     threads: int = 0,  # of the runtime; 0: as many as there are cores
-) -> Any:  # what runs it: OnnxNetwork, or what has the same parts
+) -> ExportedNetwork:
     "A file as a function, whichever library runs it."
     if not is_exported(path):
         endings = " or ".join(RUNTIMES)

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..core.files import part_of, put_in_place, refuse_folder
 from ..core.reading import shown
-from .onnx import KEY, UNKNOWN, Input, OnnxNetwork, check_batch, check_ports
+from .onnx import KEY, ExportedNetwork, OnnxNetwork
 
 # %% ../../nbs/09_deploy/08_openvino.ipynb #bac533fc
 OPENVINO = 'needs the package openvino: pip install "reidlab[openvino]".'
@@ -119,7 +117,7 @@ def _check_files(path: Path) -> None:
             )
 
 
-class OpenVinoNetwork:
+class OpenVinoNetwork(ExportedNetwork):
     "A file of OpenVINO as a function of a batch."
 
     def __init__(
@@ -128,44 +126,21 @@ class OpenVinoNetwork:
         threads: int = 0,  # of the runtime; 0: as many as there are cores
         arithmetic: str = "f32",  # of layers in float; bf16 is quicker where the processor has it
     ):
-        self.path = Path(path)
-        _check_files(self.path)
-        self.compiled, self.notes = _compiled(self.path, threads, arithmetic)
-        inputs = [*map(_port, self.compiled.inputs)]
-        check_ports(self.path.name, inputs, [*map(_port, self.compiled.outputs)])
-        self.input, self.takes_cameras = inputs[0], len(inputs) == 2
-        found = _digest(self.path.with_suffix(".bin"))
-        if self.notes.get(BIN, found) != found:
+        path = Path(path)
+        _check_files(path)
+        self.compiled, notes = _compiled(path, threads, arithmetic)
+        ports = ([*map(_port, side)] for side in (self.compiled.inputs, self.compiled.outputs))
+        super().__init__(path, *ports, notes)
+        found = _digest(path.with_suffix(".bin"))
+        if notes.get(BIN, found) != found:
             raise ValueError(
-                f"{self.path.stem}.bin is not the one that {self.path.name} was written with. "
+                f"{path.stem}.bin is not the one that {path.name} was written with. "
                 "Copy both files together."
             )
 
-    contract = OnnxNetwork.contract
-    embed = OnnxNetwork.embed
-
-    @property
-    def takes(self) -> Input:
-        "What goes in: images, normalised, or photos, as bytes."
-        return "photos" if self.input.type == "tensor(uint8)" else "images"
-
-    @property
-    def shape(self) -> tuple[int | str, ...]:
-        "Of a batch; where any number will do, a name stands instead."
-        return self.input.shape
-
-    def __call__(
+    def answer(
         self,
-        images: Tensor,  # (B, 3, H, W) float32, or (B, H, W, 3) uint8
-        cameras: Tensor | None = None,  # (B,) int64; None: not known
-    ) -> Tensor:  # (B, D) float32
-        check_batch(self, images)
-        given = [images.contiguous().numpy()]
-        if self.takes_cameras:
-            unknown = torch.full((len(images),), UNKNOWN)
-            given.append((unknown if cameras is None else cameras).numpy().astype(np.int64))
-        try:
-            return torch.from_numpy(np.array(self.compiled(given)[0]))
-        except RuntimeError as wrong:  # of the library's own
-            why = _why(wrong)
-            raise ValueError(f"{self.path.name} stops at {len(images)} photos: {why}.") from None
+        given: dict[str, np.ndarray],  # by name of the input
+    ) -> np.ndarray:  # (B, D) float32
+        "What OpenVINO says, in memory of our own."
+        return np.array(self.compiled(given)[0])

@@ -9,7 +9,6 @@ __all__ = ['status_line', 'console', 'View', 'ConsoleLine', 'Line', 'line_of', '
 # %% ../../nbs/06_training/05_launch.ipynb #e6303f06
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -24,7 +23,7 @@ from IPython.display import HTML, display
 
 from ..core.devices import check_devices
 from ..core.recipe import Recipe
-from ..core.run import RunFolder, living, open_run, run_path
+from ..core.run import RunFolder, living, open_run, run_path, ticking
 from ..core.settings import settings
 from ..data.readers import readers_named
 from .crew import FOREVER, describe_process, run_crew, watched_afar
@@ -133,22 +132,16 @@ def watching(
     if view is None:
         yield
         return
-    over = threading.Event()
 
     def look() -> None:
-        while not over.wait(every):
-            with suppress(OSError, ValueError):
-                view.show()
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
         with suppress(OSError, ValueError):
             view.show()
+
+    try:
+        with ticking(look, every):
+            yield
+    finally:
+        look()
         view.close()
 
 # %% ../../nbs/06_training/05_launch.ipynb #b576184d
