@@ -8,6 +8,9 @@ ROWS := searched random handmade
 export FRESH := {searches: [$(LOOK)-search-s0], searched: [$(LOOK).searched-train-s0], random: [$(LOOK).random-train-s0], handmade: [$(LOOK).handmade-train-s0]}
 export PATH := $(abspath $(BIN)):$(PATH)
 
+# what chapters and tests write, gigabytes, goes when they end (pytest by itself keeps what a failing test wrote)
+OWN_TMP = TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT &&
+
 ROW_JOBS := demo-search $(addprefix demo-,$(ROWS))
 .PHONY: install demo $(ROW_JOBS) test chapters lab board docs readme lock
 
@@ -42,12 +45,12 @@ $(addprefix demo-,$(ROWS)): demo-%:
 # of tests/conftest.py, the longest first: of its own accord xdist begins with the files of the most tests
 test: export OMP_NUM_THREADS = 1
 test: install chapters
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(OWN_TMP) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # every chapter of the book, each cell a test; two pages at once, so one thread each: more only wait for one another
 chapters: export OMP_NUM_THREADS = 1
 chapters: install
-	nbdev-test --n-workers 2
+	$(OWN_TMP) nbdev-test --n-workers 2
 
 lab: install
 	reidlab lab

@@ -50,7 +50,7 @@ def test_the_loss_finds_its_branches(name):
 
 
 def one_step(name):
-    recipe = bare(name, **{"train.amp": "none"})
+    recipe = bare(name, **{"train.precision": "fp32"})
     seed_all(0)
     model = build_network(recipe, PEOPLE)
     trainer = Trainer(model, loss_from_recipe(recipe, PEOPLE), recipe.train)

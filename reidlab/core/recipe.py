@@ -159,14 +159,20 @@ class Train(Section):
     schedule: slot("train.schedule") = "cosine"  # how the rate falls
     lr_per: Literal["step", "epoch"] = "step"  # how finely the schedule is followed
     warmup: slot("train.warmup") = "linear"  # how the rate begins, in training and in search
-    amp: Literal["none", "bf16", "fp16"] = "none"  # autocast; losses stay in fp32
+    # of the maps, by autocast; losses stay in fp32; auto: as a few timed steps say
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     clip: Weight = 0.0  # largest gradient norm; 0: no clipping
     accumulate: Whole = 1  # batches to one optimiser step
     freeze_epochs: Count = 0  # the backbone rests for so many epochs, then opens
     freeze_stages: Count = 0  # the stem and so many stages (of a ViT: blocks) rest; 0: none
     freeze_stages_epochs: Count = 0  # freeze_stages for so many epochs; 0: to the end
     ema: OpenShare = 0.0  # 0.999: judge and keep averaged weights; 0: off
-    channels_last: bool = False  # memory order of the maps; faster on many machines
+    layout: Literal["nchw", "nhwc", "auto"] = (
+        "nchw"  # memory order of the maps: nhwc is often faster
+    )
+    compiler: Literal["none", "inductor", "auto"] = (
+        "none"  # auto: where the run earns its time back
+    )
     normalise_on: Literal["host", "device"] = "host"  # device: photos travel there as bytes
     sync_bn: bool = True  # one batch norm over all processes
     gather: bool = True  # losses see the features of all processes
@@ -250,6 +256,8 @@ class Evaluate(Section):
     rerank: slot("evaluate.rerank") = "none"  # the list looked at again
     max_rank: Whole = 50  # length of the CMC curve
     batch_size: Photos = 128  # photos at a time; changes speed, not numbers
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of the network's maps, also in validation
+    layout: Literal["nchw", "nhwc", "auto"] = "nchw"  # memory order of those maps
     baselines: bool = True  # also rank by colour histogram and by chance
 
 # %% ../../nbs/00_core/10_recipe.ipynb #d890dce1

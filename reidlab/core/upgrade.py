@@ -54,6 +54,8 @@ MOVES: dict[str, Places] = {
             *("width", "alpha_noise"),
         )
     },
+    "train.amp": ("train.precision",),
+    "train.channels_last": ("train.layout",),
     "train.lr": ("train.optimizer.*.lr",),
     "train.weight_decay": ("train.optimizer.*.weight_decay",),
     "train.momentum": ("train.optimizer.*.momentum",),
@@ -262,6 +264,8 @@ TURNED: dict[str, Callable[[Any, dict], Any]] = {  # old key → (its value, the
     "train.distill.teacher": _taught,
     "train.gan.mode": _drawn,
     "train.gan.input_dim": _drawn,
+    "train.amp": lambda value, recipe: "fp32" if value == "none" else value,
+    "train.channels_last": lambda value, recipe: "nhwc" if value else "nchw",
     "train.warmup": _warmed,
     "train.warmup_form": _warmed,
     "model.auxiliary": _tower,

@@ -183,7 +183,9 @@ STRONG: dict[str, Rule] = {
         "SOLVER.OPTIMIZER_NAME",
         {word: {"train.optimizer": name} for word, name in STEPS.items()},
     ),
-    "SOLVER.FP16": lambda value, v: {"train.amp": "fp16" if _is("SOLVER.FP16")(value) else "none"},
+    "SOLVER.FP16": lambda value, v: {
+        "train.precision": "fp16" if _is("SOLVER.FP16")(value) else "fp32"
+    },
     "SOLVER.MAX_EPOCHS": to("train.epochs"),
     "SOLVER.BASE_LR": _of_step("lr"),
     "SOLVER.BIAS_LR_FACTOR": _of_step("bias_lr_factor"),

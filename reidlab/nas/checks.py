@@ -184,7 +184,7 @@ def _check_budget(recipe: Recipe, n_pids: int, processes: int) -> None:
     "Refuse a budget of memory that no level keeps: planned once, with numbers."
     s, data = recipe.search, search_data(recipe)
     if s.memory and s.memory not in LEVELS:
-        photos, amp = data.p * data.k // max(processes, 1), recipe.train.amp != "none"
+        photos, amp = data.p * data.k // max(processes, 1), recipe.train.precision != "fp32"
         size = {"height": data.height, "width": data.width, "batch": photos}
         use_memory(search_model(recipe, n_pids), s.memory, **size, amp=amp)
 

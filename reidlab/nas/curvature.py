@@ -120,7 +120,7 @@ def _undisturbed(trainer: SearchTrainer) -> Iterator[None]:
     plan, mode = trainer.train, trainer.model.training
     cards = [torch.device(trainer.device)] if trainer.kind == "cuda" else []
     try:
-        trainer.train = plan.model_copy(update={"amp": "none"})
+        trainer.train = plan.model_copy(update={"precision": "fp32"})
         trainer.model.train()
         with torch.random.fork_rng(cards):
             yield

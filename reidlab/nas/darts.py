@@ -256,7 +256,7 @@ class SearchTrainer(Trainer):
         members = [(weight, group) for group in groups for weight in group["params"]]
         weights = [weight for weight, _ in members]
         states = [self.optimizer.state.get(weight, {}) for weight in weights]
-        plan, self.train = self.train, self.train.model_copy(update={"amp": "none"})
+        plan, self.train = self.train, self.train.model_copy(update={"precision": "fp32"})
         try:
             return hypergradient(
                 self.repeatable(learned),

@@ -55,7 +55,7 @@ def _with_less_memory(recipe: Recipe, model: nn.Module) -> None:
     if search_space(recipe).kind == "layers":
         return
     batch = search_data(recipe)
-    photos, amp = batch.p * batch.k // world_size(), recipe.train.amp != "none"
+    photos, amp = batch.p * batch.k // world_size(), recipe.train.precision != "fp32"
     size = {"height": batch.height, "width": batch.width, "batch": photos}
     made = use_memory(model, recipe.search.memory, **size, amp=amp)
     if made and process_rank() == 0:

@@ -54,7 +54,7 @@ class Learner:
         self.device, self.loss, self.train = device, loss, train
         learns = isinstance(loss, nn.Module)  # a loss with weights of its own
         self.own = loss.to(device).optimizer() if learns else None
-        self.layout = torch.channels_last if train.channels_last else torch.preserve_format
+        self.layout = torch.channels_last if train.layout == "nhwc" else torch.preserve_format
         self.model = model.to(device, memory_format=self.layout)
         if train.sync_bn:
             self.model = convert_sync_batchnorm(self.model, device)
@@ -62,7 +62,7 @@ class Learner:
         self.ema = Average(self.model, train.ema) if train.ema else None
         self.wrap()
         self.optimizer = build_optimizer(self.model, train.optimizer)
-        self.scaler = torch.amp.GradScaler(self.kind, enabled=train.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(self.kind, enabled=train.precision == "fp16")
 
     def wrap(self) -> None:
         "Agree with the other processes on the gradients that will be exchanged."
@@ -146,8 +146,8 @@ class Trainer(Learner):
         pids = batch.pids.to(self.device, non_blocking=True)
         told = camera_arguments(network, batch.camids)
         told = {name: x.to(self.device, non_blocking=True) for name, x in told.items()}
-        dtype = torch.float16 if self.train.amp == "fp16" else torch.bfloat16
-        with torch.autocast(self.kind, dtype, enabled=self.train.amp != "none"):
+        dtype = torch.float16 if self.train.precision == "fp16" else torch.bfloat16
+        with torch.autocast(self.kind, dtype, enabled=self.train.precision != "fp32"):
             branches = network(images, **told)
         return joint(branches, pids) if self.train.gather else (list(branches), pids)
 
