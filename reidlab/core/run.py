@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'VARIABLES', 'TICK', 'STALLED', 'STALE', 'PULSE', 'STATES', 'TAIL', 'LEFT_BY_A_RUN', 'KEPT', 'KEPT_BYTES',
-           'as_installed', 'commit', 'arithmetic', 'environment', 'checked_line', 'checked_event', 'Stopped',
-           'TakenOver', 'Gone', 'RunFolder', 'ticking', 'whereabouts', 'this_process', 'living', 'witnessed',
+           'as_installed', 'commit', 'processor', 'arithmetic', 'environment', 'checked_line', 'checked_event',
+           'Stopped', 'TakenOver', 'Gone', 'RunFolder', 'ticking', 'whereabouts', 'this_process', 'living', 'witnessed',
            'writer_of', 'run_path', 'open_run', 'state_of', 'find_run', 'finished_run', 'load_runs', 'provenance',
            'keep_run']
 
@@ -83,7 +83,8 @@ def commit() -> tuple[str, bool]:
     return f"reidlab {package_version()}", not as_installed()
 
 # %% ../../nbs/00_core/18_run.ipynb #6373e4aa
-def _processor() -> str:
+def processor() -> str:
+    "The name of this machine's processor."
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()
@@ -126,7 +127,7 @@ def environment(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": packages,
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "processes": processes,
         "threads": torch.get_num_threads(),
         "system": platform.system(),

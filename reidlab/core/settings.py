@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'MOST_WORKERS', 'MOST', 'Settings', 'package_folder', 'package_version', 'project_root', 'settings',
-           'own_setting', 'shipped', 'Profile', 'profile']
+           'own_setting', 'cache_folder', 'shipped', 'Profile', 'profile']
 
 # %% ../../nbs/00_core/05_settings.ipynb #eab73093
 import configparser
@@ -204,6 +204,12 @@ def own_setting() -> Path | None:
     "The setting own as it is now; the others are checked once for what they say."
     root = project_root()
     return None if _names_no_own(root, tuple(_layers(root).items())) else settings(root).own
+
+# %% ../../nbs/00_core/05_settings.ipynb #28a95478
+def cache_folder() -> Path:  # perhaps not there yet
+    "Where lies what any machine finds out again: cache_dir, or .cache beside the data sets."
+    here = settings()
+    return here.cache_dir or here.data_dir / ".cache"
 
 # %% ../../nbs/00_core/05_settings.ipynb #wb000002
 def shipped(
