@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import to_jsonable_python
 
 from .names import is_plain, unknown
+from .own import one_look
 from .parts import KINDS, Part, PartError, laid, members, part, part_set, slot
 from .reading import check_file, check_plain, exists, is_file, read_text, shown
 from .settings import settings, shipped
@@ -372,8 +373,9 @@ def misplaced(
     for other, sections in TASK_KEYS.items():
         for section, keys in sections.items() if other != task else ():
             part = getattr(recipe, section)
+            usual = type(part)()
             for key in keys:
-                default = getattr(type(part)(), key)
+                default = getattr(usual, key)
                 if (value := getattr(part, key)) != default:
                     lines.append(
                         f"{section}.{key} is for task {other}, and data.task is {task}; "
@@ -403,11 +405,13 @@ def validated(
             f"recipe {shown(name)!r}: " + "\n".join(new_form(values, k) for k in old[:5])
         )
     try:
-        recipe = Recipe.model_validate(values)
+        with one_look():
+            recipe = Recipe.model_validate(values)
+            lines = misplaced(recipe)
     except ValidationError as wrong:
         lines = [_problem(e, Recipe) for e in wrong.errors(include_url=False)[:5]]
         raise ValueError(f"recipe {shown(name)!r}: " + "\n".join(lines)) from None
-    if lines := misplaced(recipe):
+    if lines:
         raise ValueError(f"recipe {name!r}: " + "\n".join(lines))
     return recipe
 

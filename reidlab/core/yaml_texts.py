@@ -8,6 +8,8 @@ __all__ = ['NUMBER', 'yaml_values', 'yaml_text']
 # %% ../../nbs/00_core/04_yaml_texts.ipynb #18f20439
 import re
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -77,13 +79,9 @@ def _shallow(text: str, loader: type) -> None:
             raise ValueError("nested too deeply")
 
 
-def yaml_values(
-    text: str,  # of a whole file
-    name: str,  # of the file, for messages
-    ours: bool = True,  # False: numbers as PyYAML reads them, for other programs' files
-    twice: bool = False,  # True: a key may stand twice, and the last one counts
-) -> Any:  # plain values, every number finite; None for an empty text
-    "What a YAML text says."
+@lru_cache(128)  # the plan of a sweep asks the same files again and again
+def _values(text: str, name: str, ours: bool, twice: bool) -> Any:
+    "What a text says, to be copied and not to be written to."
     loader = _Recipes if ours else _Texts
     try:
         _shallow(text, loader)
@@ -96,6 +94,16 @@ def yaml_values(
     except (yaml.YAMLError, ValueError, RecursionError) as wrong:
         raise ValueError(f"{name} is not YAML: {shown(str(wrong), 160)}.") from None
     return check_plain(values, name)
+
+
+def yaml_values(
+    text: str,  # of a whole file
+    name: str,  # of the file, for messages
+    ours: bool = True,  # False: numbers as PyYAML reads them, for other programs' files
+    twice: bool = False,  # True: a key may stand twice, and the last one counts
+) -> Any:  # plain values, every number finite; None for an empty text
+    "What a YAML text says."
+    return deepcopy(_values(text, name, ours, twice))
 
 # %% ../../nbs/00_core/04_yaml_texts.ipynb #bdd07217
 class _Writer(yaml.SafeDumper):
