@@ -420,8 +420,10 @@ def validated(
 def usual_parts() -> dict[str, Any]:  # by kind
     "What fills the slots and sets of a recipe that says nothing."
     found = {}
+    with one_look():
+        usual = Recipe()
     for kind in KINDS:
-        value: Any = Recipe()
+        value: Any = usual
         for key in kind.split("."):
             value = getattr(value, key, None)
         found[kind] = value.plain() if isinstance(value, Part) else value
