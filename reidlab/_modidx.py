@@ -2634,6 +2634,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'reidlab.jobs.sweep.Runner.look': ('11_jobs/sweep.html#runner.look', 'reidlab/jobs/sweep.py'),
                                     'reidlab.jobs.sweep.Runner.put_aside': ('11_jobs/sweep.html#runner.put_aside', 'reidlab/jobs/sweep.py'),
                                     'reidlab.jobs.sweep.Runner.working': ('11_jobs/sweep.html#runner.working', 'reidlab/jobs/sweep.py'),
+                                    'reidlab.jobs.sweep.Unfinished': ('11_jobs/sweep.html#unfinished', 'reidlab/jobs/sweep.py'),
                                     'reidlab.jobs.sweep._begin': ('11_jobs/sweep.html#_begin', 'reidlab/jobs/sweep.py'),
                                     'reidlab.jobs.sweep._claim': ('11_jobs/sweep.html#_claim', 'reidlab/jobs/sweep.py'),
                                     'reidlab.jobs.sweep._end': ('11_jobs/sweep.html#_end', 'reidlab/jobs/sweep.py'),

@@ -10,11 +10,13 @@ import threading
 from functools import partial
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidlab.core.names import plain_name
 from reidlab.core.run import open_run, write_json
+from reidlab.jobs.command import finished
 from reidlab.jobs.grid import plan_cells
 from reidlab.jobs.parameters import SweepJob, check_parameters
 from reidlab.jobs.sweep import cell_state, check_sweep, claim, open_sweep, run_sweep, stop_all
@@ -180,13 +182,13 @@ def test_a_step_that_cannot_start_gives_its_claim_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ends, states, word",
+    "ends, states, word, code",
     [
-        (["stopped", "stopped"], ["stopped", "stopped"], "goes on where it was"),
-        (["stopped", "crashed"], ["stopped", "failed"], "Mend the cause"),
+        (["stopped", "stopped"], ["stopped", "stopped"], "goes on where it was", 75),
+        (["stopped", "crashed"], ["stopped", "failed"], "Mend the cause", 1),
     ],
 )
-def test_a_stopped_cell_is_to_be_continued_and_has_not_failed(ends, states, word, tmp_path):
+def test_a_stopped_cell_is_to_be_continued_and_has_not_failed(ends, states, word, code, tmp_path):
     cells = plan_cells("smoke", seeds=[0, 1])
 
     def launch(cell, step, slot, held):
@@ -198,3 +200,6 @@ def test_a_stopped_cell_is_to_be_continued_and_has_not_failed(ends, states, word
     assert [place.state for place in table] == states
     with pytest.raises(RuntimeError, match=word):
         check_sweep(table)
+    with pytest.raises(typer.Exit) as left:  # as the command ends
+        finished(lambda: check_sweep(table))
+    assert left.value.exit_code == code

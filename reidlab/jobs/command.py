@@ -189,13 +189,14 @@ UNFINISHED = 75  # exit code of a job that was stopped in time: EX_TEMPFAIL, "ca
 
 def finished(
     work: Callable[[], str],  # what a verb does; what it returns is said
+    failed: int = 1,  # exit code of an error that has none of its own
 ) -> None:
-    "Do it, and say how it ended: rank 0 one line, or the error in one line and exit code 1."
+    "Do it, and say how it ended: rank 0 one line, or the error in one line and its exit code."
     try:
         said = work()
     except (ValueError, OSError, RuntimeError, ImportError) as wrong:
         typer.echo(f"{type(wrong).__name__}: {as_typed(str(wrong))}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(getattr(wrong, "exit_code", failed)) from None
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) in ("", "0"):
         typer.echo(said)
 
@@ -319,14 +320,14 @@ def lay_side_by_side(
     run_a: Annotated[str, typer.Argument(help="a run's name, or its folder")],
     run_b: Annotated[str, typer.Argument(help="another's")],
 ) -> None:
-    "Where two runs part, and what had differed before; exit code 0: they are equal."
+    "Where two runs part, and what had differed before; exit code 0: equal, 1: not, 2: not known."
     found = []
 
     def work() -> str:
         found.append(resolve_name("reidlab.jobs.diff:diff_runs")(run_a, run_b))
         return str(found[0])
 
-    finished(work)
+    finished(work, failed=2)
     if not found[0].equal:
         raise typer.Exit(1)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEASE', 'SIGNS', 'STEPS', 'OUTCOME', 'Launch', 'ENDED', 'cell_state', 'other_photos', 'claim', 'who_has', 'Process',
            'page_command', 'start_page', 'cells_at_once', 'failure', 'CellProgress', 'short_rest', 'stop_all', 'Runner',
-           'run_sweep', 'sweep_table', 'standing', 'seconds_of', 'sweep_pulse', 'LiveTable', 'check_sweep', 'planned',
-           'OpenSweep', 'open_sweep', 'sweep', 'last_word']
+           'run_sweep', 'sweep_table', 'standing', 'seconds_of', 'sweep_pulse', 'LiveTable', 'Unfinished',
+           'check_sweep', 'planned', 'OpenSweep', 'open_sweep', 'sweep', 'last_word']
 
 # %% ../../nbs/11_jobs/09_sweep.ipynb #4f14d50f
 import fcntl
@@ -597,6 +597,12 @@ class LiveTable:
             self.card.complete(known)
 
 # %% ../../nbs/11_jobs/09_sweep.ipynb #4b4128d9
+class Unfinished(RuntimeError):
+    "Nothing went wrong, but not all is done: call again."
+
+    exit_code = 75  # EX_TEMPFAIL, as a single job's that was stopped in time
+
+
 def check_sweep(
     table: Sequence[CellProgress],  # from run_sweep
     passing: bool = False,  # cells that others have are passed over, and no failure
@@ -612,9 +618,8 @@ def check_sweep(
             if only_stopped
             else "Mend the cause and call the sweep again; what is finished stays."
         )
-        raise RuntimeError(
-            f"{len(missing)} of {len(table)} cells are not finished:\n{lines}\n{after}"
-        )
+        kind = Unfinished if only_stopped else RuntimeError
+        raise kind(f"{len(missing)} of {len(table)} cells are not finished:\n{lines}\n{after}")
     if left := sum(place.state == "claimed" for place in table):
         return f"{len(table) - left} of {len(table)} cells are finished; others are at the rest."
     return f"All {len(table)} cells are finished."

@@ -268,7 +268,7 @@ def test_the_command_ends_with_what_it_found(base, capsys, monkeypatch):
     )
     assert main(["diff", "short", "long"]) == 1
     assert "train.epochs is 1 and 9" in capsys.readouterr().out
-    assert main(["diff", "short", "shorted"]) == 1
+    assert main(["diff", "short", "shorted"]) == 2  # not known
     assert "run 'shorted' not found" in capsys.readouterr().err
     assert main(["diff", str(base.root / "short"), f"{base.root / 'twin'}/"]) == 0
 
