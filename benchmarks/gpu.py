@@ -1,6 +1,6 @@
 """Training speed and peak memory of a re-ID network on this GPU, with input from memory.
 
-    python benchmarks/gpu.py                      # about 8 minutes, prints its three tables last
+    python benchmarks/gpu.py                      # about 8 minutes, prints its four tables last
     python benchmarks/gpu.py --out results.csv    # appends to a table; .json keeps everything
     python benchmarks/gpu.py --tiny               # seconds on a CPU: does the script still run?
 
@@ -39,6 +39,11 @@ TERMS = {"softmax": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}
 N_PIDS = 751  # training identities of Market-1501
 TRANSFORMERS = ("vit_small_patch16_224", "vit_base_patch16_224")  # of timm
 SEARCHED = "cdnet"  # a searched network, by its published list of layers
+TRAINED = {  # those of bench_train.py
+    "osnet x0.25": {"osnet_published": {"width": 0.25}},
+    "small_cnn": {"small_cnn": {}},
+    "resnet18": {"resnet18": {}},
+}
 SUPERNET = "supernet "  # a model's name begins so; then plain, or a level of nas.lean
 COLUMNS = ["model", "size", "stride", "precision", "layout", "compiled"]
 COLUMNS += ["images/s", "peak MiB", "ratio"]
@@ -122,10 +127,21 @@ def network_cases(tiny: bool) -> list[Case]:
     return [Case(name, *size, 0, *variant) for name in names for variant in variants]
 
 
+def trained_cases(tiny: bool) -> list[Case]:
+    "Rows of the networks of bench_train.py, at 256×128."
+    size, names = ((64, 32), list(TRAINED)[:1]) if tiny else ((256, 128), list(TRAINED))
+    variants = [("fp32", "nchw", "no"), ("bf16", "nchw", "no"), ("bf16", "nhwc", "no")]
+    if not tiny:
+        variants.append(("bf16", "nhwc", "inductor"))
+    return [Case(name, *size, 0, *variant) for name in names for variant in variants]
+
+
 def backbone_of(case: Case) -> dict[str, dict]:
     "The backbone of a row, as a recipe says it."
     if case.stride:
         return {case.model: {"last_stride": case.stride}}
+    if case.model in TRAINED:
+        return TRAINED[case.model]
     if case.model == SEARCHED:
         return {SEARCHED: {"width": 0.25 if case.height < 128 else 1.0}}
     import timm  # noqa: F401  so that a missing one is named
@@ -427,14 +443,16 @@ def main() -> None:
     rows, about = cases(args.tiny), provenance(device)
     began, how = time.monotonic(), {"warmup": warmup, "steps": steps}
     searched, networks = supernet_cases(args.tiny), network_cases(args.tiny)
+    trained = trained_cases(args.tiny)
     half = {"p": max(p // 2, 2), "k": k}  # 32 photos, the least that a search wants
-    share = args.seconds / 4
+    share = args.seconds / 5
     results = run_all(searched, share, device, **half, **how | {"warmup": 2}, limit=5.0)
     results |= run_all(networks, share, device, p=p, k=k, **how, limit=8.0)
+    results |= run_all(trained, share, device, p=p, k=k, **how, limit=5.0)
     left = args.seconds - (time.monotonic() - began)
     results |= run_all(rows, left, device, p=p, k=k, **how, limit=12.0)
     if args.out:
-        write_out(args.out, about, [*searched, *networks, *rows], results)
+        write_out(args.out, about, [*searched, *networks, *trained, *rows], results)
     skipped = sum(bool(result.note) for result in results.values())
     print()
     print(", ".join(f"{key} {value}" for key, value in about.items() if value))
@@ -451,6 +469,9 @@ def main() -> None:
     print()
     print("transformers and a searched network:")
     print("\n".join(table_lines(networks, results)))
+    print()
+    print("the networks of bench_train.py:")
+    print("\n".join(table_lines(trained, results)))
     print()
     print("\n".join(table_lines(rows, results)))
 

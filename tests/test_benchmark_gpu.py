@@ -49,7 +49,10 @@ def test_tiny_ends_with_its_table(tmp_path, gpu):
     networks = [line for line in kept if line["case"].startswith(("test_vit ", "cdnet "))]
     assert len(networks) == len(gpu.network_cases(tiny=True)) == 4
     assert all(float(line["value"]) > 0 and "stride" not in line["case"] for line in networks)
-    assert list(kept[0]) == gpu.RESULTS and len(kept) - len(searched) - len(networks) == 4
+    trained = [line for line in kept if line["case"].startswith("osnet x0.25 ")]
+    assert next(line["ratio"] for line in trained) == "1.000" and len(trained) == 3
+    assert list(kept[0]) == gpu.RESULTS
+    assert len(kept) - len(searched) - len(networks) - len(trained) == 4
     assert len(searched) == len(gpu.supernet_cases(tiny=True)) == 11
     assert all(float(line["value"]) > 0 for line in searched)
     assert done.stdout.count("| supernet ") == 11
@@ -92,6 +95,17 @@ def test_transformers_and_a_searched_network_are_there(gpu):
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
     assert sizes["cdnet"] < 3e6 < 21e6 < sizes["vit_small_patch16_224"] < 23e6
     assert 85e6 < sizes["vit_base_patch16_224"] < 88e6
+
+
+def test_the_networks_of_bench_train_are_there(gpu):
+    rows = gpu.trained_cases(tiny=False)
+    assert len(rows) == len(set(rows)) == 12 and {c.model for c in rows} == set(gpu.TRAINED)
+    variants = {(c.precision, c.layout, c.compiled) for c in rows}
+    assert len(variants) == 4 and ("bf16", "nhwc", "inductor") in variants
+    with torch.device("meta"):
+        nets = {c.model: gpu.build_net(c) for c in rows if c.plain}
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
+    assert sizes["osnet x0.25"] < sizes["small_cnn"] < sizes["resnet18"] < 12e6
 
 
 def test_the_supernet_is_there_at_every_level(gpu):
