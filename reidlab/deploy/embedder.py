@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +26,11 @@ from ..core.reading import at_home, shown
 from ..data.files import walk_tree
 from ..data.pixels import to_rgb
 from ..data.transforms import Interpolation, normalise, read_photo, resize
-from .contract import Contract, open_network
+from .contract import Contract, open_network, run_of
 from .onnx import is_exported, open_exported
 from ..evaluation.embed import embed
+from ..evaluation.rules import pace_of
+from ..training.trained import PLAIN, paced
 
 # %% ../../nbs/09_deploy/03_embedder.ipynb #071a4a01
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -111,18 +114,25 @@ class Embedder:
         device: str = "cpu",  # cpu or cuda; a file runs on the processor
         readers: int = 4,  # threads that read photos
         contract: Contract | None = None,  # of a file that does not carry its rules
+        fast: bool | str = False,  # as fast as it goes: True or bf16, fp32, int8 (11_engine)
     ):
-        self.source, self.device, self.readers = run, device, readers
+        self.source, self.device, self.readers, self.pace = run, device, readers, PLAIN
+        self.engine: Any = None
         if is_exported(run):
-            if checkpoint or device != "cpu":
+            if checkpoint or fast or device != "cpu":
                 raise ValueError(
                     f"{Path(run).name} is a file: it holds one set of weights and runs on the "
-                    "processor. Leave checkpoint and device away."
+                    "processor. Leave checkpoint, device and fast away."
                 )
             self.model = open_exported(at_home(str(run)))
             self.contract = contract or self.model.contract
         else:
             self.model, self.contract = open_network(run, checkpoint, device)
+            folder = run_of(run)
+            self.pace = pace_of(paced(folder.recipe, self.model, device, folder).evaluate)
+        if fast:
+            bits, room = "bf16" if fast is True else fast, import_module("reidlab.deploy.engine")
+            self.engine = room.Engine(self._plain, self.model, self.contract, bits, device)
 
     @property
     def dim(self) -> int:
@@ -132,22 +142,23 @@ class Embedder:
     def __repr__(self) -> str:
         rules = self.contract
         flip = ", and its mirror image" if rules.flip else ""
+        pace = "" if self.pace == PLAIN else f", {self.pace}"
         return (
             f"Embedder({rules.run!r}): {rules.checkpoint}.pt, photos of {rules.height} by "
-            f"{rules.width}{flip}, {rules.dim} numbers, on {self.device}"
+            f"{rules.width}{flip}, {rules.dim} numbers, on {self.device}{self.engine or pace}"
         )
 
     def _photo(self, picture: Picture) -> Tensor:
         rules = self.contract
         return as_photo(picture, rules.height, rules.width, rules.interpolation)
 
-    def _answer(self, photos: Tensor, camids: Tensor | None) -> Tensor:  # (B, D)
-        "Vectors of one batch of bytes."
+    def _plain(self, photos: Tensor, camids: Tensor | None) -> Tensor:  # (B, D)
+        "Vectors of one batch of bytes, as an evaluation has them."
         rules = self.contract
         if not isinstance(self.model, nn.Module):  # a file
             return self.model.embed(photos, rules, camids)
         shots = [Shots(normalise(photos, rules.mean, rules.std), camids)]
-        return embed(self.model, shots, self.device, flip=rules.flip)
+        return embed(self.model, shots, self.device, rules.flip, self.pace)
 
     def _batches(self, pictures: Iterable[Picture], batch_size: int) -> Iterator[Tensor]:
         "Batches of bytes, the next ones being read meanwhile."
@@ -182,7 +193,7 @@ class Embedder:
         numbers = None if cameras is None else iter(cameras)
         for images in self._batches(_several(photos), size):
             taken = None if numbers is None else _taken(numbers, len(images))
-            yield self._answer(images, taken).numpy()
+            yield (self.engine or self._plain)(images, taken).numpy()
         if isinstance(cameras, Sized) and next(numbers, None) is not None:
             raise ValueError("there are more cameras than photos. Give one for each.")
 

@@ -27,9 +27,9 @@ from ..core.run import commit
 from ..core.settings import package_version
 from ..data.transforms import normalise
 from .contract import Contract
-from ..evaluation.embed import evaluating
 from ..models.reid import camera_arguments
 from ..models.vit import camera_embeddings
+from ..training.trained import evaluating
 
 # %% ../../nbs/09_deploy/02_onnx.ipynb #f50cec03
 Input = Literal["images", "photos"]  # (B, 3, H, W) float32, normalised; (B, H, W, 3) uint8

@@ -21,10 +21,13 @@ from ..core.names import unknown
 from ..core.recipe import Data, Recipe
 from ..data.class_loaders import ClassSet, middle_loader
 from ..data.manifest import Photos
-from .embed import dealt, evaluating, gather_dealt
+from .embed import dealt, gather_dealt
 from .estimate import Estimate
+from .rules import pace_of
 from ..models.fblneck import class_scores
 from ..training.distributed import process_rank, world_size
+from ..training.pace import Pace
+from ..training.trained import PLAIN, answering, laid, paced
 
 # %% ../../nbs/08_evaluation/22_accuracy.ipynb #32dcede5
 def true_ranks(
@@ -85,6 +88,7 @@ def name_photos(
     workers: int = 0,  # processes that read images
     device: str | torch.device = "cpu",  # cpu or cuda
     flip: bool = False,  # add the scores of the mirrored photo
+    pace: Pace = PLAIN,  # its precision and layout
 ) -> Named:  # the same on every process
     "Name photos on disk; shared out when torch.distributed runs with several processes."
     if isinstance(model, DistributedDataParallel):
@@ -92,9 +96,9 @@ def name_photos(
     n, shared, rows = len(photos.pids), world_size() > 1, [torch.empty(0, 2)]
     hands = [dealt(n, batch_size, r, world=world_size()) for r in range(world_size())]
     own = hands[process_rank()] if shared else None
-    with evaluating(model), torch.inference_mode():
+    with answering(model, pace, device):
         for batch in middle_loader(photos, data, batch_size, workers=workers, indices=own):
-            images, pids = batch.images.to(device), batch.pids.to(device)
+            images, pids = laid(batch.images.to(device), pace), batch.pids.to(device)
             scores = class_scores(model, images).float()
             if flip:
                 scores = scores + class_scores(model, images.flip(3)).float()
@@ -121,7 +125,7 @@ def name_split(
         raise ValueError(
             f"{data.name} has no photos to validate with. Set data.val_fraction above 0."
         )
-    rules = recipe.evaluate
+    rules = paced(recipe, model, device).evaluate
     named = name_photos(
         model,
         photos,
@@ -130,6 +134,7 @@ def name_split(
         workers=workers,
         device=device,
         flip=rules.flip,
+        pace=pace_of(rules),
     )
     return accuracy(named.ranks)
 

@@ -71,6 +71,7 @@ class ProtocolCard:
     checkpoint: str = ""  # whose features
     weights: str = ""  # a digest of them
     chosen: str = ""  # how that checkpoint was chosen: last, best on validation
+    pace: str = ""  # how the network was run, where not as fp32 nchw
     times_opened: int = 0  # how often this run has looked at the test split
 
     def to_dict(self) -> dict:

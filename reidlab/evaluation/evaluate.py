@@ -19,12 +19,13 @@ from ..data.manifest import Photos, file_keys
 from .card import ProtocolCard, protocol_counts
 from .embed import embed_photos
 from .embeddings import Embeddings, rank_embeddings, save_embeddings
-from .rules import plain_rules
+from .rules import pace_in_words, pace_of, plain_rules
 from ..retrieval.labels import UNKNOWN_CAMID, Labels
 from ..retrieval.metrics import RankResult
 from ..retrieval.multi_query import pool_queries
 from ..retrieval.single_shot import SingleShotResult
 from ..training import distributed
+from ..training.trained import paced
 
 # %% ../../nbs/08_evaluation/05_evaluate.ipynb #e6f6eadc
 def split_photos(
@@ -85,7 +86,7 @@ def embed_split(
     workers: int = 0,  # processes that read images
 ) -> Embeddings:
     "Embed query and gallery of a split; test queries pooled where the rules say so."
-    sides, rules = split_photos(data, split), recipe.evaluate
+    sides, rules = split_photos(data, split), paced(recipe, model, device).evaluate
 
     def features(photos: Photos) -> np.ndarray:
         return embed_photos(
@@ -96,7 +97,7 @@ def embed_split(
             workers=workers,
             device=device,
             flip=rules.flip,
-            cache=recipe.data.cache,
+            pace=pace_of(rules),
         ).numpy()
 
     feats = [features(photos) for photos in sides]
@@ -146,5 +147,6 @@ def protocol_card(
         counts=protocol_counts(*embeddings[2:6]),
         queries_without_match=len(result.without_match),
         fingerprint=data.fingerprint,
+        pace=pace_in_words(rules),
         **more,
     )

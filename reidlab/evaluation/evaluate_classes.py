@@ -37,10 +37,11 @@ from reidlab.evaluation.openings import (
     stored_result,
 )
 from .predictions import load_predictions, save_predictions
+from .rules import pace_in_words, pace_of
 from .transfer import evaluation_recipe
 from ..training.checkpoint import weights_digest
 from ..training.distributed import barrier, from_rank_zero, process_rank
-from ..training.trained import load_model
+from ..training.trained import load_model, paced
 
 # %% ../../nbs/08_evaluation/24_evaluate_classes.ipynb #3bab0405
 def naming_baselines(
@@ -62,6 +63,7 @@ def _rules(recipe: Recipe, data: ClassSet, content: dict[str, Any]) -> dict[str,
         "fingerprint": data.fingerprint,
         "resize": recipe.data.resize,
         "flip": recipe.evaluate.flip,
+        "pace": pace_in_words(recipe.evaluate),
         "checkpoint": f"{recipe.evaluate.checkpoint}.pt, epoch {content['epoch']}",
         "weights": weights_digest(content["model"]),
         "accuracy": "share of all photos; equal scores in class order",
@@ -71,6 +73,7 @@ def _rules(recipe: Recipe, data: ClassSet, content: dict[str, Any]) -> dict[str,
 
 def _answered(card: dict[str, Any], rules: dict[str, Any]) -> bool:
     "Whether a stored result answers this question: the same rules, photos and weights."
+    card = {"pace": ""} | card  # unsaid before there was another
     alike = all(card.get(k) == v for k, v in rules.items() if k not in ("fingerprint", "weights"))
     return alike and same_content(card, rules)
 
@@ -89,6 +92,7 @@ def evaluate_classes(
     data = open_classes(recipe.data, recipe.seed, data_dir)
     model, content = load_model(run.path, recipe.evaluate.checkpoint, device, task="classification")
     _same_classes(run, data, content["architecture"]["n_pids"], data_dir=data_dir)
+    recipe = paced(recipe, model, device, run)
     rules = _rules(recipe, data, content)
     out = run.path / "evaluate" / data.name
     stored = stored_result(out)
@@ -99,7 +103,7 @@ def evaluate_classes(
     began = time.monotonic()
     workers = settings().workers if workers is None else workers
     size, flip = recipe.evaluate.batch_size, recipe.evaluate.flip
-    about = {"workers": workers, "device": device, "flip": flip}
+    about = {"workers": workers, "device": device, "flip": flip, "pace": pace_of(recipe.evaluate)}
     with counting(model, out, len(data.test.pids) * (1 + flip)):
         named = name_photos(model, data.test, recipe.data, batch_size=size, **about)
     alive("writing what was named", limit=LONG)

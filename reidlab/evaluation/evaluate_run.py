@@ -35,7 +35,7 @@ from reidlab.evaluation.openings import (
     stored_result,
 )
 from .protocols import Protocol
-from .rules import in_words, ranking_rules
+from .rules import in_words, pace_in_words, ranking_rules
 from .side_figures import baselines_by_protocol, camera_figures, people_intervals
 from .transfer import check_transfer, evaluation_recipe
 from ..models.vit import without_vector
@@ -44,7 +44,7 @@ from ..retrieval.rules import Rules
 from ..retrieval.single_shot import SingleShotResult
 from ..training.checkpoint import weights_digest
 from ..training.distributed import barrier, from_rank_zero, process_rank
-from ..training.trained import load_model
+from ..training.trained import load_model, paced
 
 # %% ../../nbs/08_evaluation/21_evaluate_run.ipynb #991bd5e8
 def _write_ranking(out: Path, run: str, card: Mapping[str, Any], ranked: tuple) -> None:
@@ -91,6 +91,7 @@ class _Question:
             "fingerprint": self.data.fingerprint,
             "checkpoint": f"{said.checkpoint}.pt, epoch {self.content['epoch']}",
             "weights": weights_digest(self.content["model"]),
+            "pace": pace_in_words(said),
             **in_words(said),
         }
 
@@ -190,6 +191,7 @@ def evaluate_run(
     check_test(data, recipe.evaluate, protocol)
     stored = stored_result(run.path / "evaluate" / data.name)
     model, content = load_model(run.path, recipe.evaluate.checkpoint, device)
+    recipe = paced(recipe, model, device, run)
     cameras = [*data.query.camids, *data.gallery.camids]
     unseen = without_vector(model, map(int, cameras), elsewhere=bool(trained_on))
     about = {"trained_on": trained_on, "content": content, "device": device, "unseen": unseen}

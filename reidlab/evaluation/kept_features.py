@@ -18,19 +18,22 @@ from ..data.loaders import DataSet
 from ..data.manifest import Manifest
 from ..data.pixels import READER, open_image, turn_of
 from .embeddings import Embeddings, load_embeddings, save_embeddings
+from .rules import pace_in_words
 from ..training.checkpoint import weights_digest
 
 # %% ../../nbs/08_evaluation/17_kept_features.ipynb #f1911da6
 def features_key(
     content: Mapping[str, Any],  # a checkpoint's
-    recipe: Recipe,  # its data and evaluate sections are read
+    recipe: Recipe,  # its data and evaluate sections are read; their pace is settled
     data: DataSet,  # for its fingerprint
 ) -> dict[str, Any]:  # plain values
     "What decides an embedding of the test split, down to the bits of the weights."
     size, rules = recipe.data, recipe.evaluate
+    pace = pace_in_words(rules)
     usual = size.interpolation == "bilinear"  # unsaid before there was another
     return {
         **({} if usual else {"interpolation": size.interpolation}),
+        **({"pace": pace} if pace else {}),  # likewise
         "weights": weights_digest(content["model"]),
         "architecture": content.get("fingerprint"),
         "data": data.fingerprint,

@@ -44,9 +44,10 @@ def same_question(
         "flip",
         "max_rank",
         "checkpoint",
+        "pace",
         *DONE_BESIDES,
     )
-    before = dict.fromkeys(DONE_BESIDES, "none") | stored["protocol"]
+    before = dict.fromkeys(DONE_BESIDES, "none") | {"pace": ""} | stored["protocol"]
     before["multi_query"] = before["multi_query"] or "none"  # a bool once, and then always false
     alike = all(before.get(key) == card[key] for key in asked)
     return alike and same_content(before, card) and _same_rule(before, card)

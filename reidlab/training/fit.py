@@ -27,7 +27,7 @@ from .parts import note_parts, parts_from_recipe
 from .progress import Progress, take_up
 from .step import Trainer
 from .stop import look_together, stoppable
-from .trained import keep_genotype, kept_genotype
+from .trained import keep_genotype, kept_genotype, paced
 
 # %% ../../nbs/06_training/19_fit.ipynb #b8ccb3c2
 def reason_of(
@@ -76,8 +76,9 @@ def _judged(fit: Fit, epoch: int) -> dict[str, float]:
     wanted = fit.validate is not None and every and fit.data.held_out
     if not wanted or (epoch % every and epoch != fit.plan.epochs):
         return {}
-    about = {"recipe": fit.recipe, "data": fit.data, "device": fit.trainer.device}
-    scores = fit.validate(fit.trainer.judged, **about)
+    network, device = fit.trainer.judged, fit.trainer.device
+    recipe = paced(fit.recipe, network, device, fit.run)
+    scores = fit.validate(network, recipe=recipe, data=fit.data, device=device)
     fit.heads = getattr(scores, "heads", None)
     return {f"val_{k}": v for k, v in scores.items() if isinstance(v, int | float)}
 

@@ -15,8 +15,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..evaluation.embed import evaluating
 from ..models.reid import ReIDModel
+from ..training.trained import evaluating
 from .photos import canvas, place_photo
 
 # %% ../../nbs/10_viz/16_activations.ipynb #b42e58b6

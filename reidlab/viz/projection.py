@@ -14,9 +14,9 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from ..core import look
-from ..evaluation.embed import evaluating
 from ..models.fblneck import BalanceHead
 from ..models.reid import ReIDModel
+from ..training.trained import evaluating
 
 # %% ../../nbs/10_viz/17_projection.ipynb #6fa237bf
 def two_spaces(
