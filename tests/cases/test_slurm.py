@@ -45,7 +45,8 @@ def log(folder, name="slurm.log"):
     return (folder / name).read_text(errors="replace")
 
 
-def test_two_ranks_are_stopped_requeued_and_end_with_the_same_bits(queue, stocked):
+def test_two_ranks_are_stopped_requeued_and_end_with_the_same_bits(queue, stocked, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # goes with the job: other threads, other bits
     words = ["--overrides", json.dumps(LONG), "--gpus", "2", "--device", "cpu"]
     assert main(["train", "smoke", "--run", "straight", *words]) == 0
     words[3] = "1"  # of each of two nodes
