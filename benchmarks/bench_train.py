@@ -15,11 +15,14 @@ its peer is the loop of Pillow, torchvision and torch, batches of 32.
 import argparse
 import json
 import math
+import os
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -44,6 +47,12 @@ from reidlab.training.network import (  # noqa: E402
     architecture_of,
     loss_from_recipe,
     model_from_recipe,
+)
+from reidlab.training.pace import (  # noqa: E402
+    Pace,
+    Question,
+    network_facts,
+    settled_training,
 )
 from reidlab.training.step import Trainer  # noqa: E402
 
@@ -78,14 +87,20 @@ def batch_of(size: tuple[int, int]) -> Batch:
     return Batch(torch.randn(n, 3, *size), pids, pids % 6, index=torch.arange(n))
 
 
-def our_step(name: str, size: tuple[int, int], pace: dict[str, str]) -> Step:
-    "The trainer's step."
+def our_step(name: str, size: tuple[int, int], pace: dict[str, str]) -> tuple[Step, str]:
+    "The trainer's step, and the pace that it runs at."
     recipe, batch = recipe_of(name, size, pace), batch_of(size)
     torch.manual_seed(0)
     model = model_from_recipe(recipe, N_PIDS)
-    trainer = Trainer(model, loss_from_recipe(recipe, N_PIDS, model), recipe.train)
+    loss = loss_from_recipe(recipe, N_PIDS, model)
+    make = lambda train: Trainer(deepcopy(model), deepcopy(loss), train)
+    facts = network_facts(model, "bench_train") | {"photos": list(batch.images.shape)}
+    question = Question(recipe.train, model, make, batch, facts)
+    train = settled_training(None, recipe.train, lambda: question)
+    trainer = Trainer(model, loss, train)
     trainer.begin(0)
-    return lambda: float(trainer.step(batch)["loss"])
+    words = str(Pace(train.precision, train.layout, train.compiler))
+    return lambda: float(trainer.step(batch)["loss"]), words
 
 
 def hard_triplet(feats: torch.Tensor, pids: torch.Tensor, margin: float = 0.3) -> torch.Tensor:
@@ -139,7 +154,10 @@ def compiled_first(step: Step) -> float:
 
 def sides_of(name: str, size: tuple[int, int], paces: dict, peer: bool) -> dict[str, Step]:
     "All that is timed in a case."
-    made: dict[str, Step] = {pace: our_step(name, size, told) for pace, told in paces.items()}
+    made: dict[str, Step] = {}
+    for pace, told in paces.items():
+        step, words = our_step(name, size, told)
+        made[f"auto: {words}" if pace == "auto" else pace] = step
     made["the loop"] = loop_step(name, size)
     if peer and name.startswith("osnet"):
         made["torchreid"] = torchreid_step(size)
@@ -162,7 +180,7 @@ def training(
     for side in sides:
         measure, speed = f"images/s, {side}", PEOPLE * PHOTOS / min(taken[side])
         against = [p for p in ("the loop", "torchreid") if p in sides and p != side]
-        if side not in paces or not against:
+        if side in ("the loop", "torchreid"):
             rows.append((case, measure, speed, math.nan, ""))
             continue
         rows += [(case, measure, speed, 1 / best_ratio(taken, side, p), p) for p in against]
@@ -286,16 +304,31 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextmanager
+def empty_caches() -> Iterator[None]:
+    "Nothing that this machine found out before: choices of a pace, compiled code."
+    with tempfile.TemporaryDirectory() as room:
+        mine = {"REIDLAB_CACHE_DIR": room, "TORCHINDUCTOR_CACHE_DIR": f"{room}/compiled"}
+        before = {key: os.environ.get(key) for key in mine}
+        os.environ.update(mine)
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(1)
     if asked.install:
         torchreid_peer.install(asked.peer)
     absent = torchreid_peer.why_absent(asked.peer)
-    if asked.accuracy:
-        rows = accuracy(asked, peer=not absent)
-    else:
-        rows = rates(asked.tiny, not absent, asked.pairs, not asked.no_compiler)
+    with empty_caches():
+        if asked.accuracy:
+            rows = accuracy(asked, peer=not absent)
+        else:
+            rows = rates(asked.tiny, not absent, asked.pairs, not asked.no_compiler)
     if absent:
         rows.append(("osnet x0.25", absent, math.nan, math.nan, ""))
     if asked.out:
