@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WARMUPS', 'SCHEDULES', 'OPTIMIZERS', 'warm_linear', 'warm_constant', 'warm_ladder', 'warm_none', 'cosine',
            'multistep', 'step', 'constant', 'learning_rate', 'layer_shares', 'undecayed', 'parameter_groups', 'adamw',
-           'adam', 'sgd', 'build_optimizer', 'set_rate']
+           'adam', 'sgd', 'in_one_sweep', 'build_optimizer', 'set_rate']
 
 # %% ../../nbs/06_training/01_optim.ipynb #b3ef6719
 import fnmatch
@@ -189,22 +189,18 @@ def adamw(
     groups: list[dict],  # from `parameter_groups`
     lr: Positive = 1e-3,  # at its highest, of the backbone's weights
     weight_decay: Weight = 5e-4,  # pulls the weights towards 0
-    fused: bool = False,  # one pass over each weight: faster, rounded otherwise
 ) -> torch.optim.Optimizer:
     "Adam, its decay beside the gradient (Loshchilov and Hutter, 2019)."
-    about = {"weight_decay": weight_decay, "fused": fused or None}  # None: as torch usually does it
-    return torch.optim.AdamW(groups, lr=lr, **about)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
 def adam(
     groups: list[dict],  # from `parameter_groups`
     lr: Positive = 3.5e-4,  # at its highest, of the backbone's weights
     weight_decay: Weight = 5e-4,  # pulls the weights towards 0
-    fused: bool = False,  # one pass over each weight: faster, rounded otherwise
 ) -> torch.optim.Optimizer:
     "Adam, its decay within the gradient (Kingma and Ba, 2015)."
-    about = {"weight_decay": weight_decay, "fused": fused or None}
-    return torch.optim.Adam(groups, lr=lr, **about)
+    return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay)
 
 
 def sgd(
@@ -213,11 +209,10 @@ def sgd(
     weight_decay: Weight = 5e-4,  # pulls the weights towards 0
     momentum: OpenShare = 0.9,  # share of the last step in the next
     nesterov: bool = False,  # the gradient is taken ahead of the momentum (Sutskever et al., 2013)
-    fused: bool = False,  # one pass over each weight: faster, rounded otherwise
 ) -> torch.optim.Optimizer:
     "Stochastic gradient descent with momentum (He et al., 2016)."
     about = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
-    return torch.optim.SGD(groups, lr=lr, **about, fused=fused or None)
+    return torch.optim.SGD(groups, lr=lr, **about)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -227,15 +222,29 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 # %% ../../nbs/06_training/01_optim.ipynb #6f1c02ab
+def in_one_sweep(
+    optimizer: torch.optim.Optimizer,  # changed in place
+) -> bool:  # False: it knows no such way, and stays as it is
+    "Let an optimiser take all its weights in one call of compiled code; the last bit differs."
+    knows = all("fused" in group for group in optimizer.param_groups)
+    for group in optimizer.param_groups if knows else ():
+        group["fused"] = True
+    return knows
+
+
 def build_optimizer(
     model: nn.Module,  # whose weights learn
     chosen: Any = "adamw",  # of OPTIMIZERS: a name, {name: {option: value}}, or a Part
+    fused: bool = False,  # True: in one sweep, where the optimiser can
 ) -> torch.optim.Optimizer:
     "An optimiser over the model's trainable parameters."
     chosen = part("train.optimizer", chosen)
     grouping = {key: chosen.options[key] for key in options_of(parameter_groups)}
     groups = parameter_groups(model, chosen.get("weight_decay", 0.0), **grouping)
-    return build("train.optimizer", chosen, groups)
+    optimizer = build("train.optimizer", chosen, groups)
+    if fused:
+        in_one_sweep(optimizer)
+    return optimizer
 
 
 def set_rate(
