@@ -2,17 +2,20 @@
 
     python benchmarks/bench_deploy.py            # about 6 minutes on two cores
     python benchmarks/bench_deploy.py --tiny     # seconds: does the script still run?
+    python benchmarks/bench_deploy.py --part fast --threads 1   # about 8 minutes: Embedder(fast=…)
 
 Networks: the peer is the same network in torch, eager, on the same batch of normalised photos and
 as many threads, measured in turn by the library's meter (`core.meter`). A runtime that is not
 installed says so in its row. Photos: the peer is the loop that everybody writes, one file after the
 other opened by Pillow, resized and normalised by torchvision, batches of 32 through the network.
 Ours is an `Embedder` of the exported file. Both read the same JPEG files; the thousands are taken
-in turn, and the ratio is the median of the pairs.
+in turn, and the ratio is the median of the pairs. Fast: the same loop against what `Embedder(run,
+fast=…)` chooses by the clock, for each number of bits that may be allowed.
 """
 
 import argparse
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -33,10 +36,13 @@ from bench_retrieval import Row, append, table  # noqa: E402
 from reidlab.core.meter import Times, measure_in_turn  # noqa: E402
 from reidlab.core.recipe import Data, Model, Recipe  # noqa: E402
 from reidlab.data.synthetic import prepare_synthetic  # noqa: E402
+from reidlab.data.transforms import normalise  # noqa: E402
 from reidlab.deploy.contract import Contract  # noqa: E402
 from reidlab.deploy.embedder import Embedder  # noqa: E402
+from reidlab.deploy.engine import LEAST, Engine, quick_photo  # noqa: E402
 from reidlab.deploy.latency import RUNTIMES, made_files, rules_of  # noqa: E402
 from reidlab.deploy.onnx import example_of, open_exported  # noqa: E402
+from reidlab.evaluation.embed import embed  # noqa: E402
 from reidlab.training.network import model_from_recipe  # noqa: E402
 
 NETWORKS = {
@@ -50,6 +56,12 @@ NETWORKS = {
 Settings = tuple[tuple[int, int], ...]
 SETTINGS = ((1, 1), (8, 1), (8, 2))  # photos, threads
 LOOP = 32  # photos at a time of the peer's loop
+FAST = {  # network and size: photos
+    ("osnet x0.25", (256, 128)): 1024,
+    ("osnet x0.25", (64, 64)): 2048,
+    ("small_cnn", (128, 64)): 2048,
+    ("resnet18", (256, 128)): 256,
+}
 
 
 def network_of(name: str, size: tuple[int, int]) -> tuple[torch.nn.Module, Contract]:
@@ -127,23 +139,49 @@ def spent(work: Callable[[list[Path]], object], paths: list[Path]) -> tuple[floa
 def end_to_end(name: str, size: tuple[int, int], photos: int, parts: int) -> list[Row]:
     "Files to vectors, ours and the loop in turn."
     model, contract = network_of(name, size)
+    case = f"{photos} photos, {name} {size[0]}x{size[1]}, {torch.get_num_threads()} threads"
     with tempfile.TemporaryDirectory() as folder:
-        distinct, share = files_of(folder, min(512, photos // parts)), photos // parts
-        paths = (distinct * -(-share // len(distinct)))[:share]
         file = made_files(model, contract, folder, RUNTIMES[:1])["onnxruntime"]
-        case = f"{photos} photos, {name} {size[0]}x{size[1]}, {torch.get_num_threads()} threads"
         if isinstance(file, Exception):
             return [(case, str(file), math.nan, math.nan, "")]
         embedder = Embedder(file)
         embedder.model = open_exported(file, torch.get_num_threads())  # as many as the loop has
-        ours = lambda part: embedder.embed(part, batch_size=LOOP, progress=False)
-        sides = {"ours": ours, "plain": plain_loop(model, contract)}
-        first = [torch.as_tensor(side(paths[:LOOP])) for side in sides.values()]
-        least = F.cosine_similarity(*first).min().item()
-        taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-        for _ in range(parts):
-            for side, work in sides.items():
-                taken[side].append(spent(work, paths))
+        return compared(case, embedder, plain_loop(model, contract), Path(folder), (photos, parts))
+
+
+def fast(name: str, size: tuple[int, int], photos: int, parts: int, bits: str) -> list[Row]:
+    "Files to vectors by the way that an engine chooses, and the loop in turn."
+    model, contract = network_of(name, size)
+    threads = torch.get_num_threads()
+    case = f"fast={bits}, {photos} photos, {name} {size[0]}x{size[1]}, {threads} threads"
+    colours = contract.mean, contract.std
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["REIDLAB_CACHE_DIR"] = folder  # the clock is asked anew
+        embedder = object.__new__(Embedder)  # of no run: the weights are random
+        embedder.contract, embedder.readers, embedder.quick = contract, 1, quick_photo
+        plain = lambda images, camids: embed(model, [normalise(images, *colours)])
+        embedder.engine = Engine(plain, model, contract, bits)
+        loop = plain_loop(model, contract)
+        rows = compared(case, embedder, loop, Path(folder), (photos, parts))
+        way = embedder.engine.choice
+    return [*rows, (case, f"way: {way.pace}", math.nan, math.nan, "")]
+
+
+def compared(
+    case: str, embedder: Embedder, loop: Callable, folder: Path, amount: tuple[int, int]
+) -> list[Row]:
+    "An embedder and the loop, on the same files in turn."
+    photos, parts = amount
+    distinct, share = files_of(str(folder), min(512, photos // parts)), photos // parts
+    paths = (distinct * -(-share // len(distinct)))[:share]
+    ours = lambda part: embedder.embed(part, batch_size=LOOP, progress=False)
+    sides = {"ours": ours, "plain": loop}
+    first = [torch.as_tensor(side(paths[:LOOP])) for side in sides.values()]
+    least = F.cosine_similarity(*first).min().item()
+    taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for _ in range(parts):
+        for side, work in sides.items():
+            taken[side].append(spent(work, paths))
     return [
         *_speeds(case, taken, photos),
         (case, "least cosine", least, math.nan, "the loop"),
@@ -166,17 +204,28 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="seconds: does the script run?")
     parser.add_argument("--photos", type=int, default=10_000, help="of the end-to-end part")
     parser.add_argument("--threads", type=int, default=2, help="of the end-to-end part")
+    parser.add_argument("--part", choices=("all", "networks", "photos", "fast"), default="all")
     parser.add_argument("--out", type=Path, help="results.csv, to append to")
     asked = parser.parse_args()
+    wanted, rows = lambda part: asked.part in ("all", part), []
     if asked.tiny:
         torch.set_num_threads(1)
         rows = networks(["small_cnn"], (32, 16), 0, SETTINGS[:1])
         rows += end_to_end("small_cnn", (32, 16), 64, 2)
-    else:
+        rows += fast("small_cnn", (32, 16), 64, 2, "bf16")
+    elif wanted("networks"):
         rows = networks(NETWORKS, (256, 128), 0.5)
-        torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1 if asked.tiny else asked.threads)
+    if wanted("photos") and not asked.tiny:
         rows += end_to_end("osnet x0.25", (256, 128), asked.photos, 10)
         rows += end_to_end("small_cnn", (128, 64), asked.photos, 10)
+    if wanted("fast") and not asked.tiny:
+        for (name, size), photos in FAST.items():
+            for bits in LEAST:
+                rows += fast(name, size, photos, 8, bits)
+                print(
+                    f"{name}, {bits}: {time.process_time():.0f} CPU s", file=sys.stderr, flush=True
+                )
     if asked.out:
         append(asked.out, rows, Path(__file__).name)
     print(table(rows))

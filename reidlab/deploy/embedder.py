@@ -118,6 +118,7 @@ class Embedder:
     ):
         self.source, self.device, self.readers, self.pace = run, device, readers, PLAIN
         self.engine: Any = None
+        self.quick: Any = None  # what reads files sooner
         if is_exported(run):
             if checkpoint or fast or device != "cpu":
                 raise ValueError(
@@ -133,6 +134,7 @@ class Embedder:
         if fast:
             bits, room = "bf16" if fast is True else fast, import_module("reidlab.deploy.engine")
             self.engine = room.Engine(self._plain, self.model, self.contract, bits, device)
+            self.quick = room.quick_photo
 
     @property
     def dim(self) -> int:
@@ -149,8 +151,11 @@ class Embedder:
         )
 
     def _photo(self, picture: Picture) -> Tensor:
-        rules = self.contract
-        return as_photo(picture, rules.height, rules.width, rules.interpolation)
+        rules, path = self.contract, isinstance(picture, str | Path)
+        size = rules.height, rules.width, rules.interpolation
+        if self.quick and path:
+            return self.quick(at_home(str(picture)), *size)
+        return as_photo(picture, *size)
 
     def _plain(self, photos: Tensor, camids: Tensor | None) -> Tensor:  # (B, D)
         "Vectors of one batch of bytes, as an evaluation has them."
