@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision.io  # noqa: F401  (registers the decoder)
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.io import decode_jpeg
 
 from ..core.names import unknown
 from ..data.pixels import open_image, turn_of
@@ -232,8 +232,11 @@ def _decoded(path: str | Path) -> Tensor | None:  # (3, h, w) uint8; None: read 
             three = image.format == "JPEG" and image.mode == "RGB"
             if not three or image.info.get("icc_profile") or turn_of(image) is not None:
                 return None
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except Exception:  # whatever a decoder says; the usual reader names the photo
+        coded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return torch.ops.image.decode_jpeg(coded, 0, False)  # 0: with the colours that it has
+    except (
+        Exception
+    ):  # a broken file, or a torchvision without it; the usual reader names the photo
         return None
 
 
@@ -248,4 +251,3 @@ def quick_photo(
     if pixels is None:
         return read_photo(path, height, width, interpolation)
     return resize(pixels, height, width, interpolation)
-

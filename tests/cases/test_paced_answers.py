@@ -1,14 +1,16 @@
 """How fast a network answers may be left to the clock; what it answers says how it was run."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageCms
 
 from reidlab import Embedder
 from reidlab.core.files import read_json
 from reidlab.core.recipe import Data, Evaluate, Model, Recipe, Synthetic, Train
 from reidlab.core.run import RunFolder, open_run
 from reidlab.data.loaders import open_test
-from reidlab.data.transforms import normalise
+from reidlab.data.transforms import normalise, read_photo
 from reidlab.deploy import engine
 from reidlab.deploy.latency import rules_of
 from reidlab.evaluation.embed import embed
@@ -164,6 +166,7 @@ def test_a_fast_way_is_near_the_plain_one_or_is_not_taken(name, monkeypatch, tmp
     model, rules = network(name)
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.uniform_(-0.1, 0.1), norm.running_var.uniform_(0.5, 2)
+        torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     last = lambda steps, device: [step() for step in steps.values()] and Choice([*steps][-1])
     monkeypatch.setattr(engine, "choose", last)
@@ -203,3 +206,31 @@ def test_without_runtimes_an_embedder_still_finds_a_way(tmp_path, monkeypatch):
     assert not run.events("pace")
     with pytest.raises(ValueError, match="fast"):
         Embedder(run.path, fast="int4")
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+WIDE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+PHOTOS = {  # how it is saved, and whether torchvision decodes it
+    "plain": ("RGB", {"format": "JPEG"}, True),
+    "progressive": ("RGB", {"format": "JPEG", "progressive": True, "subsampling": 0}, True),
+    "grey": ("L", {"format": "JPEG"}, False),
+    "four colours": ("CMYK", {"format": "JPEG"}, False),
+    "turned": ("RGB", {"format": "JPEG", "exif": TURNED}, False),
+    "profile": ("RGB", {"format": "JPEG", "icc_profile": WIDE}, False),
+    "png": ("RGB", {"format": "PNG"}, False),
+}
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_a_file_that_is_read_sooner_shows_the_same(name, tmp_path):
+    mode, how, sooner = PHOTOS[name]
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype="uint8")
+    photo = Image.fromarray(pixels.repeat(9, 0).repeat(9, 1)).convert(mode)
+    photo.save(tmp_path / "a.jpg", **how)
+    given = (tmp_path / "a.jpg", 32, 16)
+    quick, usual = engine.quick_photo(*given), read_photo(*given)
+    assert quick.shape == usual.shape and (quick.int() - usual.int()).abs().max() <= 2
+    assert (engine._decoded(given[0]) is not None) is sooner
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        engine.quick_photo(tmp_path / "b.jpg", 32, 16)
