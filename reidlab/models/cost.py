@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'FUSED', 'REFUSED', 'count_parameters', 'conv_macs', 'product_macs', 'attention_macs',
-           'native_attention_macs', 'native_layer_macs', 'fused_rule', 'check_countable', 'MacCounter', 'count_macs',
-           'cost_table']
+           'native_attention_macs', 'native_layer_macs', 'fused_rule', 'shape_alone', 'ShapesAlone', 'check_countable',
+           'MacCounter', 'count_macs', 'cost_table']
 
 # %% ../../nbs/02_models/28_cost.ipynb #fa8d00f0
 from collections import Counter
@@ -97,6 +97,33 @@ def fused_rule(
     apart = name == "_scaled_dot_product_attention_math" or name.endswith("_backward")
     return None if apart or not found else found[0]
 
+# %% ../../nbs/02_models/28_cost.ipynb #22f52070
+def shape_alone(
+    func: Any,  # an elementary operation
+    args: tuple,  # that it was called with
+) -> Any:  # None: it has to be run
+    "What batch norm and ReLU give on the meta device."
+    name, x = func.__name__, args[0] if args else None
+    if not isinstance(x, Tensor) or not x.is_meta:
+        return None
+    if name == "relu.default":
+        return torch.empty_like(x)
+    fits = name == "native_batch_norm.default" and all(
+        t is None or t.shape == x.shape[1:2] for t in args[1:5]
+    )
+    few = x.shape[1] if fits and args[5] else 0  # statistics of a batch
+    return (torch.empty_like(x), x.new_empty(few), x.new_empty(few)) if fits else None
+
+
+class ShapesAlone(TorchDispatchMode):
+    "Within the block a network on the meta device gives its shapes, and sooner."
+
+    def __torch_dispatch__(
+        self, func: Any, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        known = shape_alone(func, args)
+        return func(*args, **(kwargs or {})) if known is None else known
+
 # %% ../../nbs/02_models/28_cost.ipynb #c35b5275
 REFUSED = {
     "backward": "count a forward pass; training costs about three of them",
@@ -129,6 +156,8 @@ class MacCounter(TorchDispatchMode):
         self, func: Any, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         name, kwargs = func.__name__.partition(".")[0], kwargs or {}
+        if (known := shape_alone(func, args)) is not None:
+            return known
         if rule := fused_rule(name):
             self.by_op[name] += rule(*args)
             return func(*args, **kwargs)

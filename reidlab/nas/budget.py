@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.parts import Part
 from ..core.recipe import Recipe
 from ..models.catalogue import build_model, read_by
-from ..models.cost import MacCounter, count_macs, count_parameters
+from ..models.cost import MacCounter, ShapesAlone, count_macs, count_parameters
 from ..models.genotype import Genotype, LayerGenotype, random_genotype
 from ..models.macro import cell_plan
 from ..models.ops import build_op
@@ -115,7 +115,7 @@ def _sizes(network: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     for cell in network.backbone.stack.cells:
         cell.pre1.register_forward_hook(lambda _, __, y: seen.append(tuple(y.shape[2:])))
-    with torch.no_grad():
+    with torch.no_grad(), ShapesAlone():
         network.eval()(torch.zeros(1, 3, *size, device="meta"))
     return seen
 

@@ -15,6 +15,7 @@ from ..data.loaders import DataSet, check_validation, recipe_sampler
 from ..data.manifest import Photos
 from ..data.variation import steps_of
 from ..losses.catalogue import rehearse, weighted_sum
+from ..models.cost import ShapesAlone
 from ..models.genotype import random_genotype
 from ..models.layered import random_layers
 from .budget import derived_cost, within
@@ -162,7 +163,7 @@ def _check_networks(recipe: Recipe, n_pids: int) -> None:
     first = random_genotype(0, nodes=1)
     if (space := search_space(recipe)).kind == "layers":
         first = random_layers(0, space.reader)
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.no_grad(), ShapesAlone():
         branches = _supernet(recipe, n_pids)(torch.zeros(2, 3, data.height, data.width))
     rehearse(loss, branches)
     derived_cost(first, recipe, n_pids)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.parts import shelf
 from ..core.recipe import Recipe
-from ..models.cost import MacCounter, count_parameters
+from ..models.cost import MacCounter, ShapesAlone, count_parameters
 from ..models.genotype import LayerGenotype
 from ..models.layered import layer_blocks
 from .budget import State, derived_cost, derived_model, front
@@ -34,13 +35,10 @@ def _pair(layer: torch.nn.Module, size: Sequence[int]) -> tuple[int, int]:
     return count_parameters(layer), tally.total
 
 
-def layer_costs(
-    recipe: Recipe,  # model: width, stem and neck of the network to derive; data: input size
-    reader: str,  # cdnet or cnet
-    candidates: Sequence[Sequence[int]],  # O columns
-    n_pids: int = 751,  # training identities
-) -> dict[str, LayerCosts]:  # params, macs
-    "The exact costs of everything that a genotype of layers can hold."
+def _priced(
+    recipe: Recipe, reader: str, candidates: Sequence[Sequence[int]], n_pids: int
+) -> dict[str, LayerCosts]:
+    "Every candidate counted at every place, and the frame around them."
     first = LayerGenotype([candidates[0]] * 6, reader)
     seen: list[tuple] = []
     with torch.device("meta"):
@@ -51,7 +49,7 @@ def layer_costs(
             lambda _, x, y: seen.append((tuple(x[0].shape[1:]), y.shape[1]))
         )
     photo = torch.zeros(1, 3, recipe.data.height, recipe.data.width, device="meta")
-    with torch.no_grad():
+    with torch.no_grad(), ShapesAlone():
         network.eval()(photo)
     table = np.zeros((2, len(seen), len(candidates)), np.int64)
     for row, (size, out) in enumerate(seen):
@@ -59,11 +57,33 @@ def layer_costs(
             with torch.device("meta"):
                 block = layer_blocks(size[0], out, layer)
             table[:, row, column] = _pair(block, size)
+    table.setflags(write=False)
     whole = derived_cost(first, recipe, n_pids)
     return {
         what: LayerCosts(int(whole[what] - costs[:, 0].sum()), costs)
         for what, costs in zip(("params", "macs"), table, strict=True)
     }
+
+
+_KNOWN: dict[tuple, dict[str, LayerCosts]] = {}  # asked lately: a search asks after every epoch
+
+
+def layer_costs(
+    recipe: Recipe,  # model: width, stem and neck of the network to derive; data: input size
+    reader: str,  # cdnet or cnet
+    candidates: Sequence[Sequence[int]],  # O columns
+    n_pids: int = 751,  # training identities
+) -> dict[str, LayerCosts]:  # params, macs
+    "The exact costs of everything that a genotype of layers can hold."
+    slots = ("pool", "neck", "head")
+    made_by = tuple(shelf(f"model.{s}")[getattr(recipe.model, s).name] for s in slots)
+    offered = tuple(tuple(layer) for layer in candidates)
+    asked = (recipe.to_yaml(), made_by, reader, offered, n_pids)
+    if asked not in _KNOWN:
+        if len(_KNOWN) == 8:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[asked] = _priced(recipe, reader, offered, n_pids)
+    return dict(_KNOWN[asked])
 
 
 def cost_of_layers(

@@ -28,7 +28,7 @@ from reidlab.interchange.families import (
 )
 from ..losses.catalogue import weighted_sum
 from ..models.catalogue import build_model, network_genotype
-from ..models.cost import count_macs, count_parameters
+from ..models.cost import ShapesAlone, count_macs, count_parameters
 from ..models.fblneck import class_scores
 from ..models.genotype import Genotype, LayerGenotype
 
@@ -167,7 +167,7 @@ def branches_of(
     photos = torch.zeros(2, 3, recipe.data.height, recipe.data.width, device="meta")
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     shapes = {key: value.detach().to("meta") for key, value in state.items()}
-    with torch.no_grad(), as_it_was(net):
+    with torch.no_grad(), ShapesAlone(), as_it_was(net):
         return list(functional_call(teaching_mode(net), shapes, (photos,)))
 
 # %% ../../nbs/06_training/09_network.ipynb #0a1e7e07
