@@ -319,7 +319,8 @@ def measured(
     "The roofs of this machine, and where the steps of networks go."
     roofs = measured_roofs()
     rows = [row_of(n, pace, roofs, size, steps=steps) for n in networks for pace in PACES]
-    made = environment(command=f"bench_roofline.py --size {size} --steps {steps}")
+    words = ["bench_roofline.py", "--size", str(size), "--steps", str(steps)]
+    made = environment() | {"command": " ".join(words)}
     return {
         "format": 1,
         "made": made,
