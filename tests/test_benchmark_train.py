@@ -44,7 +44,7 @@ def test_rates_end_with_their_table_and_say_that_the_peer_is_absent(
     assert len(rows) == len(lines) - 1
     assert all(row["benchmark"] == SCRIPT.name and row["date"] for row in rows)
     speeds = [float(row["value"]) for row in rows if row["measure"].startswith("images/s")]
-    (near,) = (float(row["value"]) for row in rows if row["measure"] == "least cosine")
+    (near,) = (float(row["value"]) for row in rows if row["measure"] == "least cosine, fast")
     assert len(speeds) == 4 and min(speeds) > 0 and near > 0.99
     assert "no pyppbox_torchreid; --install" in rows[-1]["measure"]
 
@@ -75,3 +75,19 @@ def test_the_loop_learns_by_the_same_triplet(bench):
     torch.manual_seed(0)
     feats, pids = torch.randn(12, 8), torch.arange(4).repeat(3)
     torch.testing.assert_close(bench.hard_triplet(feats, pids), triplet_loss(feats, pids, 0.3))
+
+
+@pytest.mark.parametrize(("arrivals", "best"), [([20, 31, 35], 2), ([20, 25, 22], 1)])
+def test_tuning_takes_who_arrives_first_or_comes_farthest(bench, monkeypatch, arrivals, best):
+    settings = [{"epochs": 1, "lr": rate} for rate in (0.1, 0.2, 0.3)]
+    monkeypatch.setitem(bench.race.TRIED, "synthetic", {"ours": settings})
+    seen = []
+
+    def train(side, name, setting, seed):
+        seen.append((side, seed))
+        n = settings.index(setting)
+        return [(10.0 - n, float(arrivals[n]))]
+
+    chosen, rows = bench.race.tuned("synthetic", "ours", [], train)
+    assert chosen == settings[best] and len(rows) == 3 and "lr 0.1" in rows[0][1]
+    assert seen == [("ours", bench.race.TUNING_SEED)] * 3
