@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_recipe
 from torch.testing import assert_close
 
-from reidlab.core.run import open_run
+from reidlab.core.run import RunFolder, open_run
 from reidlab.data import loaders
 from reidlab.data.loaders import open_data
 from reidlab.training.fit import fit_from_recipe
@@ -118,6 +118,7 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
     rested = {"train__epochs": 2, "train__freeze_epochs": 1, "train__ema": 0.9}
     rested["train__optimizer"] = {"sgd": {"lr": 1e-3}}
     recipes["rested"] = tiny_recipe(**shared | rested, data__sampler={"camera": {"p": 4}})
+    recipes["auto"] = tiny_recipe(**shared, train__layout="auto", train__compiler="auto")
     one = fitted(recipes["joint"], "one", tmp_path, photos)["model"]
     rested = fitted(recipes["rested"], "one-rested", tmp_path, photos)
     striped = fitted(recipes["stripes"], "striped", tmp_path, photos)["model"]
@@ -130,10 +131,13 @@ def test_two_processes_equal_one_on_the_joint_batch(photos, tmp_path, monkeypatc
     assert_close(averages["model"], rested["ema"]["model"], rtol=1e-4, atol=1e-5)
     assert one["neck.norm.num_batches_tracked"] == 5
     packed = [
-        p.name for p in (tmp_path / "packed").iterdir() if p.name != "contents"
+        p.name for p in (tmp_path / "packed").iterdir() if p.name not in ("contents", "pace")
     ]  # what photos held
     assert len(packed) == 1 and packed[0].endswith(".npy")  # one, and no lock
     assert_close(two["joint"], one, rtol=1e-5, atol=1e-5)
+    assert_close(two["auto"], one, rtol=1e-5, atol=1e-5)  # whatever the clock said to both
+    (chosen,) = RunFolder(tmp_path / "auto").events("pace")
+    assert len(chosen["milliseconds"]) == 2 and "several processes" in chosen["dropped"]["inductor"]
     assert striped["head.update.drawn"][1] == 5
     assert_close(two["stripes"], striped, rtol=1e-5, atol=1e-5)  # the same branches sat out
     assert two["spectral"]["head.steps"] == 5

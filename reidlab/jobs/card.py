@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECENT', 'ITS_STEPS', 'SO_FAR', 'MOMENTS', 'NOT_YET', 'IDLE', 'span', 'size', 'clock', 'Known', 'like_runs',
-           'time_of', 'memory_of', 'floor_of', 'Card', 'photos_line', 'steps_line', 'place_line', 'state_line',
-           'tested_line', 'evaluation_time']
+           'time_of', 'memory_of', 'floor_of', 'Card', 'photos_line', 'steps_line', 'place_line', 'pace_line',
+           'pace_row', 'state_line', 'tested_line', 'evaluation_time']
 
 # %% ../../nbs/11_jobs/04_card.ipynb #ca4d0003
 import json
@@ -22,7 +22,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display, update_display
 
 from ..core.files import read_json
-from ..core.recipe import Recipe, recipe_html
+from ..core.recipe import Recipe, Train, recipe_html
 from ..core.run import RunFolder
 from ..core.settings import settings
 from ..data.class_loaders import open_classes
@@ -214,10 +214,12 @@ class Card:
         time: Known | None = None,  # better known by now
         memory: Known | None = None,  # better known by now
         state: str = "",  # how it stands by now
+        pace: str = "",  # what was chosen by now
     ) -> None:
         "Say what is known by now, where the card stands."
         self.time, self.memory = time or self.time, memory or self.memory
-        self.rows |= {"State": state} if state else {}
+        told = {"State": state, "Pace": pace}
+        self.rows |= {label: words for label, words in told.items() if words}
         if self.shown and get_ipython() is not None:
             update_display(self._bundle(), raw=True, display_id=self.shown)
 
@@ -262,6 +264,27 @@ def place_line(
     made = run.environment
     n, threads = made.get("processes", 1), made.get("threads", 1)
     return f"{n} process{'es' if n > 1 else ''}, {threads} thread{'s' if threads > 1 else ''} each: {made['device']}"
+
+
+def pace_line(
+    run: RunFolder,  # opened
+) -> str:  # empty: nothing was left to choose, or it has not begun
+    "Which precision, memory order and compiler a run chose, and by what."
+    told = [e for e in run.events("pace") if e.get("kind") in ("train", "search")]
+    if not told:
+        return ""
+    pace = " ".join(word for word in told[0]["pace"].values() if word != "none")
+    return f"{pace}: {told[0]['why']}"
+
+
+def pace_row(
+    run: RunFolder,  # opened
+    train: Train,  # of its recipe
+) -> dict[str, str]:  # label → words; empty where nothing is left to choose
+    "What a card says of the pace before anything has begun."
+    if "auto" not in (train.precision, train.layout, train.compiler):
+        return {}
+    return {"Pace": pace_line(run) or "auto: chosen by a few timed steps, before the first"}
 
 
 def state_line(

@@ -28,6 +28,7 @@ from reidlab.jobs.card import (
     Card,
     Known,
     clock,
+    pace_line,
     size,
     state_line,
 )
@@ -215,14 +216,15 @@ class LiveView:
             return
         whole, memory = time.monotonic() - self.began + left, status.get("memory")
         self.told, self.mine = done, Known(whole, f"from the first {done:.0f} steps")
-        self.card.complete(self.mine, memory and Known(memory, SO_FAR, measured=True))
+        known = memory and Known(memory, SO_FAR, measured=True)
+        self.card.complete(self.mine, known, pace=pace_line(self.run))
 
     def close(self) -> None:
         "The last state; what the page draws again below goes."
         self.line.close()
         with suppress(OSError, ValueError):
             status, done = self.run.status(), self.run.finished
-            known = {"state": state_line(self.run)}
+            known = {"state": state_line(self.run), "pace": pace_line(self.run)}
             if (memory := status.get("memory")) is not None:
                 known["memory"] = Known(memory, "its most" if done else SO_FAR, measured=True)
             if done:

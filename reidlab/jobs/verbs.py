@@ -27,6 +27,7 @@ from reidlab.jobs.card import (
     floor_of,
     like_runs,
     memory_of,
+    pace_row,
     photos_line,
     place_line,
     state_line,
@@ -94,6 +95,7 @@ class OpenJob:
                 "Photos": photos_line(self.data),
                 "Work": steps_line(self.epochs, self.loader()),
                 "Place": place_line(self.folder),
+                **pace_row(self.folder, self.recipe.train),
             }
             return Card(
                 self.verb.capitalize(),

@@ -23,7 +23,7 @@ from .derive import derive
 from .health import FOR_LAYERS, checked_rules
 from .latency import check_latency
 from .layer_budget import layers_within
-from .lean import LEVELS, check_memory, make_lean, use_memory
+from .lean import LEVELS, check_memory, make_lean, under_autocast, use_memory
 from .progressive import stage_recipe
 from .split import search_data, search_halves
 from reidlab.nas.strategies import (
@@ -185,7 +185,7 @@ def _check_budget(recipe: Recipe, n_pids: int, processes: int) -> None:
     "Refuse a budget of memory that no level keeps: planned once, with numbers."
     s, data = recipe.search, search_data(recipe)
     if s.memory and s.memory not in LEVELS:
-        photos, amp = data.p * data.k // max(processes, 1), recipe.train.precision != "fp32"
+        photos, amp = data.p * data.k // max(processes, 1), under_autocast(recipe.train.precision)
         size = {"height": data.height, "width": data.width, "batch": photos}
         use_memory(search_model(recipe, n_pids), s.memory, **size, amp=amp)
 

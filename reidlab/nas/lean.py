@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EFFORT', 'check_lean', 'cells_of', 'make_lean', 'make_plain', 'CellBytes', 'cell_bytes', 'small_size', 'Measured',
-           'measure', 'MemoryPlan', 'plan', 'parse_budget', 'use_memory', 'check_memory']
+           'measure', 'MemoryPlan', 'under_autocast', 'plan', 'parse_budget', 'use_memory', 'check_memory']
 
 # %% ../../nbs/07_nas/06_lean.ipynb #1f06e850
 import copy
@@ -306,20 +306,34 @@ def _effort(measured: Measured, levels: Sequence[str]) -> float:
     return sum(w * EFFORT[level] for w, level in zip(work, levels, strict=True)) / sum(work)
 
 
+def under_autocast(
+    precision: str,  # of a recipe: fp32, bf16, fp16, auto
+) -> bool | None:  # None: nobody knows yet
+    "Whether a supernet will run under autocast."
+    return {"fp32": False, "auto": None}.get(precision, True)
+
+
+def _need(model: nn.Module, height: int, width: int, amp: bool | None) -> Measured:
+    "What a supernet keeps; where autocast is not decided yet, the larger of both needs."
+    known = (False, True) if amp is None else (amp,)
+    seen = [measure(model, height, width, amp=one) for one in known]
+    return max(seen, key=lambda one: one.alive(["lean"] * len(one.cells)))
+
+
 def plan(
     model: nn.Module,  # a Supernet, or a re-ID model with one
     height: int,  # H of the photos
     width: int,  # W
     batch: int,  # photos on one device
     budget: str | int,  # such as "8GiB", or bytes
-    amp: bool = False,  # as it will be under bfloat16 or float16 autocast
+    amp: bool | None = False,  # as it will be under bfloat16 or float16 autocast; None: not known
     measured: Measured | None = None,  # from an earlier plan for the same net, size and amp
 ) -> MemoryPlan:
     "The fastest way to read a supernet within a budget."
     if batch < 2:
         raise ValueError(f"a training step needs 2 photos or more, got {batch}.")
     limit = budget if isinstance(budget, int) else parse_budget(budget)
-    found = measured or measure(model, height, width, amp=amp)
+    found = measured or _need(model, height, width, amp)
     n, room = len(found.cells), (limit - found.weights) / batch
     options = [["lean"] * n]
     options += [[level] * k + ["lean"] * (n - k) for k in range(1, n + 1) for level in LEVELS[1:]]
@@ -359,7 +373,7 @@ def use_memory(
     height: int,  # H of the photos
     width: int,  # W
     batch: int,  # photos on one device
-    amp: bool = False,  # trained under autocast
+    amp: bool | None = False,  # trained under autocast; None: not known
 ) -> MemoryPlan | None:  # of a budget
     "Let a model use memory as a recipe says; print nothing, return the plan."
     check_memory(memory)

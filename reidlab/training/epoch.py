@@ -231,7 +231,8 @@ def train_epoch(
     watch = Watch(fit)
     trainer.begin(progress.epoch)
     for step, batch in enumerate(fit.loader, watch.start):
-        alive(f"epoch {progress.epoch + 1}, step {step + 1}")
+        compiles = trainer.train.compiler != "none" and step == watch.start
+        alive(f"epoch {progress.epoch + 1}, step {step + 1}", LONG if compiles else 0.0)
         last, share = shared(step, steps, trainer.train.accumulate)
         rate = trainer.rate(progress.epoch + step / steps)
         set_rate(trainer.optimizer, rate)

@@ -23,6 +23,7 @@ from .distributed import barrier, from_rank_zero, process_rank
 from .epoch import Fit, save, seconds_left, standing
 from .ledger import open_ledger
 from .network import AnyGenotype
+from .pace import settled_training, training_question
 from .parts import note_parts, parts_from_recipe
 from .progress import Progress, take_up
 from .step import Trainer
@@ -249,7 +250,9 @@ def builder(
     def build(run: RunFolder, data: Any, genotype: AnyGenotype) -> Work:
         parts = parts_from_recipe(recipe, data, genotype, device=device, workers=workers)
         note_parts(run, recipe, parts)
-        trainer = make(parts.model, parts.loss, recipe.train, device)
+        ask = partial(training_question, recipe, parts, data.train, make, device=device)
+        train = settled_training(run, recipe.train, ask, device)
+        trainer = make(parts.model, parts.loss, train, device)
         return Work(trainer, parts.loader, parts.costs, about=about(data))
 
     return build

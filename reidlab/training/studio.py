@@ -97,6 +97,12 @@ def check_generator(
             f"the recipe has no generator: train.gan is {recipe.train.gan.name}. Set it to only, or take "
             "a recipe that has one, such as gan_people."
         )
+    for key in ("precision", "layout", "compiler") if name.endswith(".only") else ():
+        if getattr(recipe.train, key) == "auto":
+            raise ValueError(
+                f"train.{key} auto is about the step of a re-ID network, and {name} trains a generator "
+                f"alone, always in fp32. Leave train.{key} out."
+            )
     doublings(recipe.data.height, recipe.data.width)
     if plan.l1 and not plan.features:
         raise ValueError(

@@ -24,6 +24,7 @@ from ..models.generator import from_features
 from .adversary import STREAM, Adversarial, Alone, game_of, generator_loss
 from .fit import Work, open_together, work_through
 from .network import AnyGenotype, as_it_was, teaching_mode, without_memory
+from .pace import settled_training, training_question
 from .parts import note_input, note_parts, parts_from_recipe
 from .step import Trainer
 from .studio import SHOWN, Studio, check_generator, draw, grid_png
@@ -46,6 +47,8 @@ def check_beside(
         lines.append(f"train.gan knows one process, got {processes}. Set gpus to 0 or 1.")
     if recipe.train.distill.name != "none":
         lines.append("train.gan and train.distill cannot both be set; choose one.")
+    if recipe.train.compiler != "none":
+        lines.append("beside a generator nothing is compiled. Leave train.compiler at none.")
     if lines:
         raise ValueError(f"recipe {recipe.name!r}: " + "\n".join(lines))
     check_generator(recipe, data)
@@ -172,7 +175,9 @@ def fit_beside_generator(
         note_parts(run, recipe, parts)
         note_input(run, studio.loader)
         about = {"studio": studio, "n_pids": data.n_pids, "folder": folder}
-        trainer = Beside(parts.model, parts.loss, recipe.train, device=device, **about)
+        ask = partial(training_question, recipe, parts, data.train, Trainer, device=device)
+        train = settled_training(run, recipe.train, ask, device)
+        trainer = Beside(parts.model, parts.loss, train, device=device, **about)
         return Work(trainer, parts.loader, parts.costs, about={"gan": recipe.train.gan.name})
 
     opened = partial(open_together, recipe, data_dir)
