@@ -29,13 +29,21 @@ WAYS = {"fp32": {}, "auto": AUTO}
 def one(recipe, seed, way, epochs):
     "A training and its judgement."
     overrides = WAYS[way] | ({"train.epochs": epochs} if epochs else {})
-    name = f"pace-{recipe.replace("/", ".")}-{way}-s{seed}"
+    name = f"pace-{recipe.replace('/', '.')}-{way}-s{seed}"
     about = {"recipe": recipe, "seed": seed, "run": name, "overrides": json.dumps(overrides)}
     told = train(RecipeJob(**about, device="cpu"))
     test = evaluate(EvaluateJob(run=name, device="cpu"))["metrics"]
     events = {e["kind"]: e for e in find_run(name).events("pace")}
-    chosen = {kind: {k: e[k] for k in ("pace", "why", "milliseconds")} for kind, e in events.items()}
-    figures = {"recipe": recipe, "seed": seed, "way": way, "mAP": test["mAP"], "rank1": test["rank1"]}
+    chosen = {
+        kind: {k: e[k] for k in ("pace", "why", "milliseconds")} for kind, e in events.items()
+    }
+    figures = {
+        "recipe": recipe,
+        "seed": seed,
+        "way": way,
+        "mAP": test["mAP"],
+        "rank1": test["rank1"],
+    }
     return figures | {"seconds": told["seconds"], "chosen": chosen, "epochs": told_epochs(name)}
 
 
@@ -56,7 +64,9 @@ def table(rows):
 
 def main():
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    words.add_argument("recipes", nargs="+", help="of people or vehicles, such as first_look/handmade")
+    words.add_argument(
+        "recipes", nargs="+", help="of people or vehicles, such as first_look/handmade"
+    )
     words.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     words.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     words.add_argument("--epochs", type=int, default=0, help="0: as the recipe says")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, tiny_recipe
+from test_distil import OTHER
 from test_repeatable import different, fitted, last, leaves, opened
 
 from reidlab.core.recipe import load_recipe
@@ -19,6 +20,7 @@ from reidlab.jobs.verbs import open_training
 from reidlab.models.catalogue import build_model
 from reidlab.nas import lean
 from reidlab.nas.search import search_from_recipe
+from reidlab.training import distill
 from reidlab.training import pace as pace_module
 from reidlab.training import step as step_module
 from reidlab.training.checks import check_model
@@ -35,8 +37,10 @@ from reidlab.training.pace import (
     offered,
     pace_file,
     reckoned,
+    settled,
 )
 from reidlab.training.studio import check_generator
+from reidlab.training.trained import load_model
 from reidlab.training.with_generator import check_beside, fit_beside_generator
 
 PLAIN, NHWC, BF16, BOTH = offered()
@@ -95,6 +99,12 @@ def test_the_clock_decides(seconds, taken, told):
     assert all(f"no units for {pace}" in choice.dropped[str(pace)] for pace in broken)
 
 
+def test_a_choice_draws_no_random_number():
+    before = torch.get_rng_state()
+    choose({PLAIN: partial(torch.rand, 3), NHWC: partial(torch.rand, 5)})
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_slow_networks_are_timed_once_and_quick_ones_four_times():
     counts = {}
     for seconds in (0.1, 30.0):
@@ -145,6 +155,17 @@ def test_a_kept_answer_is_used_and_a_damaged_one_asked_anew(damage):
     file.write_bytes(damage(file.read_text()).encode("latin-1"))
     assert kept("train", FACTS, (PLAIN, NHWC), ask).pace == NHWC and len(asked) == 2
     assert kept("train", FACTS, (PLAIN, NHWC), ask) == first and len(asked) == 2
+
+
+def test_a_run_is_asked_before_the_machine(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    told = [Choice(NHWC, {"fp32 nhwc": 1.0}), Choice(PLAIN, {"fp32 nchw": 1.0})]
+    ask = lambda kind, paces: settled(kind, FACTS, paces, told.pop, run)
+    assert ask("embed", (PLAIN, NHWC)).pace == PLAIN
+    pace_file("embed", FACTS, (PLAIN, NHWC)).unlink()
+    assert ask("embed", (PLAIN, NHWC)).pace == PLAIN and len(told) == 1
+    assert ask("train", (PLAIN, NHWC)).pace == NHWC  # another question
+    assert [event["kind"] for event in run.events("pace")] == ["embed", "train"]
 
 
 def test_an_answer_that_is_not_on_offer_is_none():
@@ -244,7 +265,9 @@ def test_a_compiled_run_keeps_its_checkpoints_and_its_bits(photos, tmp_path, dec
     assert different(leaves(whole), leaves(last(cut))) == []
 
 
-def test_classes_lessons_and_drawings_are_trained_at_a_pace(photos, tmp_path, decide):
+def test_classes_lessons_and_drawings_are_trained_at_a_pace(photos, tmp_path, decide, monkeypatch):
+    teachers, load = [], load_model
+    monkeypatch.setattr(distill, "load_model", lambda *a: teachers.append(load(*a)) or teachers[-1])
     asked = decide(BOTH)
     shapes = {"classes": 3, "train_photos": 8, "test_photos": 4}
     few = {f"data.shapes.{key}": n for key, n in shapes.items()}
@@ -256,8 +279,9 @@ def test_classes_lessons_and_drawings_are_trained_at_a_pace(photos, tmp_path, de
     fit_classes(named, run.path, workers=0, data_dir=tmp_path / "data")
     beside = tiny_recipe(**FEW | AUTO, train__epochs=1, train__gan={"alone": GAN})
     fit_beside_generator(beside, opened(beside, "beside", tmp_path, photos), data_dir=photos)
-    fitted(tiny_recipe(**FEW, train__epochs=1), "teacher", tmp_path, photos)
-    taught = {"train__distill": {"teacher_student": {"teacher": "run:teacher"}}, "train__epochs": 1}
+    cdnet = {"model__backbone": {"cdnet": {"width": 0.25}}, "model__neck": "fblneck"}
+    fitted(tiny_recipe(**FEW | cdnet, train__epochs=1), "teacher", tmp_path, photos)
+    taught = {"train__distill": {"teacher_student": OTHER}, "train__epochs": 1}
     for name, more in {"told": {}, "asked": AUTO}.items():
         decide(PLAIN)
         recipe = tiny_recipe(**FEW | taught | more)
@@ -268,7 +292,8 @@ def test_classes_lessons_and_drawings_are_trained_at_a_pace(photos, tmp_path, de
     for name in ("classes", "beside"):
         assert RunFolder(tmp_path / name).events("pace")[0]["pace"] == BOTH._asdict()
     told, found = (leaves(last(tmp_path / name)) for name in ("told", "asked"))
-    assert different(told, found) == []  # the teacher stood still, too
+    assert different(told, found) == []
+    assert all(x.is_contiguous() for net, _ in teachers for x in net.parameters())  # as they were
 
 
 # --- searches --------------------------------------------------------------------------------
