@@ -4896,6 +4896,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'reidlab/training/checks.py'),
                                          'reidlab.training.checks.check_class_batches': ( '06_training/checks.html#check_class_batches',
                                                                                           'reidlab/training/checks.py'),
+                                         'reidlab.training.checks.check_compiler': ( '06_training/checks.html#check_compiler',
+                                                                                     'reidlab/training/checks.py'),
                                          'reidlab.training.checks.check_model': ( '06_training/checks.html#check_model',
                                                                                   'reidlab/training/checks.py'),
                                          'reidlab.training.checks.check_pairs': ( '06_training/checks.html#check_pairs',

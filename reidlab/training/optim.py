@@ -189,22 +189,18 @@ def adamw(
     groups: list[dict],  # from `parameter_groups`
     lr: Positive = 1e-3,  # at its highest, of the backbone's weights
     weight_decay: Weight = 5e-4,  # pulls the weights towards 0
-    fused: bool = False,  # one pass over each weight: faster, rounded otherwise
 ) -> torch.optim.Optimizer:
     "Adam, its decay beside the gradient (Loshchilov and Hutter, 2019)."
-    about = {"weight_decay": weight_decay, "fused": fused or None}  # None: as torch usually does it
-    return torch.optim.AdamW(groups, lr=lr, **about)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
 def adam(
     groups: list[dict],  # from `parameter_groups`
     lr: Positive = 3.5e-4,  # at its highest, of the backbone's weights
     weight_decay: Weight = 5e-4,  # pulls the weights towards 0
-    fused: bool = False,  # one pass over each weight: faster, rounded otherwise
 ) -> torch.optim.Optimizer:
     "Adam, its decay within the gradient (Kingma and Ba, 2015)."
-    about = {"weight_decay": weight_decay, "fused": fused or None}
-    return torch.optim.Adam(groups, lr=lr, **about)
+    return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay)
 
 
 def sgd(
@@ -213,11 +209,10 @@ def sgd(
     weight_decay: Weight = 5e-4,  # pulls the weights towards 0
     momentum: OpenShare = 0.9,  # share of the last step in the next
     nesterov: bool = False,  # the gradient is taken ahead of the momentum (Sutskever et al., 2013)
-    fused: bool = False,  # one pass over each weight: faster, rounded otherwise
 ) -> torch.optim.Optimizer:
     "Stochastic gradient descent with momentum (He et al., 2016)."
     about = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
-    return torch.optim.SGD(groups, lr=lr, **about, fused=fused or None)
+    return torch.optim.SGD(groups, lr=lr, **about)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

@@ -26,7 +26,6 @@ from torch import nn
 
 from ..core.files import read_json, write_json
 from ..core.heartbeat import LONG, busy
-from ..core.parts import part
 from ..core.recipe import Recipe, Train
 from ..core.run import RunFolder, arithmetic, processor
 from ..core.settings import cache_folder
@@ -158,7 +157,7 @@ def _fastest(
     steps: Mapping[Pace, Callable[[], Any]], device: str, clock: Callable[[], float], seconds: float
 ) -> tuple[dict[Pace, float], dict[Pace, str]]:  # seconds of a step, and what was dropped
     "The fastest of several rounds of steps."
-    best, dropped, spent = dict.fromkeys(steps, inf), {}, 0.0
+    best, dropped, spent, warm = dict.fromkeys(steps, inf), {}, 0.0, WARM
     for turn in range(WARM + ROUNDS):
         left = {pace: step for pace, step in steps.items() if pace not in dropped}
         for pace, seen in _timed(left, device, clock).items():
@@ -166,9 +165,11 @@ def _fastest(
                 dropped[pace] = seen
                 continue
             spent += seen
-            if turn >= WARM:
+            if turn >= warm:
                 best[pace] = min(best[pace], seen)
-        if turn >= WARM and spent > seconds:
+        if not turn and spent > seconds / 2:
+            warm = 1
+        if turn >= warm and spent > seconds:
             break
     return {pace: s for pace, s in best.items() if pace not in dropped}, dropped
 
@@ -313,13 +314,9 @@ def made_up(
 def at_pace(
     train: Train,  # a recipe's section
     pace: Pace,  # chosen
-    plain: Pace = PLAIN,  # the first of the alternatives
 ) -> Train:
     "A training's section with the choice in the places of auto."
-    step = train.optimizer
-    if pace != plain and "fused" in step.options:
-        step = part("train.optimizer", {step.name: {**step.options, "fused": True}})
-    return train.model_copy(update={**pace._asdict(), "optimizer": step})
+    return train.model_copy(update=pace._asdict())
 
 
 class Trial:
@@ -376,7 +373,7 @@ class Question:
         pace: Pace,  # of its steps
     ) -> Trial:
         "A step at a pace."
-        return Trial(self.make, at_pace(self.train, pace, self.paces[0]), self.batch)
+        return Trial(self.make, at_pace(self.train, pace), self.batch)
 
     def ask(
         self,
@@ -524,7 +521,7 @@ def settled_training(
         with busy("choosing the pace of a step", LONG), undrawn(device):
             choice = _found(ask(), kind)
         note_choice(run, kind, choice)
-    return at_pace(train, choice.pace, paces[0])
+    return at_pace(train, choice.pace)
 
 
 def _found(question: Question, kind: str) -> Choice:
