@@ -102,7 +102,7 @@ def expected_layers(
 ) -> Tensor:  # scalar, float64, with a gradient for the alphas
     "What the network would cost that the present shares make likely."
     share = alpha.double().softmax(1)
-    return table.fixed + (share * torch.as_tensor(table.layers).to(share)).sum()
+    return table.fixed + (share * torch.tensor(table.layers).to(share)).sum()
 
 
 class LayerPenalty:
