@@ -64,12 +64,22 @@ TUNING_SEED = 9
 # by set and side: settings tried on another seed than those that count, the chosen one first
 TRIED: dict[str, dict[str, list[Setting]]] = {
     "vehicles8": {
-        "ours": [{"epochs": 16, "lr": 0.01}],
-        "torchreid": [{"epochs": 24, "lr": 0.003, "triplet": 0.1}],
+        "ours": [{"epochs": 30, "lr": 0.015, "triplet": 0.1}],
+        "torchreid": [{"epochs": 60, "lr": 0.003, "triplet": 0.1}],
     },
     "synthetic": {
-        "ours": [{"epochs": 16, "lr": 0.01}],
-        "torchreid": [{"epochs": 24, "lr": 0.003, "triplet": 0.1}],
+        "ours": [
+            {"epochs": 10, "lr": 0.015, "triplet": 0.1},
+            {"epochs": 10, "lr": 0.03, "triplet": 0.0},
+            {"epochs": 8, "lr": 0.015, "triplet": 0.1},
+            {"epochs": 16, "lr": 0.01, "triplet": 1.0},
+        ],
+        "torchreid": [
+            {"epochs": 24, "lr": 0.003, "triplet": 0.1},
+            {"epochs": 18, "lr": 0.003, "triplet": 0.1},
+            {"epochs": 16, "lr": 0.005, "triplet": 0.03},
+            {"epochs": 16, "lr": 0.003, "triplet": 0.1, "optim": "amsgrad"},
+        ],
     },
     "tiny": {"ours": [{"epochs": 1, "lr": 0.01}]},
 }
@@ -137,7 +147,9 @@ def ours(name: str, setting: Setting, seed: int, data_dir: Path, clock: Clock) -
     with tempfile.TemporaryDirectory() as folder:
         run = open_run("accuracy", recipe, "train", root=folder)
         looked = [lambda folder, record: clock.look()]
-        work_through(recipe, run.path, opened, builder(recipe, workers=0), judge, looked)
+        told = work_through(recipe, run.path, opened, builder(recipe, workers=0), judge, looked)
+        if told.get("state") == "stopped":  # by somebody, and no result
+            raise SystemExit(f"the training was {told['selection']}")
 
 
 def listed(photos: Photos, names: dict[int, int] | None = None) -> list[tuple[str, int, int]]:
