@@ -6,7 +6,10 @@
 __all__ = ['OPENVINO', 'BIN', 'NOTES', 'KINDS', 'openvino_runtime', 'write_openvino', 'OpenVinoNetwork']
 
 # %% ../../nbs/09_deploy/08_openvino.ipynb #4c24692f
+import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import file_digest
 from json import dumps, loads
 from pathlib import Path
@@ -91,6 +94,24 @@ def _port(side: Any) -> _Port:
     return _Port(side.get_any_name(), sizes, KINDS.get(kind, kind))
 
 
+class _Stack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _signals_stay() -> Iterator[None]:
+    "Whatever stack this thread has for its signals, it has it again afterwards (Linux)."
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    system, before = ctypes.CDLL(None), _Stack()
+    system.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        system.sigaltstack(ctypes.byref(before), None)
+
+
 def _compiled(path: Path, threads: int, arithmetic: str) -> tuple[Any, dict[str, str]]:
     "What runs a graph on the processor, and the graph's notes."
     library = openvino_runtime()
@@ -102,7 +123,8 @@ def _compiled(path: Path, threads: int, arithmetic: str) -> tuple[Any, dict[str,
         core = library.Core()
         graph = core.read_model(str(path))
         notes = loads(graph.get_rt_info(NOTES).value) if graph.has_rt_info(NOTES) else {}
-        return core.compile_model(graph, "CPU", how), notes
+        with _signals_stay():
+            return core.compile_model(graph, "CPU", how), notes
     except RuntimeError as wrong:  # of the library's own
         raise ValueError(f"{path.name} is no file that OpenVINO runs: {_why(wrong)}.") from None
 

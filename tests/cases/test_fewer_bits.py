@@ -264,6 +264,29 @@ def test_openvino_tells_nobody(graphs, tmp_path):
     assert not (home / "intel").exists()
 
 
+INTERRUPTED = """
+import os, signal, sys
+from reidlab.deploy.openvino import OpenVinoNetwork, write_openvino
+path = write_openvino(sys.argv[1], sys.argv[2])
+networks = [OpenVinoNetwork(path, threads=1) for _ in range(2)]
+while networks:
+    networks.pop(0)
+held = [bytearray(1 << 22) for _ in range(20)]
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@needs_openvino
+def test_ctrl_c_is_heard_after_networks_of_openvino_are_gone(graphs, tmp_path):
+    whole, _ = graphs["photos"]
+    command = [sys.executable, "-c", INTERRUPTED, str(whole), str(tmp_path / "a.xml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
+
+
 @needs_openvino
 def test_openvino_keeps_to_32_bits_and_to_its_threads(graphs, tmp_path):
     from reidlab.deploy.openvino import OpenVinoNetwork, write_openvino
