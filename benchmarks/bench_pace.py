@@ -42,7 +42,7 @@ def one(recipe, seed, way, epochs):
         "seed": seed,
         "way": way,
         "mAP": test["mAP"],
-        "rank1": test["rank1"],
+        "R1": test["R1"],
     }
     return figures | {"seconds": told["seconds"], "chosen": chosen, "epochs": told_epochs(name)}
 
