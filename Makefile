@@ -8,8 +8,9 @@ ROWS := searched random handmade
 export FRESH := {searches: [$(LOOK)-search-s0], searched: [$(LOOK).searched-train-s0], random: [$(LOOK).random-train-s0], handmade: [$(LOOK).handmade-train-s0]}
 export PATH := $(abspath $(BIN)):$(PATH)
 
-# what chapters and tests write, gigabytes, goes when they end (pytest by itself keeps what a failing test wrote)
-OWN_TMP = TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT &&
+# what chapters and tests write, gigabytes, goes when they end (pytest by itself keeps what a failing test wrote);
+# a short name, since a socket's path may have 107 characters
+OWN_TMP = TMPDIR=$$(mktemp -d $${TMPDIR:-/tmp}/XXXX) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT &&
 
 ROW_JOBS := demo-search $(addprefix demo-,$(ROWS))
 .PHONY: install demo $(ROW_JOBS) test chapters lab board docs readme lock

@@ -17,7 +17,7 @@ import torch
 from conftest import tiny_recipe
 
 from reidlab.core.files import write_bytes
-from reidlab.core.recipe import Train
+from reidlab.core.recipe import Train, load_recipe
 from reidlab.core.run import open_run, write_json
 from reidlab.core.seed import deterministic, rng, seed_all
 from reidlab.data import loaders, packed
@@ -250,9 +250,8 @@ def test_a_group_that_is_filled_up_shows_each_photo_once():
 def judged(every, epochs):
     "The epochs that are validated."
     plan = SimpleNamespace(validate_every=every, epochs=epochs)
-    fit = SimpleNamespace(
-        plan=plan, recipe=None, trainer=SimpleNamespace(judged=None, device="cpu")
-    )
+    about = {"recipe": load_recipe("smoke"), "run": None}
+    fit = SimpleNamespace(plan=plan, trainer=SimpleNamespace(judged=None, device="cpu"), **about)
     fit.data, fit.validate = SimpleNamespace(held_out=True), lambda *_, **__: {"mAP": 0.5}
     return [e for e in range(1, epochs + 1) if fitting._judged(fit, e) == {"val_mAP": 0.5}]
 
