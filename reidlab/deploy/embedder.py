@@ -30,7 +30,8 @@ from .contract import Contract, open_network, run_of
 from .onnx import is_exported, open_exported
 from ..evaluation.embed import embed
 from ..evaluation.rules import pace_of
-from ..training.trained import PLAIN, paced
+from ..training.pace import PLAIN
+from ..training.trained import paced
 
 # %% ../../nbs/09_deploy/03_embedder.ipynb #071a4a01
 Picture = str | Path | Image.Image | np.ndarray | Tensor

@@ -27,8 +27,8 @@ from .contract import Contract
 from .onnx import Deployed, OnnxNetwork, as_input, example_of, write_onnx
 from .openvino import OpenVinoNetwork, write_openvino
 from .quantise import to_int8
-from ..training.pace import Choice, Pace, choose, kept
-from ..training.trained import PLAIN, answering, laid
+from ..training.pace import PLAIN, Choice, Pace, choose, kept
+from ..training.trained import answering, laid
 
 # %% ../../nbs/09_deploy/11_engine.ipynb #engine07
 def _followed(model: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -167,9 +167,10 @@ class Engine:
 
     def _open(self, photos: Tensor, camids: Tensor | None) -> Callable[[Pace], Answer]:
         "What opens a way once and compares what it says with the plain vectors."
-        shop, expected = Workshop(self.model, self.contract, photos, self.device), None
+        shop = Workshop(self.model, self.contract, photos, self.device)
         opened: dict[Pace, Answer] = {PLAIN: self.plain}
         expected = F.normalize(self.plain(photos, camids))
+        seen = self.seen = {PLAIN: 1.0}
 
         def ready(pace: Pace) -> Answer:
             if pace not in opened:
@@ -180,7 +181,6 @@ class Engine:
                 opened[pace], seen[pace] = answer, least
             return opened[pace]
 
-        seen = self.seen = {PLAIN: 1.0}
         return ready
 
     def choose(

@@ -26,8 +26,8 @@ from .estimate import Estimate
 from .rules import pace_of
 from ..models.fblneck import class_scores
 from ..training.distributed import process_rank, world_size
-from ..training.pace import Pace
-from ..training.trained import PLAIN, answering, laid, paced
+from ..training.pace import PLAIN, Pace
+from ..training.trained import answering, laid, paced
 
 # %% ../../nbs/08_evaluation/22_accuracy.ipynb #32dcede5
 def true_ranks(

@@ -24,8 +24,8 @@ from ..data.loaders import eval_loader
 from ..data.manifest import Photos
 from ..models.reid import camera_arguments
 from ..training.distributed import process_rank, world_size
-from ..training.pace import Pace
-from ..training.trained import PLAIN, answering, laid
+from ..training.pace import PLAIN, Pace
+from ..training.trained import answering, laid
 
 # %% ../../nbs/08_evaluation/01_embed.ipynb #46d82510
 def _features(model: nn.Module, images: Tensor, told: Mapping[str, Tensor]) -> Tensor:

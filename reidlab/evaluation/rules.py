@@ -11,8 +11,7 @@ from dataclasses import replace
 from ..core.parts import build
 from ..core.recipe import Evaluate
 from ..retrieval.rules import Expansion, Rules
-from ..training.pace import Pace
-from ..training.trained import PLAIN
+from ..training.pace import PLAIN, Pace
 
 # %% ../../nbs/08_evaluation/03_rules.ipynb #1eb164d8
 def ranking_rules(

@@ -30,6 +30,7 @@ from ..data.loaders import open_test
 from ..models.cost import count_parameters
 from ..training.launch import console
 from ..training.network import without_memory
+from ..training.pace import Pace, is_open
 
 # %% ../../nbs/11_jobs/04_card.ipynb #ca4d0006
 def span(
@@ -273,8 +274,7 @@ def pace_line(
     told = [e for e in run.events("pace") if e.get("kind") in ("train", "search")]
     if not told:
         return ""
-    pace = " ".join(word for word in told[0]["pace"].values() if word != "none")
-    return f"{pace}: {told[0]['why']}"
+    return f"{Pace(**told[0]['pace'])}: {told[0]['why']}"
 
 
 def pace_row(
@@ -282,7 +282,7 @@ def pace_row(
     train: Train,  # of its recipe
 ) -> dict[str, str]:  # label → words; empty where nothing is left to choose
     "What a card says of the pace before anything has begun."
-    if "auto" not in (train.precision, train.layout, train.compiler):
+    if not is_open(train):
         return {}
     return {"Pace": pace_line(run) or "auto: chosen by a few timed steps, before the first"}
 

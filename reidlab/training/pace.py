@@ -6,7 +6,7 @@
 __all__ = ['PLAIN', 'AUTO', 'GAIN', 'WARM', 'ROUNDS', 'SECONDS', 'STEP', 'LAYER', 'BEST', 'Pace', 'has_bf16', 'offered', 'Choice',
            'choice_in', 'machine_facts', 'reason', 'undrawn', 'choose', 'pace_file', 'kept', 'run_choice', 'settled',
            'note_choice', 'made_up', 'at_pace', 'Trial', 'network_facts', 'Question', 'training_question', 'reckoned',
-           'settled_training']
+           'is_open', 'settled_training']
 
 # %% ../../nbs/06_training/13_pace.ipynb #5c71c64b
 import gc
@@ -505,6 +505,13 @@ def _weighed(choice: Choice, seen: Choice, steps: int, key: str) -> Choice:
     )
 
 
+def is_open(
+    train: Train,  # a recipe's section
+) -> bool:
+    "Whether a training's pace is left to the clock."
+    return AUTO in (train.precision, train.layout, train.compiler)
+
+
 def settled_training(
     run: RunFolder | None,  # of the training: it goes on as it began, and keeps the answer
     train: Train,  # a recipe's section, or what a search makes of it
@@ -513,7 +520,7 @@ def settled_training(
     kind: str = "train",  # or search
 ) -> Train:  # without auto
     "A training's section, every auto in it answered."
-    if AUTO not in (train.precision, train.layout, train.compiler):
+    if not is_open(train):
         return train
     paces = offered(train.precision, train.layout, train.compiler, device)
     choice = run_choice(run, kind, paces)

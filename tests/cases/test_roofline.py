@@ -1,5 +1,8 @@
 """What a step's calls compute and move, how its time is divided, and an optimiser in one sweep."""
 
+from itertools import accumulate
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from reidlab.core.recipe import Train
 from reidlab.data.loaders import Batch
 from reidlab.losses.catalogue import weighted_sum
 from reidlab.models.heads import Branch
+from reidlab.training import roofline
 from reidlab.training.optim import build_optimizer, in_one_sweep
 from reidlab.training.roofline import (
     KINDS,
@@ -138,3 +142,17 @@ def test_an_optimiser_without_a_sweep_stays_as_it_is():
     own = torch.optim.RMSprop([nn.Parameter(torch.ones(2))])
     assert not in_one_sweep(own) and "fused" not in own.param_groups[0]
     assert build_optimizer(Little(), fused=True).param_groups[0]["fused"] is True
+
+
+def test_a_part_has_its_fastest_step_and_the_first_two_do_not_count(monkeypatch):
+    ticks = [[1, 1, 1, 1, 1]] * 2 + [[30, 4, 50, 6, 7], [3, 40, 5, 60, 70]]  # of each step's parts
+    now = accumulate(t for step in ticks for t in (100, *step))
+    monkeypatch.setattr(roofline, "time", SimpleNamespace(process_time=lambda: next(now)))
+    monkeypatch.setattr(roofline, "parts_of", lambda trainer, batch: iter(PARTS))
+    seen = seconds_of_parts(None, None, steps=2)
+    assert list(seen.values()) == [3, 4, 5, 6, 7]
+
+
+def test_what_moves_no_byte_is_dispatch():
+    assert kind_of(Call("forward", "view", 1.0, 0, 0)) == "dispatch"
+    assert kind_of(Call("optimiser", "view", 1.0, 0, 0)) == "dispatch"
