@@ -30,7 +30,12 @@ LAID = (  # what a new workbench takes over as it is, from the repository's root
     "data_prep/*.ipynb",
     "data_prep/README.md",
 )
-CARRIED = (*LAID, "settings.ini", "reports/published/results.csv")  # what a wheel carries
+CARRIED = (
+    *LAID,
+    "settings.ini",
+    "reports/published/results.csv",
+    "results/people_bench/*.jsonl",
+)  # what a wheel carries
 
 
 def carried(
