@@ -84,7 +84,7 @@ class Lab:
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.locator('li[data-command="runmenu:run-all"]').click()
 
-    def run_all(self, page, path, timeout=120):
+    def run_all(self, page, path, timeout=300):
         "Run all cells of the page in front and wait for the last; none may end in an error."
         self.start(page, path)
         page.wait_for_function(RAN, arg=WRONG, polling=200, timeout=timeout * SECOND)

@@ -266,6 +266,7 @@ def test_openvino_tells_nobody(graphs, tmp_path):
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # begun in the background, it would be deaf
 from reidlab.deploy.openvino import OpenVinoNetwork, write_openvino
 path = write_openvino(sys.argv[1], sys.argv[2])
 networks = [OpenVinoNetwork(path, threads=1) for _ in range(2)]
