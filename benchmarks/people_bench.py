@@ -4,6 +4,7 @@
     python benchmarks/people_bench.py --every 10 --seeds 1 2              # a tenth of it again, other seeds
     python benchmarks/people_bench.py --every 10 --set vehicles8          # the same tenth on vehicles8
     python benchmarks/people_bench.py --repeat 20                         # trained again: the same?
+    python benchmarks/people_bench.py --handmade                          # the small CNN, three seeds
 
 A network is trained in one process with one thread, in float32, by the recipe of the same name; after
 every epoch the held-out identities and the test identities are ranked. The networks come in an order
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # the checkout's library, installed or not
 
 from reidlab.core.meter import measure  # noqa: E402
-from reidlab.core.recipe import Recipe  # noqa: E402
+from reidlab.core.recipe import Recipe, load_recipe  # noqa: E402
 from reidlab.core.run import arithmetic, processor  # noqa: E402
 from reidlab.core.seed import deterministic, rng, seed_all  # noqa: E402
 from reidlab.data.loaders import DataSet, eval_loader, open_data  # noqa: E402
@@ -50,12 +51,12 @@ from reidlab.nas.bench import (  # noqa: E402
     write_rows,
 )
 from reidlab.training.optim import set_rate  # noqa: E402
-from reidlab.training.parts import parts_from_recipe  # noqa: E402
+from reidlab.training.parts import loader_from_recipe, parts_from_recipe  # noqa: E402
 from reidlab.training.step import Trainer  # noqa: E402
 
 TABLES = ROOT / "results" / "people_bench"
 SAVE = 120  # seconds between two writings of the table
-TENTH = 10
+HANDMADE = -1  # the number of a network that is not in the space
 
 
 class Judge(NamedTuple):
@@ -116,17 +117,24 @@ def trained(number: int, seed: int, recipe: Recipe, data: DataSet, judges: list[
 
 
 _open: dict[str, tuple[DataSet, list[Judge]]] = {}  # of this process
+_held: dict[str, Any] = {}  # a loader of each set: while one is there, photos are not read again
 
 
 def work(task: tuple[str, int, int]) -> Row:
     "What a process does for a row."
     torch.set_num_threads(1)
     name, number, seed = task
-    recipe = recipe_for(PEOPLE_SPACE[number], name, seed)
+    recipe = recipe_for(PEOPLE_SPACE[number], name, seed) if number >= 0 else handmade(name, seed)
     if name not in _open:
         data = open_data(recipe.data, 0)
         _open[name] = data, [judge_of(recipe, data, split) for split in ("val", "test")]
+        _held[name] = loader_from_recipe(recipe, data, workers=0)
     return trained(number, seed, recipe, *_open[name])
+
+
+def handmade(name: str, seed: int) -> Recipe:
+    "The recipe with the network that it has of its own: the small CNN, as stages of plain blocks."
+    return load_recipe(SETS[name], seed=seed)
 
 
 def order(every: int = 1) -> list[int]:
@@ -199,6 +207,19 @@ def fill(name: str, seeds: list[int], every: int, minutes: float, workers: int, 
     print(f"{len(rows)} rows in {table_of(name)}")
 
 
+def compare(name: str, workers: int) -> None:
+    "Train the small CNN three times, for a file of its own."
+    rows = list(rows_until([(name, HANDMADE, seed) for seed in range(3)], 1e9, workers))
+    path = write_rows(
+        table_of(f"{name}_small_cnn"),
+        rows,
+        set=name,
+        recipe=SETS[name],
+        epochs=len(rows[0].figures[0]),
+    )
+    print(path, *(row.figures[3][-1] / 100 for row in rows))
+
+
 def repeat(name: str, count: int, workers: int) -> None:
     "Train some rows again, and tell how they differ."
     rows = kept_rows(name)
@@ -223,8 +244,11 @@ if __name__ == "__main__":
     ask.add_argument("--workers", type=int, default=2)
     ask.add_argument("--limit", type=int, default=10**6, help="rows at most")
     ask.add_argument("--repeat", type=int, default=0, help="train so many rows again")
+    ask.add_argument("--handmade", action="store_true", help="train the small CNN instead")
     said = ask.parse_args()
-    if said.repeat:
+    if said.handmade:
+        compare(said.set, said.workers)
+    elif said.repeat:
         repeat(said.set, said.repeat, said.workers)
     else:
         fill(said.set, said.seeds, said.every, said.minutes, said.workers, limit=said.limit)
