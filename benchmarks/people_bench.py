@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ sys.path[:0] = [str(ROOT)]  # the checkout's library, installed or not
 
 from reidlab.core.meter import measure  # noqa: E402
 from reidlab.core.recipe import Recipe, load_recipe  # noqa: E402
-from reidlab.core.run import arithmetic, processor  # noqa: E402
+from reidlab.core.run import arithmetic, commit, processor  # noqa: E402
 from reidlab.core.seed import deterministic, rng, seed_all  # noqa: E402
 from reidlab.data.loaders import DataSet, eval_loader, open_data  # noqa: E402
 from reidlab.evaluation.embed import embed  # noqa: E402
@@ -181,10 +182,11 @@ def kept_rows(name: str) -> list[Row]:
     return read_rows(path)[1] if path.exists() else []
 
 
-def keep(name: str, rows: list[Row]) -> None:
+def keep(name: str, rows: list[Row], end: str = "") -> Path:
     "Write what there is, complete at any time."
     epochs = recipe_for(PEOPLE_SPACE[0], name).train.epochs
-    write_rows(table_of(name), rows, set=name, recipe=SETS[name], epochs=epochs)
+    about = {"set": name, "recipe": SETS[name], "epochs": epochs, "commit": commit()[0]}
+    return write_rows(table_of(name + end), rows, **about, day=date.today().isoformat())
 
 
 def fill(name: str, seeds: list[int], every: int, minutes: float, workers: int, limit: int) -> None:
@@ -210,13 +212,7 @@ def fill(name: str, seeds: list[int], every: int, minutes: float, workers: int, 
 def compare(name: str, workers: int) -> None:
     "Train the small CNN three times, for a file of its own."
     rows = list(rows_until([(name, HANDMADE, seed) for seed in range(3)], 1e9, workers))
-    path = write_rows(
-        table_of(f"{name}_small_cnn"),
-        rows,
-        set=name,
-        recipe=SETS[name],
-        epochs=len(rows[0].figures[0]),
-    )
+    path = keep(name, rows, "_small_cnn")
     print(path, *(row.figures[3][-1] / 100 for row in rows))
 
 

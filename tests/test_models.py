@@ -179,7 +179,9 @@ def test_options_beyond_the_usual_leave_old_fingerprints_alone():
 def test_balanced_necks_train_and_answer(backbone, neck):
     own = {"genotype": "auto_reid", "init_channels": 8} if backbone == "derived" else {}
     own |= {"width": 0.25} if "width" in inspect.signature(BACKBONES[backbone]).parameters else {}
-    own |= {"width": 16} if backbone == "clip_resnet" else {}  # channels there, no factor
+    own |= (
+        {"width": 16} if backbone in ("clip_resnet", "stage_net") else {}
+    )  # channels there, no factor
     seed_all(0)
     if neck == "fblneck" and "taps" not in inspect.signature(BACKBONES[backbone]).parameters:
         with pytest.raises(ValueError, match="looks at the maps of two stages"):

@@ -16,7 +16,14 @@ import reidlab
 from reidlab.jobs.workbench import carried
 
 ROOT = Path(__file__).parents[1]
-BUILT_FROM = ("reidlab", "nbs", "data_prep", "recipes", "reports/published")  # and what lies beside
+BUILT_FROM = (
+    "reidlab",
+    "nbs",
+    "data_prep",
+    "recipes",
+    "reports/published",
+    "results/people_bench",
+)  # and what lies beside
 
 
 def call(*words, cwd, path=()):
