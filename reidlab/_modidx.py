@@ -3919,6 +3919,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'reidlab.nas.bench.Bench.seeds': ('07_nas/bench.html#bench.seeds', 'reidlab/nas/bench.py'),
                                    'reidlab.nas.bench.Row': ('07_nas/bench.html#row', 'reidlab/nas/bench.py'),
                                    'reidlab.nas.bench.Told': ('07_nas/bench.html#told', 'reidlab/nas/bench.py'),
+                                   'reidlab.nas.bench._head': ('07_nas/bench.html#_head', 'reidlab/nas/bench.py'),
+                                   'reidlab.nas.bench._row': ('07_nas/bench.html#_row', 'reidlab/nas/bench.py'),
                                    'reidlab.nas.bench.ask': ('07_nas/bench.html#ask', 'reidlab/nas/bench.py'),
                                    'reidlab.nas.bench.people_bench': ('07_nas/bench.html#people_bench', 'reidlab/nas/bench.py'),
                                    'reidlab.nas.bench.read_rows': ('07_nas/bench.html#read_rows', 'reidlab/nas/bench.py'),
