@@ -9,7 +9,8 @@
 A network is trained in one process with one thread, in float32, by the recipe of the same name; after
 every epoch the held-out identities and the test identities are ranked. The networks come in an order
 that is shuffled once for all, so that a part of the table is a fair sample of it. What is done is
-never done again; a slice that is cut off loses the networks that were under way.
+never done again; two slices may run at once. Ctrl-C loses the networks that were under way, a kill
+the rows of the last two minutes as well.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # the checkout's library, installed or not
 
+from reidlab.core.files import holding  # noqa: E402
 from reidlab.core.meter import measure  # noqa: E402
 from reidlab.core.recipe import Recipe, load_recipe  # noqa: E402
 from reidlab.core.run import arithmetic, commit, processor  # noqa: E402
@@ -189,24 +191,34 @@ def keep(name: str, rows: list[Row], end: str = "") -> Path:
     return write_rows(table_of(name + end), rows, **about, day=date.today().isoformat())
 
 
+def add(name: str, rows: list[Row]) -> int:
+    "Rows into the table beside those that are there, which another slice may have written meanwhile."
+    with holding(TABLES / f".{name}.lock"):
+        all_rows = {(row.number, row.seed): row for row in [*rows, *kept_rows(name)]}
+        if rows:
+            keep(name, list(all_rows.values()))
+    return len(all_rows)
+
+
 def fill(name: str, seeds: list[int], every: int, minutes: float, workers: int, limit: int) -> None:
     "Train what is missing, for so many minutes."
-    rows = kept_rows(name)
-    there = {(row.number, row.seed) for row in rows}
-    tasks = [(name, n, seed) for seed in seeds for n in order(every) if (n, seed) not in there]
+    there = {(row.number, row.seed) for row in kept_rows(name)}
+    wanted = [(name, n, seed) for seed in dict.fromkeys(seeds) for n in order(every)]
+    tasks = [task for task in wanted if task[1:] not in there][:limit]
     print(f"{len(there)} rows there, {len(tasks)} to come", flush=True)
+    fresh: list[Row] = []
     saved = began = time.monotonic()
-    for done, row in enumerate(rows_until(tasks[:limit], 60 * minutes, workers), 1):
-        rows.append(row)
-        if time.monotonic() - saved > SAVE:
-            saved = time.monotonic()
-            keep(name, rows)
-            pace = (saved - began) / done
-            print(
-                f"{len(rows)} rows, {pace:.1f} s each, mAP {row.figures[3][-1] / 100}", flush=True
-            )
-    keep(name, rows)
-    print(f"{len(rows)} rows in {table_of(name)}")
+    try:
+        for done, row in enumerate(rows_until(tasks, 60 * minutes, workers), 1):
+            fresh.append(row)
+            if time.monotonic() - saved > SAVE:
+                saved = time.monotonic()
+                count, pace = add(name, fresh), (saved - began) / done
+                fresh.clear()
+                mAP = row.figures[3][-1] / 100
+                print(f"{count} rows, {pace:.1f} s each, mAP {mAP}", flush=True)
+    finally:  # a row that fails, or Ctrl-C, loses no other
+        print(f"{add(name, fresh)} rows in {table_of(name)}")
 
 
 def compare(name: str, workers: int) -> None:

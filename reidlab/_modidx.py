@@ -4365,6 +4365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'reidlab.nas.places.Places.index': ('07_nas/places.html#places.index', 'reidlab/nas/places.py'),
                                     'reidlab.nas.places.Places.overrides': ('07_nas/places.html#places.overrides', 'reidlab/nas/places.py'),
                                     'reidlab.nas.places._among': ('07_nas/places.html#_among', 'reidlab/nas/places.py'),
+                                    'reidlab.nas.places._check_keys': ('07_nas/places.html#_check_keys', 'reidlab/nas/places.py'),
                                     'reidlab.nas.places._listed': ('07_nas/places.html#_listed', 'reidlab/nas/places.py'),
                                     'reidlab.nas.places._place': ('07_nas/places.html#_place', 'reidlab/nas/places.py'),
                                     'reidlab.nas.places.check_places': ('07_nas/places.html#check_places', 'reidlab/nas/places.py'),

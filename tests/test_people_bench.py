@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.core.settings import project_root
+from reidlab.data.loaders import open_data
 from reidlab.evaluation.validators import validator
 from reidlab.models.backbones import small_cnn
 from reidlab.models.cost import count_macs, count_parameters
@@ -108,6 +109,60 @@ def test_every_choice_of_the_space_is_known_to_the_recipe():
     assert {k: said.backbone.options[k] for k in built if k != "pool"} == {
         k: v for k, v in built.items() if k != "pool"
     }
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({}, "one place or more, got none"),
+        ({"a": "model.pool"}, "place 'a' needs a key of a recipe and a list of choices"),
+        ({"a": ("model.pool",)}, "place 'a' needs a key of a recipe and a list of choices"),
+        ({"a": ("model.pool", "avg")}, "a list of choices, got ('model.pool', 'avg')"),
+        ({"a": ("model.pool", {"avg", "gem"})}, "a list of choices"),  # another order every time
+        ({"a": ("model.pool", ("avg", "gem")), "b": ("model.pool", ("avg", "gem"))}, "'a' and 'b'"),
+        ({"a": ("model.pool", ("avg",))}, "two choices or more"),
+        ({"a": ("x", (1, True))}, "has a choice twice: 1, True"),
+        ({f"p{i}": (f"x.k{i}", range(8)) for i in range(21)}, "networks at most"),
+    ],
+)
+def test_a_space_that_is_none_is_one_line(said, message):
+    with pytest.raises(ValueError) as told:
+        Places(said)
+    assert message in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_space_as_large_as_a_number_can_say_is_drawn_from():
+    space = Places({f"p{i}": (f"x.k{i}", range(8)) for i in range(20)} | {"q": ("x.q", range(7))})
+    last = space[len(space) - 1]
+    assert set(last.values()) == {7, 6} and space.index(last) == len(space) - 1
+    assert draw(space, 0) != draw(space, 1) and space.index(draw(space, 0)) > 2**32
+
+
+def test_an_equal_value_is_said_as_the_space_says_it():
+    said = PEOPLE_SPACE.overrides({**PEOPLE_SPACE[0], "width": 8.0, "depth": True})
+    assert [repr(v) for k, v in said.items() if k.endswith(("width", "depth"))] == ["1", "8"]
+
+
+@pytest.mark.parametrize("answer", [5, None, "plain", ["plain"], [("pool", "avg")]])
+def test_what_is_no_network_is_one_line(answer):
+    with pytest.raises(ValueError, match="a network is one choice a place"):
+        PEOPLE_SPACE.index(answer)
+
+
+@pytest.mark.parametrize(
+    ("key", "choices", "message"),
+    [
+        ("model.backbone.stage_net.stage2", ("plain", "residul"), "Close names: residual"),
+        ("model.backbone.stage_net.depth", (1, 0), "place 'one', choice 0"),
+        ("model.pool", ("avg", "gme"), "Close names: gem"),
+        ("train.optimizer.adamw.lr", (0.1, "fast"), "place 'one', choice 'fast'"),
+        ("data.height", (64, 8), "place 'one', choice 8"),  # no map is left
+    ],
+)
+def test_a_choice_that_no_network_can_have_is_found_before_it_is_trained(key, choices, message):
+    with pytest.raises(ValueError) as told:
+        check_places(Places({"one": (key, choices)}), "people_bench")
+    assert message in str(told.value) and "\n" not in str(told.value)
 
 
 # --- the file -------------------------------------------------------------------------------
@@ -253,6 +308,51 @@ def test_slices_follow_one_another(tiny, capsys):
     assert [r for r in rows if r in first] == first
     script.repeat("people", 2, workers=1)
     assert "2 of 2 repeat every figure of every epoch" in capsys.readouterr().out
+
+
+def test_two_slices_at_once_lose_nothing(tiny, monkeypatch):
+    def rows(tasks, *_):
+        for task in tasks:
+            done = row(0)._replace(number=task[1])
+            other = done._replace(number=task[1] + len(PEOPLE_SPACE))
+            script.add("people", [done, other])  # by another slice
+            yield done._replace(seconds=9.0)
+
+    monkeypatch.setattr(script, "rows_until", rows)
+    script.fill("people", [0], 1, minutes=9, workers=1, limit=3)
+    kept = {r.number: r.seconds for r in script.kept_rows("people")}
+    first = script.order()[:3]
+    assert set(kept) == {n + more for n in first for more in (0, len(PEOPLE_SPACE))}
+    assert set(kept.values()) == {3.0}  # what was there first stays
+
+
+def test_a_row_that_fails_takes_no_other_with_it(tiny, monkeypatch):
+    def rows(tasks, *_):
+        yield row(0)._replace(number=tasks[0][1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "rows_until", rows)
+    with pytest.raises(KeyboardInterrupt):
+        script.fill("people", [0], 1, minutes=9, workers=1, limit=3)
+    assert [r.number for r in script.kept_rows("people")] == script.order()[:1]
+
+
+def test_a_seed_said_twice_is_one_and_no_time_makes_no_table(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(script, "rows_until", lambda tasks, *_: asked.extend(tasks) or ())
+    script.fill("people", [1, 1, 0], 1, minutes=0, workers=1, limit=10**6)
+    assert len(asked) == len(set(asked)) == 2 * len(PEOPLE_SPACE)
+    assert not script.table_of("people").exists()
+
+
+def test_all_seeds_are_judged_on_the_people_of_the_first(tiny):
+    script.work(("people", 966, 0))
+    people = script._open["people"][0]
+    script.work(("people", 966, 1))
+    assert script._open["people"][0] is people
+    assert set(people.val_query.pids) == set(
+        open_data(tiny(PEOPLE_SPACE[0]).data, 0).val_query.pids
+    )
 
 
 def test_the_tenth_is_fair_by_cost(monkeypatch):
