@@ -8,7 +8,6 @@ __all__ = ['OPTUNA', 'VAIN', 'PROPOSERS', 'optuna_library', 'tpe', 'nsga2', 'fro
 # %% ../../nbs/07_nas/35_optuna_search.ipynb #36a9562b
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import count
 from typing import Any
 
 from ..core.names import unknown
@@ -17,7 +16,7 @@ from ..core.values import Share, Whole
 from .halving import halving, hyperband
 from .places import Answer
 from .proposals import Problem, Scored, Search, Trial, Trials, random_search
-from .walks import evolution, local_search
+from .walks import evolution, local_search, wander
 
 # %% ../../nbs/07_nas/35_optuna_search.ipynb #ccbd0873
 OPTUNA = 'needs the package optuna: pip install "reidlab[optuna]".'
@@ -40,8 +39,8 @@ def _sampler(problem: Problem, name: str, **options: Any) -> Any:
         seed = int(rng(problem.seed, 761).integers(2**31))
         return getattr(optuna_library().samplers, name)(seed=seed, **options)
 
-# %% ../../nbs/07_nas/35_optuna_search.ipynb #96f16c8c
-VAIN = 50  # trials in a row that are known or not allowed; then one is drawn
+# %% ../../nbs/07_nas/35_optuna_search.ipynb #fc3c921a
+VAIN = 10  # trials in a row that are known or not allowed; then a step to a neighbour
 
 
 def _asked(
@@ -49,24 +48,26 @@ def _asked(
     study: Any,  # of Optuna
 ) -> Iterator[tuple[Any, Answer]]:  # a trial of the study, its network: each new
     "New networks that a study proposes."
-    optuna, places, seen = optuna_library(), problem.places, set()
+    optuna, places, seen, vain = optuna_library(), problem.places, set(), 0
     categorical = optuna.distributions.CategoricalDistribution
     kinds = {n: categorical(tuple(range(len(p.choices)))) for n, p in places.places.items()}
-    fresh = problem.draws()
-    for turn in count(1):
-        if turn % VAIN == 0:
-            answer = next((a for a in fresh if places.index(a) not in seen), None)
-            if answer is None:
-                return
-            at = {n: p.choices.index(answer[n]) for n, p in places.places.items()}
-            study.enqueue_trial(at)
+    fresh, random = problem.draws(), rng(problem.seed, 769)
+    while True:
         trial = study.ask(kinds)
         answer = {n: p.choices[trial.params[n]] for n, p in places.places.items()}
-        if (number := places.index(answer)) in seen or not problem.fits(answer):
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        if (number := places.index(answer)) not in seen and problem.fits(answer):
+            seen.add(number)
+            vain = 0
+            yield trial, answer
             continue
-        seen.add(number)
-        yield trial, answer
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        vain += 1
+        if vain % VAIN == 0:
+            new = wander(problem, answer, seen, random)
+            new = new or next((a for a in fresh if places.index(a) not in seen), None)
+            if new is None:
+                return
+            study.enqueue_trial({n: p.choices.index(new[n]) for n, p in places.places.items()})
 
 # %% ../../nbs/07_nas/35_optuna_search.ipynb #efd7ed0f
 def tpe(
