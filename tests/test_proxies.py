@@ -26,7 +26,7 @@ from reidlab.nas.retrieval_proxies import (
 )
 from reidlab.training.network import loss_from_recipe, model_from_recipe
 
-NUMBERS = (0, 700, 1535)  # plain; some of each; the last of all
+NUMBERS = (0, 1535)  # the first and the last of the space
 
 
 def glance(photos=8, height=64, width=32):
@@ -61,10 +61,9 @@ def streams():
 
 
 @pytest.mark.parametrize("name", PROXIES)
-@pytest.mark.parametrize("training", [True, False])
-def test_a_proxy_leaves_the_network_as_it_was(name, training):
+def test_a_proxy_leaves_the_network_as_it_was(name):
     network, shown = network_and_glance(700)
-    network.train(training).backbone.eval()  # a mixture of modes
+    network.train().backbone.eval()  # a mixture of modes
     for p in network.parameters():
         p.grad = torch.full_like(p, 0.5)
     images = shown.images.clone()
