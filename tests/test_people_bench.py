@@ -72,6 +72,12 @@ def test_every_block_learns_with_all_its_weights(block, last_stride):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
+@pytest.mark.parametrize("said", [{"depth": 0}, {"width": 0}, {"last_stride": 3}])
+def test_a_frame_that_is_none_is_refused_in_python_too(said):
+    with pytest.raises(ValueError, match="needs depth and width of 1 or more"):
+        stage_net(**said)
+
+
 def test_costs_by_hand():
     plain = stage_net(width=8)  # 3×3: 3→8, 8→16, 16→32, 32→64, each with a batch norm
     weights = 9 * (3 * 8 + 8 * 16 + 16 * 32 + 32 * 64)

@@ -130,6 +130,11 @@ class StageNet(nn.Module):
         last_stride: int = 1,  # 1 gives H/8 rows, 2 gives H/16
     ):
         super().__init__()
+        if depth < 1 or width < 1 or last_stride not in (1, 2):
+            raise ValueError(
+                "a network of stages needs depth and width of 1 or more and a last_stride of 1 or 2, "
+                f"got depth {depth}, width {width} and last_stride {last_stride}."
+            )
         self.stem = conv_bn_relu(3, width, stride=2)
         channels = width
         for i, name in enumerate(stages, 1):
