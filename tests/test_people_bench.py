@@ -6,12 +6,14 @@ import sys
 import timeit
 from hashlib import sha256
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reidlab.nas.bench as bench_module
 from reidlab.core.recipe import load_recipe
 from reidlab.core.run import open_run
 from reidlab.core.settings import project_root
@@ -408,3 +410,86 @@ def test_shares_of_a_complete_table_add_up():
         rows["mAP"].size * 1.0 / ((rows["mAP"] - rows["mAP"].mean()) ** 2).sum()
     )
     assert abs(shares["a × b"]) < 1e-9 and abs(shares["rest"]) < 1e-9
+
+
+# --- what is refused before it does harm ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [row(1), row(1)],
+            "network 1 with seed 0 again",
+        ),  # `--seeds 0 0` would have shut the table
+        ([row(1), row(2, epochs=4)], "another number of epochs"),
+        ([row(1001)], "from 0 to 10000"),
+        ([row(1)._replace(seconds=float("nan"))], "below zero or without end"),
+    ],
+)
+def test_no_file_is_written_that_could_not_be_read(table, rows, message):
+    before = table.read_bytes()
+    with pytest.raises(ValueError, match=message) as told:
+        write_rows(table, rows, set="people", epochs=3)
+    assert str(table) in str(told.value) and "\n" not in str(told.value)
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: ["[" * 100_000 + "\n"], "line 2"),
+        (lambda lines: [lines[0].replace(",3.0,", ",NaN,")], "line 2: holds a number below zero"),
+        (lambda lines: [lines[0].replace(",3.0,", ",-3.0,")], "line 2: holds a number below zero"),
+        (lambda lines: [lines[0].replace("[0,0,0,", "[0,-1,0,")], "line 2: holds a number below"),
+        (lambda lines: [lines[0].replace("[0,0,0,", "[0,false,0,")], "line 2: holds a value of"),
+        (lambda lines: lines[1:], "says 6 rows and has 5"),
+    ],
+)
+def test_a_sealed_file_of_nonsense_is_one_line(table, change, message):
+    resealed(table, change)
+    with pytest.raises(ValueError, match=message) as told:
+        read_rows(table)
+    assert str(table) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("first", [b"[" * 100_000, b'{"a":' * 100_000])
+def test_a_first_line_without_end_is_one_line(table, first):
+    table.write_bytes(first)
+    with pytest.raises(ValueError, match="is no table of people-bench"):
+        read_rows(table)
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        ([], {}, "one row or more, got none"),
+        ([row(1), row(1)], {}, "each network and seed once"),
+        ([row(-1)], {}, "networks 0 to 1535 of its space, got -1"),  # the small CNN's file
+        ([row(1536)], {}, "networks 0 to 1535 of its space, got 1536"),
+        ([row(1)], {"epochs": 4}, "of 4 epochs needs rows as long, got 3"),
+    ],
+)
+def test_a_benchmark_of_wrong_rows_is_refused(rows, more, message):
+    with pytest.raises(ValueError, match=message):
+        Bench(rows, **more)
+
+
+def test_seeds_and_epochs_are_whole_numbers_of_any_kind(table):
+    bench = Bench(read_rows(table)[1])
+    answer = PEOPLE_SPACE[1]
+    assert bench.ask(answer, np.int64(2), np.int64(0)) == bench.ask(answer, 2, 0)
+    for epoch, seed in (("2", 0), (2.0, 0), ([2], 0), (2, "0"), (2, None), (2, [0])):
+        with pytest.raises(TypeError, match="epoch and seed are whole numbers, got"):
+            bench.ask(answer, epoch, seed)
+    for question in (bench.frame, lambda s: bench.curves(seed=s)):
+        with pytest.raises(ValueError, match=r"trained with seed 7\. Known: 0, 1"):
+            question(7)
+
+
+def test_the_file_of_another_set_is_refused(table, monkeypatch):
+    write_rows(table, read_rows(table)[1], set="vehicles8", epochs=3)
+    monkeypatch.setattr(bench_module, "shipped", lambda _: table)
+    with pytest.raises(ValueError, match="needs the set people, got vehicles8") as told:
+        people_bench.__wrapped__("people")
+    assert str(table) in str(told.value)

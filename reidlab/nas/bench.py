@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import sha256
+from math import isfinite
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +80,8 @@ def write_rows(
     machines = sorted({row.machine for row in rows})
     lines = [json.dumps(row._replace(machine=machines.index(row.machine))) for row in rows]
     text = "".join(line.replace(" ", "") + "\n" for line in lines)
-    head = {"table": "people-bench", "rows": len(rows), "machines": machines, **about}
+    _rows(text, machines, f"{path} is not written")
+    head = about | {"table": "people-bench", "rows": len(rows), "machines": machines}
     head |= {"sha256": sha256(text.encode()).hexdigest()}
     with writing(Path(path)) as file:
         file.write((json.dumps(head) + "\n" + text).encode())
@@ -93,9 +96,13 @@ def _row(line: str, machines: list[str]) -> Row:
     values = json.loads(line)
     if not isinstance(values, list) or len(values) != len(KINDS):
         raise ValueError(f"needs {len(KINDS)} values")
-    if not all(isinstance(v, k) and v is not True for v, k in zip(values, KINDS, strict=True)):
+    if not all(
+        isinstance(v, k) and type(v) is not bool for v, k in zip(values, KINDS, strict=True)
+    ):
         raise ValueError("holds a value of another kind")
     number, seed, machine, *costs, figures = values
+    if number < -1 or seed < 0 or not all(isfinite(c) and c >= 0 for c in costs):
+        raise ValueError("holds a number below zero or without end")
     curves = tuple(map(tuple, figures))
     whole = all(type(f) is int and 0 <= f <= SCALE for curve in curves for f in curve)
     if len(curves) != len(FIGURES) or len(set(map(len, curves))) != 1 or not curves[0] or not whole:
@@ -105,14 +112,34 @@ def _row(line: str, machines: list[str]) -> Row:
     return Row(number, seed, machines[machine], *costs, curves)
 
 
+def _rows(text: str, machines: list[str], where: str, again: str = "Mend the rows.") -> list[Row]:
+    "The lines of a file as rows, each network and seed once, all of one length."
+    rows: dict[tuple[int, int], Row] = {}
+    for at, line in enumerate(text.splitlines(), 2):
+        try:
+            row = _row(line, machines)
+        except (ValueError, TypeError, RecursionError) as wrong:
+            raise ValueError(f"{where}, line {at}: {str(wrong).splitlines()[0]}. {again}") from None
+        key = (row.number, row.seed)
+        if key in rows:
+            raise ValueError(
+                f"{where}, line {at} is network {key[0]} with seed {key[1]} again. {again}"
+            )
+        if rows and len(row.figures[0]) != len(next(iter(rows.values())).figures[0]):
+            raise ValueError(f"{where}, line {at} has another number of epochs. {again}")
+        rows[key] = row
+    return list(rows.values())
+
+
 def _head(path: Path, text: str) -> dict[str, Any] | None:  # None: no table
     "What the first line says."
     try:
         head = json.loads(text)
         kinds = {"rows": int, "machines": list, "sha256": str}
         right = all(isinstance(head[key], kind) for key, kind in kinds.items())
+        right = right and all(isinstance(name, str) for name in head["machines"])
         return head if right and head["table"] == "people-bench" else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -132,21 +159,10 @@ def read_rows(
             f"{path} was cut or edited: its digest is another, and it has {seen} rows where "
             f"{head['rows']} were written. {again}"
         )
-    rows: dict[tuple[int, int], Row] = {}
-    for at, line in enumerate(text.splitlines(), 2):
-        try:
-            row = _row(line, head["machines"])
-        except (ValueError, TypeError) as wrong:
-            raise ValueError(f"{path}, line {at}: {str(wrong).splitlines()[0]}. {again}") from None
-        key = (row.number, row.seed)
-        if key in rows:
-            raise ValueError(
-                f"{path}, line {at} is network {key[0]} with seed {key[1]} again. {again}"
-            )
-        if rows and len(row.figures[0]) != len(next(iter(rows.values())).figures[0]):
-            raise ValueError(f"{path}, line {at} has another number of epochs. {again}")
-        rows[key] = row
-    return head, list(rows.values())
+    rows = _rows(text, head["machines"], str(path), again)
+    if len(rows) != head["rows"]:
+        raise ValueError(f"{path} says {head['rows']} rows and has {len(rows)}. {again}")
+    return head, rows
 
 # %% ../../nbs/07_nas/30_bench.ipynb #67148fac
 class Told(NamedTuple):
@@ -178,10 +194,20 @@ class Bench:
         about: Mapping[str, Any] | None = None,  # what the file says of itself
     ):
         self.places, self.about = places, dict(about or {})
+        rows = list(rows)
         self._rows = {(row.number, row.seed): row for row in rows}
         if not self._rows:
             raise ValueError("a benchmark needs one row or more, got none.")
-        self.epochs = epochs or len(next(iter(self._rows.values())).figures[0])
+        if len(self._rows) < len(rows):
+            raise ValueError("a benchmark needs each network and seed once, got one of them twice.")
+        if strange := [n for n, _ in self._rows if not 0 <= n < len(places)]:
+            raise ValueError(
+                f"a benchmark needs networks 0 to {len(places) - 1} of its space, got {strange[0]}."
+            )
+        least = min(len(row.figures[0]) for row in rows)
+        self.epochs = epochs or least
+        if self.epochs > least:
+            raise ValueError(f"a benchmark of {epochs} epochs needs rows as long, got {least}.")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -198,8 +224,10 @@ class Bench:
         seed: int = 0,  # of the training
     ) -> Told:
         "What a training of a network would have said."
-        row = self._rows.get((self.places.index(answer), seed))
         at = self.epochs if epoch is None else epoch
+        if not isinstance(seed, Integral) or not isinstance(at, Integral):
+            raise TypeError(f"epoch and seed are whole numbers, got {shown(at)} and {shown(seed)}.")
+        row = self._rows.get((self.places.index(answer), seed))
         if row is None or not 1 <= at <= self.epochs:
             raise ValueError(self._missing(answer, at, seed))
         scores = (figures[at - 1] / SCALE for figures in row.figures)
@@ -229,12 +257,20 @@ class Bench:
         number = self.places.index(answer)
         return sorted(s for n, s in self._rows if n == number)
 
+    def _of(self, seed: int | None) -> list[tuple[int, int]]:
+        "Numbers and seeds of the trainings with a seed; None: of all."
+        keys = [key for key in sorted(self._rows) if seed in (None, key[1])]
+        if not keys:
+            known = ", ".join(map(str, sorted({s for _, s in self._rows})))
+            raise ValueError(f"no network was trained with seed {shown(seed)}. Known: {known}.")
+        return keys
+
     def frame(
         self,
         seed: int | None = 0,  # of the trainings; None: all
     ) -> pd.DataFrame:  # by number and seed: choices, and the figures of the last epoch
         "The table as a table: a row a training."
-        keys = [key for key in sorted(self._rows) if seed in (None, key[1])]
+        keys = self._of(seed)
         told = [self.ask(self.places[n], seed=s) for n, s in keys]
         found = [self.places[n] | t._asdict() for (n, _), t in zip(keys, told, strict=True)]
         index = pd.MultiIndex.from_tuples(keys, names=("number", "seed"))
@@ -249,7 +285,7 @@ class Bench:
         if figure not in FIGURES:
             raise ValueError(unknown("figure of people-bench", figure, FIGURES))
         at, epochs = FIGURES.index(figure), range(1, self.epochs + 1)
-        rows = {n: row.figures[at] for (n, s), row in sorted(self._rows.items()) if s == seed}
+        rows = {key[0]: self._rows[key].figures[at] for key in self._of(seed)}
         return pd.DataFrame.from_dict(rows, orient="index", columns=epochs) / SCALE
 
 # %% ../../nbs/07_nas/30_bench.ipynb #8f89498a
@@ -268,8 +304,11 @@ def people_bench(
     "The table that comes with the package, read once."
     if name not in SETS:
         raise ValueError(unknown("set of people-bench", name, SETS))
-    head, rows = read_rows(shipped(f"results/people_bench/{name}.jsonl"))
-    return Bench(rows, epochs=head["epochs"], about=head)
+    path = shipped(f"results/people_bench/{name}.jsonl")
+    head, rows = read_rows(path)
+    if head.get("set") != name:
+        raise ValueError(f"{path} needs the set {name}, got {shown(head.get('set'))}.")
+    return Bench(rows, about=head)
 
 
 def ask(
