@@ -53,7 +53,7 @@ def regret_runs(
     seeds: int = 50,  # searches, with seeds from 0
     partial: bool = False,  # search a table that is not complete, among what is there
     **options: Any,  # of the strategy
-) -> pd.DataFrame:  # a row a seed; a column a cost, 1, 2, … networks; true mAP, empty before an answer
+) -> pd.DataFrame:  # (seeds, costs) true mAP after 1, 2, … networks
     "What the answers of many searches are worth, by what was spent."
     worth = worth_of(bench)
     there = {number for number, _ in bench.frame(0).index}
