@@ -14,8 +14,9 @@ import pytest
 from reidlab.nas.bench import PEOPLE_SPACE, Bench, write_rows
 from reidlab.nas.optuna_search import PROPOSERS, front, proposer
 from reidlab.nas.planted import landscape, planted
-from reidlab.nas.proposals import Problem, Search, log_of, run_search
+from reidlab.nas.proposals import Problem, Search
 from reidlab.nas.regret import by_chance, least_of_top, regret_runs, worth_of
+from reidlab.nas.resuming import log_of, run_search
 
 needs_optuna = pytest.mark.skipif(
     importlib.util.find_spec("optuna") is None,
@@ -25,7 +26,7 @@ BY_OPTUNA = ("tpe", "nsga2")
 each_strategy = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=needs_optuna if n in BY_OPTUNA else ()) for n in PROPOSERS]
 )
-LANDSCAPES = range(2)
+LANDSCAPES = range(3)
 table = cache(planted)
 
 
@@ -47,7 +48,7 @@ def trials(search):
 
 @cache
 def outcome(name):
-    "Of eight searches on each of two landscapes, 46 networks each: share among the best 1 %, mean regret."
+    "Of eight searches on each of three landscapes, 46 networks each: share among the best 1 %, mean regret."
     found, lost = [], []
     for seed in LANDSCAPES:
         worth = worth_of(table(seed))
