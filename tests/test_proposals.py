@@ -14,8 +14,9 @@ import pytest
 from reidlab.nas.bench import PEOPLE_SPACE, Bench, write_rows
 from reidlab.nas.optuna_search import PROPOSERS, front, proposer
 from reidlab.nas.planted import landscape, planted
-from reidlab.nas.proposals import Problem, Search, log_of, run_search
+from reidlab.nas.proposals import Problem, Search
 from reidlab.nas.regret import by_chance, least_of_top, regret_runs, worth_of
+from reidlab.nas.resuming import log_of, run_search
 
 needs_optuna = pytest.mark.skipif(
     importlib.util.find_spec("optuna") is None,

@@ -48,7 +48,8 @@ def planted(
     jitter = noise * random.normal(size=(len(FIGURES), n, epochs)) * (at < epochs)
     scores = np.clip(worth[:, None] * rise + luck + jitter, 0, 1)
     told = np.rint(SCALE * scores).astype(int)
-    cost = (10 ** random.uniform(6, 7, n)).tolist()
+    bulk = landscape(places, seed + 1_000_000, pairs=0.0)
+    cost = (10 ** (6 + (bulk - LOW) / (HIGH - LOW))).tolist()
     rows = (
         Row(i, 0, "planted", 9.0, int(c / 50), int(c), c / 1e7, c / 5e7, tuple(map(tuple, f)))
         for i, (c, f) in enumerate(zip(cost, told.transpose(1, 0, 2).tolist(), strict=True))
