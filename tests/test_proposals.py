@@ -66,7 +66,7 @@ def test_what_was_planted_is_found(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["evolution", "local", "halving", pytest.param("tpe", marks=needs_optuna)]
+    "name", ["evolution", "local", "halving", "guided", pytest.param("tpe", marks=needs_optuna)]
 )
 def test_who_learns_beats_who_draws(name):
     share, regret = outcome(name)
@@ -97,7 +97,7 @@ def test_the_same_seed_proposes_the_same(name):
 
 @each_strategy
 def test_killed_at_ten_points_it_ends_the_same(name, tmp_path):
-    few = problem(4 if name in ("halving", "hyperband") else 12)
+    few = problem(4 if name in ("halving", "hyperband", "guided") else 12)
     whole = run_search(few, proposer(name), trained)
     points = np.random.default_rng(7).choice(len(whole.told), size=10, replace=False)
     for point in points.tolist():
