@@ -6,7 +6,7 @@
 
 One thread, a quarter of a second a network. A row keeps by which call of the script it was added, so that scores
 that were made up while looking at some networks can be judged on those that came later. The page that reads the
-record is nbs/07_nas/40_retrieval_proxies.ipynb.
+record is nbs/07_nas/41_retrieval_proxies.ipynb.
 """
 
 import argparse
