@@ -35,6 +35,10 @@ PIDS = 101  # a number that is nobody's width
 
 # small networks that go with every change: one a kind of thing that tracing can stumble over
 FEW = {
+    "stage_net": (
+        {"stage_net": {"stage2": "inverted", "stage3": "part_aware", "depth": 2, "width": 8}},
+        {"pool": "gem"},
+    ),
     "small_cnn, gem, embedding": ("small_cnn", {"pool": "gem", "neck": {"bn": {"embedding": 8}}}),
     "cameras": ({"transreid_vit": VIT | {"cameras": 3}}, {"pool": "token"}),
     "searched cells": ({"derived": CELLS | {"genotype": "random:3"}}, {}),
