@@ -13,7 +13,7 @@ import pytest
 
 from reidlab.nas.bench import PEOPLE_SPACE, Bench, write_rows
 from reidlab.nas.optuna_search import PROPOSERS, front, proposer
-from reidlab.nas.planted import landscape, planted
+from reidlab.nas.planted import planted, planted_worth
 from reidlab.nas.proposals import Problem, Search
 from reidlab.nas.regret import by_chance, least_of_top, regret_runs, worth_of
 from reidlab.nas.resuming import log_of, run_search
@@ -142,7 +142,7 @@ def test_halving_by_hand():
 
 @each_strategy
 def test_the_test_score_is_not_looked_at(name):
-    rows = list(table(0)._rows.values())
+    rows = table(0).rows
     order = np.random.default_rng(0).permutation(len(rows))
     mixed = Bench(
         row._replace(figures=(*row.figures[:3], *rows[i].figures[3:]))
@@ -167,7 +167,7 @@ def test_draws_do_what_chance_says():
     quiet = planted(4, noise=0.0)
     ends = regret_runs(quiet, PROPOSERS["random"], 46, seeds=200)[46]
     assert abs((ends >= least_of_top(worth_of(quiet))).mean() - by_chance(1536, 15, 46)) < 0.1
-    assert ends.max() <= landscape(PEOPLE_SPACE, 4).max() + 1e-4
+    assert ends.max() <= planted_worth(PEOPLE_SPACE, 4).max() + 1e-4
 
 
 def test_without_optuna(monkeypatch):
@@ -188,7 +188,7 @@ def script():
 
 
 def test_the_benchmark_prints_the_same_lines(script, tmp_path, capsys):
-    file = write_rows(tmp_path / "table.jsonl", table(0)._rows.values(), epochs=9)
+    file = write_rows(tmp_path / "table.jsonl", table(0).rows, epochs=9)
     words = ["--table", str(file), "--seeds", "4", "--only", "random", "halving"]
     said = []
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_the_benchmark_prints_the_same_lines(script, tmp_path, capsys):
 
 
 def test_the_benchmark_refuses_in_a_line(script, tmp_path, capsys):
-    rows = [row for row in table(0)._rows.values() if row.number % 4 == 0]
+    rows = [row for row in table(0).rows if row.number % 4 == 0]
     file = str(write_rows(tmp_path / "part.jsonl", rows, epochs=9))
     for words, message in [
         ([], "the table has 384 of 1536 networks"),

@@ -292,7 +292,7 @@ class Bench:
 def words(
     answer: Mapping[str, Any],  # one choice a place
 ) -> str:
-    "A network in a line: choices, numbers with their place's first letters."
+    "A network in a line: its choices, numbers with the name of their place."
     said = [c if isinstance(c, str) else f"{name} {c}" for name, c in answer.items()]
     return " · ".join(said)
 
